@@ -1,0 +1,37 @@
+# The four commands of this project. Each says in one line what is missing on this machine.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup build quickstart test check lint clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: ## get libtorch (pinned wheels, 543 MB once, then cached)
+	@scripts/setup.sh
+
+build: setup ## build m1ctl, m1-router and m1-worker into target/debug
+	cargo build --workspace --bins
+
+quickstart: build ## serve the demo model on two expert-parallel workers at http://127.0.0.1:8000
+	@echo
+	@echo 'In another terminal:   scripts/demo.sh        Ctrl-C here ends everything.'
+	@echo
+	target/debug/m1ctl up -f manifests/examples/demo.yaml --listen 127.0.0.1:8000
+
+test: build ## build and pass all tests
+	scripts/test-e2e.sh prepare
+	cargo test --workspace
+	scripts/test-e2e.sh
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo xtask tidy
+	cargo xtask crd --check
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
+
+check: setup lint test ## what CI runs: format, lints, docs, tidy, tests
+
+clean: ## remove build outputs (the cached libtorch stays: see M1_CACHE in CONTRIBUTING.md)
+	cargo clean
+	rm -rf .venv

@@ -1,0 +1,177 @@
+//! Round trip of one dispatch frame between two processes over loopback, beside a raw TCP echo of the same bytes in the same run.
+//!
+//!     cargo run --release -p m1-bench --bin bench-dispatch [ROUNDS]
+//!
+//! The requester and the server are the worker's own transport (`m1_worker::transport`); in place of the device thread a plain
+//! thread takes each request from the inbox and answers at once. So the figure holds everything but the experts' computing:
+//! encoding, HTTP/2, loopback, and four hand-overs between threads.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use m1_arch::{Architecture, LayerId};
+use m1_exchange::{Lane, PodId};
+use m1_proto::dispatch::expert_dispatch_server::ExpertDispatchServer;
+use m1_proto::dispatch::frame::Kind;
+use m1_proto::dispatch::{Answer, Credit};
+use m1_worker::device::{Events, Inbox};
+use m1_worker::status::SharedStatus;
+use m1_worker::transport::{
+    Dialer, DispatchService, HTTP2_FRAME, HTTP2_WINDOW, Identity, Inbound, Link, PeerAddress, RequestHead, request_frame,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// One row of MiniMax-M1 in bf16: 6144 x 2 bytes, here as 3072 fp32 elements out and back.
+const ROW: usize = 12_288;
+const WARM_UP: usize = 200;
+
+fn main() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let mut arguments = std::env::args().skip(1);
+    let first = arguments.next();
+    if first.as_deref() == Some("server") {
+        return runtime.block_on(server());
+    }
+    let rounds = first.map_or(Ok(5000), |n| n.parse()).context("ROUNDS is a number")?;
+    let mut child = std::process::Command::new(std::env::current_exe()?).arg("server").stdout(std::process::Stdio::piped()).spawn()?;
+    let result = runtime.block_on(requester(&mut child, rounds));
+    child.kill()?;
+    child.wait()?;
+    result
+}
+
+fn identity(pod: u16) -> Arc<Identity> {
+    let mut arch = Architecture::minimax_m1();
+    arch.hidden = ROW / 4;
+    Arc::new(Identity { pod, digest: "bench".into(), arch })
+}
+
+async fn server() -> anyhow::Result<()> {
+    let dispatch = TcpListener::bind("127.0.0.1:0").await?;
+    let echo = TcpListener::bind("127.0.0.1:0").await?;
+    println!("{} {}", dispatch.local_addr()?, echo.local_addr()?);
+    tokio::spawn(echo_server(echo));
+    let (events, mut inbox) = Events::channel();
+    std::thread::spawn(move || {
+        let mut answers: Option<Link> = None;
+        while let Some(message) = inbox.blocking_recv() {
+            match message {
+                Inbox::Dispatch(Inbound::ServerUp { link, lane: Lane::Decode, .. }) => answers = Some(link),
+                Inbox::Dispatch(Inbound::Request { request, lane: Lane::Decode, .. }) => {
+                    if let Some(link) = &answers {
+                        link.send(Kind::Answer(Answer { id: request.id, tokens: request.tokens, sums: request.hidden }));
+                        link.send(Kind::Credit(Credit { frames: 1 }));
+                    }
+                }
+                _ => {}
+            }
+        }
+    });
+    let service = DispatchService {
+        identity: Some(identity(1)),
+        events,
+        status: Arc::new(SharedStatus::new(Default::default())),
+        tasks: TaskTracker::new(),
+        stop: CancellationToken::new(),
+        generations: Arc::new(AtomicU64::new(0)),
+    };
+    tonic::transport::Server::builder()
+        .max_frame_size(HTTP2_FRAME)
+        .initial_stream_window_size(HTTP2_WINDOW)
+        .initial_connection_window_size(HTTP2_WINDOW)
+        .tcp_nodelay(true)
+        .add_service(ExpertDispatchServer::new(service))
+        .serve_with_incoming(TcpListenerStream::new(dispatch))
+        .await?;
+    Ok(())
+}
+
+async fn echo_server(listener: TcpListener) -> anyhow::Result<()> {
+    loop {
+        let (mut stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        let mut row = vec![0; ROW];
+        while stream.read_exact(&mut row).await.is_ok() {
+            stream.write_all(&row).await?;
+        }
+    }
+}
+
+async fn requester(child: &mut std::process::Child, rounds: usize) -> anyhow::Result<()> {
+    let stdout = child.stdout.take().context("the server's output is piped")?;
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line)?;
+    let Some((dispatch, echo)) = line.trim().split_once(' ') else { bail!("the server said {line:?}") };
+    let (dispatch, echo) = (dispatch.to_owned(), echo.to_owned());
+    let mut table = vec![];
+    for _ in 0..2 {
+        table.push(("raw TCP echo", raw(&echo, rounds).await?));
+        let address = dispatch.clone();
+        table.push(("dispatch", tokio::task::spawn_blocking(move || exchange(address, rounds)).await??));
+    }
+    println!("| {ROW} B out and back | p50 us | p90 us | p99 us |\n|---|---|---|---|");
+    let p = |times: &[Duration], share: f64| times[((times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e6;
+    for (name, times) in &table {
+        println!("| {name} | {:.0} | {:.0} | {:.0} |", p(times, 0.5), p(times, 0.9), p(times, 0.99));
+    }
+    let ratio = |i: usize| p(&table[i + 1].1, 0.5) / p(&table[i].1, 0.5);
+    println!("ratio of medians: {:.1} and {:.1}", ratio(0), ratio(2));
+    Ok(())
+}
+
+async fn raw(address: &str, rounds: usize) -> anyhow::Result<Vec<Duration>> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let (out, mut back) = (vec![1; ROW], vec![0; ROW]);
+    let mut times = Vec::with_capacity(rounds);
+    for round in 0..WARM_UP + rounds {
+        let began = Instant::now();
+        stream.write_all(&out).await?;
+        stream.read_exact(&mut back).await?;
+        if round >= WARM_UP {
+            times.push(began.elapsed());
+        }
+    }
+    times.sort();
+    Ok(times)
+}
+
+fn exchange(address: String, rounds: usize) -> anyhow::Result<Vec<Duration>> {
+    let (events, mut inbox) = Events::channel();
+    let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+    let status = Arc::new(SharedStatus::new(Default::default()));
+    let dialer = Dialer { identity: identity(0), events, status, tasks };
+    dialer.dial(&PeerAddress { pod: PodId(1), address }, &stop);
+    let link = loop {
+        match inbox.blocking_recv().context("the dialer ended")? {
+            Inbox::Dispatch(Inbound::RequesterUp { lane: Lane::Decode, link, .. }) => break link,
+            _ => continue,
+        }
+    };
+    let row = Bytes::from(vec![1; ROW]);
+    let mut times = Vec::with_capacity(rounds);
+    for round in 0..WARM_UP + rounds {
+        let began = Instant::now();
+        let head = RequestHead { id: round as u64, epoch: 1, layer: LayerId(0), tokens: 1 };
+        link.send(Kind::Request(request_frame(head, &[1, 2], &[0.5, 0.5], row.clone())));
+        loop {
+            match inbox.blocking_recv().context("the connection ended")? {
+                Inbox::Dispatch(Inbound::Answer { id, .. }) if id == round as u64 => break,
+                _ => continue,
+            }
+        }
+        if round >= WARM_UP {
+            times.push(began.elapsed());
+        }
+    }
+    stop.cancel();
+    times.sort();
+    Ok(times)
+}

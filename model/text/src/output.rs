@@ -1,0 +1,234 @@
+//! What the model writes, told apart while it arrives: reasoning, content, tool calls.
+//!
+//! `<think>`, `</think>`, `<tool_calls>` and `</tool_calls>` are ordinary text of several tokens, so they are found in the text, and an
+//! end that could become a tag waits. Rules:
+//! - An answer that begins with `<think>` (after white space) is reasoning up to `</think>`; anything inside, tags too, is reasoning.
+//! - White space around the reasoning and the newlines after `</think>` belong to neither part.
+//! - A `<tool_calls>` block holds JSON objects, one a line: `{"name": .., "arguments": {..}}`. White space before it is dropped. Its
+//!   end may be missing. Surplus closing braces are skipped. What is no call is given out as content: nothing written is lost.
+//!
+//! Invariant: the deltas, joined by kind and place, do not depend on how the text was cut.
+
+mod calls;
+
+use crate::hold::partial_end;
+use calls::{CallReader, Found};
+
+const THINK: &str = "<think>";
+const THINK_END: &str = "</think>";
+const CALLS: &str = "<tool_calls>";
+const CALLS_END: &str = "</tool_calls>";
+const NEWLINES: [char; 2] = ['\n', '\r'];
+
+/// Whether tool calls are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Calls {
+    /// A `<tool_calls>` block becomes tool calls: for requests that offered tools.
+    Parse,
+    /// It stays content: for requests without tools, or with `tool_choice: none`.
+    Keep,
+}
+
+/// A part of an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Delta {
+    /// Text inside `<think>`.
+    Reasoning(String),
+    /// Text for the reader.
+    Content(String),
+    /// One whole call.
+    ToolCall {
+        /// Its place among the answer's calls, from 0.
+        index: u32,
+        /// The function.
+        name: String,
+        /// Its arguments: a JSON object, as the model wrote it.
+        arguments: String,
+    },
+}
+
+/// Where in the answer the parser stands; what the next token will most likely be counted as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing but white space, or the start of `<think>`, so far.
+    Start,
+    /// Inside `<think>`.
+    Reasoning,
+    /// Outside any block.
+    Content,
+    /// Inside `<tool_calls>`.
+    ToolCalls,
+}
+
+/// The streaming parser of one answer.
+#[derive(Debug)]
+pub struct OutputParser {
+    calls: Calls,
+    phase: Phase,
+    /// The next text opens its part: leading newlines (in reasoning all white space) are dropped.
+    opens: bool,
+    held: String,
+    reader: CallReader,
+    next_index: u32,
+}
+
+impl OutputParser {
+    /// A parser at the start of an answer.
+    #[must_use]
+    pub fn new(calls: Calls) -> Self {
+        Self { calls, phase: Phase::Start, opens: false, held: String::new(), reader: CallReader::default(), next_index: 0 }
+    }
+
+    /// Where the parser stands after the text so far.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// How many tool calls were given out.
+    #[must_use]
+    pub fn tool_calls(&self) -> u32 {
+        self.next_index
+    }
+
+    /// Takes the next text; gives what is now certain, in order, neighbours of one kind joined.
+    pub fn push(&mut self, text: &str) -> Vec<Delta> {
+        self.held.push_str(text);
+        let mut out = Vec::new();
+        while self.step(&mut out) {}
+        out
+    }
+
+    /// Ends the answer: what was held back.
+    pub fn finish(&mut self) -> Vec<Delta> {
+        let mut out = Vec::new();
+        let rest = std::mem::take(&mut self.held);
+        match self.phase {
+            Phase::Start | Phase::Content => content(&rest, &mut out),
+            Phase::Reasoning => reasoning(rest.trim_end(), &mut out),
+            // The start of the block's end, and braces too many, say nothing.
+            Phase::ToolCalls if CALLS_END.starts_with(calls::skip(&rest)) => {}
+            Phase::ToolCalls => content(&rest, &mut out),
+        }
+        out
+    }
+
+    /// One move; false when more text is needed.
+    fn step(&mut self, out: &mut Vec<Delta>) -> bool {
+        match self.phase {
+            Phase::Start => self.start(),
+            Phase::Reasoning => self.reason(out),
+            Phase::Content => self.speak(out),
+            Phase::ToolCalls => self.call(out),
+        }
+    }
+
+    fn start(&mut self) -> bool {
+        let text = self.held.trim_start();
+        if let Some(rest) = text.strip_prefix(THINK) {
+            self.held = rest.to_owned();
+            self.enter(Phase::Reasoning);
+            return true;
+        }
+        if THINK.starts_with(text) {
+            return false;
+        }
+        self.phase = Phase::Content;
+        true
+    }
+
+    fn reason(&mut self, out: &mut Vec<Delta>) -> bool {
+        if self.opens {
+            self.drop_start(char::is_whitespace);
+        }
+        if let Some(at) = self.held.find(THINK_END) {
+            reasoning(self.held[..at].trim_end(), out);
+            self.held.drain(..at + THINK_END.len());
+            self.enter(Phase::Content);
+            return true;
+        }
+        let certain = self.certain(THINK_END);
+        reasoning(&self.held[..certain], out);
+        self.held.drain(..certain);
+        false
+    }
+
+    fn speak(&mut self, out: &mut Vec<Delta>) -> bool {
+        if self.opens {
+            self.drop_start(|c| NEWLINES.contains(&c));
+        }
+        if self.calls == Calls::Keep {
+            let text = std::mem::take(&mut self.held);
+            content(&text, out);
+            return false;
+        }
+        if let Some(at) = self.held.find(CALLS) {
+            let text = self.held[..at].trim_end().to_owned();
+            content(&text, out);
+            self.held.drain(..at + CALLS.len());
+            self.enter(Phase::ToolCalls);
+            return true;
+        }
+        let certain = self.certain(CALLS);
+        let text: String = self.held.drain(..certain).collect();
+        content(&text, out);
+        false
+    }
+
+    fn call(&mut self, out: &mut Vec<Delta>) -> bool {
+        let (used, found) = match self.reader.next(&self.held) {
+            Some(next) => next,
+            None => return false,
+        };
+        let text: String = self.held.drain(..used).collect();
+        match found {
+            Found::Call { name, arguments } => {
+                out.push(Delta::ToolCall { index: self.next_index, name, arguments });
+                self.next_index += 1;
+            }
+            Found::Other => content(&text, out),
+            Found::End => self.enter(Phase::Content),
+        }
+        true
+    }
+
+    fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.opens = true;
+        self.reader = CallReader::default();
+    }
+
+    fn drop_start(&mut self, unwanted: impl Fn(char) -> bool) {
+        let kept = self.held.trim_start_matches(unwanted).len();
+        self.held.drain(..self.held.len() - kept);
+        self.opens = self.held.is_empty();
+    }
+
+    /// Bytes of the held text that neither belong to a tag that may follow nor are white space in front of one.
+    fn certain(&self, tag: &str) -> usize {
+        self.held[..self.held.len() - partial_end(&self.held, tag)].trim_end().len()
+    }
+}
+
+fn content(text: &str, out: &mut Vec<Delta>) {
+    if text.is_empty() {
+        return;
+    }
+    match out.last_mut() {
+        Some(Delta::Content(last)) => last.push_str(text),
+        _ => out.push(Delta::Content(text.to_owned())),
+    }
+}
+
+fn reasoning(text: &str, out: &mut Vec<Delta>) {
+    if text.is_empty() {
+        return;
+    }
+    match out.last_mut() {
+        Some(Delta::Reasoning(last)) => last.push_str(text),
+        _ => out.push(Delta::Reasoning(text.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests;

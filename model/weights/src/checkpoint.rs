@@ -1,0 +1,187 @@
+//! [`Checkpoint`]: an open, checked, memory-mapped checkpoint.
+//!
+//! The files must not change while they are mapped; a file that is cut short under a map ends the process that reads it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use m1_arch::Architecture;
+use memmap2::Mmap;
+use sha2::{Digest, Sha256};
+
+use crate::error::WeightsError;
+use crate::header::{self, Dtype, Header};
+use crate::index::{self, Layout};
+use crate::names::TensorName;
+use crate::resolve::{Entry, Files, Found, resolve};
+
+/// An open checkpoint. Cheap to share behind an `Arc`; dropping it ends the maps.
+pub struct Checkpoint {
+    dir: PathBuf,
+    architecture: Architecture,
+    shards: Vec<Mmap>,
+    entries: HashMap<TensorName, Entry>,
+    digest: String,
+    total_bytes: u64,
+}
+
+/// A tensor's bytes, in the map. `data.len()` is the product of `shape` times the dtype's size; it may be unaligned.
+#[derive(Debug, Clone)]
+pub struct TensorView<'a> {
+    /// How an element is stored.
+    pub dtype: Dtype,
+    /// Its shape, outermost dimension first.
+    pub shape: Vec<usize>,
+    /// Its elements, little-endian, row-major.
+    pub data: &'a [u8],
+}
+
+impl Checkpoint {
+    /// Opens a folder: reads config, index and headers, maps every shard and checks that the network is there in full.
+    pub fn open(dir: &Path) -> Result<Self, WeightsError> {
+        let config_path = dir.join("config.json");
+        let config = fs::read_to_string(&config_path).map_err(|source| read_error(&config_path, source))?;
+        let architecture = Architecture::from_json(&config).map_err(|source| WeightsError::Config { path: config_path, source })?;
+        let mut shards = Shards::default();
+        match index::read(dir)? {
+            Layout::Single(file) => shards.add_whole(dir.join(file))?,
+            Layout::Sharded(weight_map) => shards.add_indexed(dir, &weight_map)?,
+        }
+        let entries = resolve(&architecture, &Files { dir, paths: &shards.paths, tensors: &shards.tensors })?;
+        let total_bytes = entries.values().map(|entry| entry.bytes.len() as u64).sum();
+        let digest = shards.digest(&config);
+        Ok(Checkpoint { dir: dir.to_owned(), architecture, shards: shards.maps, entries, digest, total_bytes })
+    }
+
+    /// The network that `config.json` describes.
+    pub fn architecture(&self) -> &Architecture {
+        &self.architecture
+    }
+
+    /// The folder, as it was given.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Whether a `tokenizer.json` lies beside the weights.
+    pub fn has_tokenizer(&self) -> bool {
+        self.dir.join("tokenizer.json").is_file()
+    }
+
+    /// SHA-256 in hex over the config's text, the name, dtype and shape of every tensor, and the size of every shard. It
+    /// tells checkpoints apart at no cost; it does not prove that two files have the same weights.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// Bytes of all tensors of the network as stored, buffers that nobody reads left out.
+    pub fn total_bytes(&self) -> u64 {
+        self.total_bytes
+    }
+
+    /// A tensor of the network. Shape and dtype were checked at opening, so the only error is a name that the network does
+    /// not have.
+    pub fn tensor(&self, name: &TensorName) -> Result<TensorView<'_>, WeightsError> {
+        let absent = || WeightsError::NoSuchTensor { name: *name };
+        let entry = self.entries.get(name).ok_or_else(absent)?;
+        let data = self.shards[entry.shard].get(entry.bytes.clone()).ok_or_else(absent)?;
+        Ok(TensorView { dtype: entry.dtype, shape: entry.shape.clone(), data })
+    }
+
+    pub(crate) fn entries(&self) -> &HashMap<TensorName, Entry> {
+        &self.entries
+    }
+}
+
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Checkpoint({}, {} bytes, {})", self.dir.display(), self.total_bytes, self.digest)
+    }
+}
+
+/// Files mapped so far and the tensors that count.
+#[derive(Default)]
+struct Shards {
+    paths: Vec<PathBuf>,
+    maps: Vec<Mmap>,
+    tensors: HashMap<String, Found>,
+}
+
+impl Shards {
+    /// A file whose own header is the index.
+    fn add_whole(&mut self, path: PathBuf) -> Result<(), WeightsError> {
+        let (shard, header) = self.map(path)?;
+        self.tensors.extend(header.into_iter().map(|(name, stored)| (name, Found { shard, stored })));
+        Ok(())
+    }
+
+    /// The files of an index. Of what a file holds, only what the index puts there counts.
+    fn add_indexed(&mut self, dir: &Path, weight_map: &BTreeMap<String, String>) -> Result<(), WeightsError> {
+        let mut by_file: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (tensor, file) in weight_map {
+            by_file.entry(file).or_default().push(tensor);
+        }
+        for (file, tensors) in by_file {
+            let path = dir.join(file);
+            if !path.exists() {
+                let tensor = tensors.first().copied().unwrap_or_default().to_owned();
+                return Err(WeightsError::MissingShard { path, tensor });
+            }
+            let (shard, mut header) = self.map(path)?;
+            for tensor in tensors {
+                let Some(stored) = header.remove(tensor) else {
+                    let path = self.paths[shard].clone();
+                    return Err(WeightsError::NotInShard { path, tensor: tensor.to_owned() });
+                };
+                self.tensors.insert(tensor.to_owned(), Found { shard, stored });
+            }
+        }
+        Ok(())
+    }
+
+    fn map(&mut self, path: PathBuf) -> Result<(usize, Header), WeightsError> {
+        let map = map_file(&path).map_err(|source| read_error(&path, source))?;
+        let header = header::read(&path, &map)?;
+        self.paths.push(path);
+        self.maps.push(map);
+        Ok((self.maps.len() - 1, header))
+    }
+
+    fn digest(&self, config: &str) -> String {
+        let mut hash = Sha256::new();
+        let mut field = |bytes: &[u8]| {
+            hash.update((bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        };
+        field(config.as_bytes());
+        let mut tensors: Vec<_> = self.tensors.iter().collect();
+        tensors.sort_by_key(|(name, _)| *name);
+        for (name, found) in tensors {
+            field(name.as_bytes());
+            field(found.stored.dtype.as_bytes());
+            field(format!("{:?}", found.stored.shape).as_bytes());
+        }
+        for (path, map) in self.paths.iter().zip(&self.maps) {
+            field(path.file_name().unwrap_or_default().as_encoded_bytes());
+            field(&(map.len() as u64).to_le_bytes());
+        }
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+fn map_file(path: &Path) -> io::Result<Mmap> {
+    let file = File::open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a file"));
+    }
+    // SAFETY: the map is read-only; that nobody changes or cuts a checkpoint's file while it is served is the condition that
+    // this module's head states.
+    unsafe { Mmap::map(&file) }
+}
+
+fn read_error(path: &Path, source: io::Error) -> WeightsError {
+    WeightsError::Read { path: path.to_owned(), source }
+}

@@ -1,0 +1,22 @@
+//! Checkpoints on disk: a folder with `config.json`, safetensors shards and their index, memory-mapped and checked.
+//!
+//! [`Checkpoint::open`] reads headers only (a few MB even for 413 shards) and answers for everything: that every tensor of
+//! the architecture is there with its shape, that every byte range lies inside its file, that nothing is there which this
+//! network would ignore. After that [`Checkpoint::tensor`] is a view into the map; no weight is read or copied here.
+//!
+//! Original names (`block_sparse_moe`), Hugging Face's (`mlp`) and its fused experts (`gate_up_proj`, `down_proj`) all
+//! end in one [`TensorName`].
+
+mod checkpoint;
+mod error;
+mod header;
+mod index;
+mod names;
+mod plan;
+mod resolve;
+
+pub use checkpoint::{Checkpoint, TensorView};
+pub use error::WeightsError;
+pub use header::Dtype;
+pub use names::{ExpertPart, TensorName};
+pub use plan::{ReadPlan, plan_read};

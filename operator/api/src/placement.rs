@@ -1,0 +1,109 @@
+//! The kind `ExpertPlacement`: the truth of which pod should hold which expert of which layer. One object per replica
+//! group, written before it is pushed; per-expert load never enters it.
+
+use kube::CustomResource;
+use serde::{Deserialize, Serialize};
+
+/// Most moves that status lists: what a person can read, and what keeps the object near 10 KB.
+pub const MAX_MOVES_IN_STATUS: usize = 32;
+
+/// Who should hold what in one replica group.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[kube(
+    group = "serving.minimax-m1.dev",
+    version = "v1alpha1",
+    kind = "ExpertPlacement",
+    plural = "expertplacements",
+    singular = "expertplacement",
+    shortname = "m1ep",
+    category = "minimax-m1",
+    namespaced,
+    status = "ExpertPlacementStatus",
+    derive = "PartialEq",
+    doc = "Which pod of a replica group should hold which expert of which layer. Written by the operator; read it, do not edit it.",
+    printcolumn = r#"{"name": "Epoch", "type": "integer", "jsonPath": ".spec.epoch", "description": "Version of the placement"}"#,
+    printcolumn = r#"{"name": "Applied", "type": "integer", "jsonPath": ".status.appliedEpoch", "description": "Oldest version that a pod still runs"}"#,
+    printcolumn = r#"{"name": "Moving", "type": "integer", "jsonPath": ".status.moving", "description": "Experts on their way"}"#,
+    printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ExpertPlacementSpec {
+    /// Name of the MiniMaxM1Deployment.
+    #[schemars(length(min = 1, max = 40))]
+    pub deployment: String,
+    /// Index of the replica group.
+    #[schemars(range(min = 0, max = 256))]
+    pub group: u32,
+    /// How often the leadership of the operator had changed when this was written. Workers refuse an older pair of
+    /// (lease transitions, epoch).
+    pub lease_transitions: u64,
+    /// Version of the placement; grows by one with every change.
+    #[schemars(range(min = 1))]
+    pub epoch: u64,
+    /// Layers of the model.
+    #[schemars(range(min = 1, max = 4096))]
+    pub layers: u32,
+    /// Experts per layer.
+    #[schemars(range(min = 1, max = 4096))]
+    pub experts: u32,
+    /// One entry per pod of the group.
+    #[schemars(length(max = 256), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["pod"]))]
+    pub pods: Vec<PodHolding>,
+}
+
+/// What one pod should hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PodHolding {
+    /// Name of the pod.
+    #[schemars(length(min = 1, max = 253))]
+    pub pod: String,
+    /// Bitmap in hex: per layer ceil(experts / 4) digits, the lowest expert is the highest bit of the first digit.
+    /// 640 digits for MiniMax-M1.
+    #[schemars(regex(pattern = "^[0-9a-f]*$"))]
+    pub holds: String,
+}
+
+/// What the pods have applied.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ExpertPlacementStatus {
+    /// Oldest epoch that a pod still runs.
+    pub applied_epoch: u64,
+    /// Epoch and digest per pod.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pods: Vec<AppliedPod>,
+    /// Number of experts on their way.
+    pub moving: u32,
+    /// At most 32 of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub moves: Vec<ExpertMove>,
+}
+
+/// What one pod has applied.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AppliedPod {
+    /// Name of the pod.
+    pub pod: String,
+    /// Epoch it runs.
+    pub epoch: u64,
+    /// Digest of what it holds.
+    pub digest: String,
+}
+
+/// One expert of one layer on its way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ExpertMove {
+    /// Layer, from 0.
+    pub layer: u32,
+    /// Expert, from 0.
+    pub expert: u32,
+    /// Pod that has it; none when it is read from the source.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Pod that gets it.
+    pub to: String,
+}

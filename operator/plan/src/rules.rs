@@ -1,0 +1,129 @@
+//! The rules that the CRD states as patterns and CEL, in Rust, so that a manifest is judged offline by the same words.
+//! Each names the field of the CRD it mirrors; a test runs both over the same objects.
+
+use std::time::Duration;
+
+use m1_operator_api::{
+    AuthMode, FieldError, MiniMaxM1DeploymentSpec, ModelSource, Quantity, Resources, TlsMode, parse_interval,
+};
+
+/// Shortest `rebalance.interval`: balancing on less data follows noise.
+const SHORTEST_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Every rule that the spec breaks.
+pub(crate) fn broken_rules(spec: &MiniMaxM1DeploymentSpec) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    model(spec, &mut errors);
+    source(&spec.model.source, &mut errors);
+    experts(spec, &mut errors);
+    quantities(spec, &mut errors);
+    operation(spec, &mut errors);
+    errors
+}
+
+fn model(spec: &MiniMaxM1DeploymentSpec, errors: &mut Vec<FieldError>) {
+    if let Some(name) = &spec.model.served_name {
+        let inner = |c: char| c.is_ascii_alphanumeric() || "._/:-".contains(c);
+        if !name.starts_with(|c: char| c.is_ascii_alphanumeric()) || !name.chars().all(inner) {
+            errors.push(FieldError::invalid("spec.model.servedName", name, "letters, digits and . _ / : -, beginning with a letter or digit"));
+        }
+    }
+}
+
+fn source(source: &ModelSource, errors: &mut Vec<FieldError>) {
+    let given = [
+        source.persistent_volume_claim.as_ref().map(|_| "persistentVolumeClaim"),
+        source.host_path.as_ref().map(|_| "hostPath"),
+        source.hugging_face.as_ref().map(|_| "huggingFace"),
+        source.image.as_ref().map(|_| "image"),
+        source.url.as_ref().map(|_| "url"),
+    ];
+    let given: Vec<&str> = given.into_iter().flatten().collect();
+    const ONE: &str = "exactly one of persistentVolumeClaim, hostPath, huggingFace, image, url";
+    match given.as_slice() {
+        [] => errors.push(FieldError::required("spec.model.source", ONE)),
+        [_] => {}
+        many => errors.push(FieldError::invalid("spec.model.source", many.join(" and "), ONE)),
+    }
+    let climbs = |path: &str| path.split('/').any(|part| part == "..");
+    if let Some(source) = source.host_path.as_ref().filter(|source| !source.path.starts_with('/') || climbs(&source.path)) {
+        errors.push(FieldError::invalid("spec.model.source.hostPath.path", &source.path, "an absolute path without '..'"));
+    }
+    let volume_path = source.persistent_volume_claim.as_ref().and_then(|claim| claim.path.as_ref());
+    if let Some(path) = volume_path.filter(|path| path.starts_with('/') || climbs(path)) {
+        let message = "relative to the volume's root, without '..'";
+        errors.push(FieldError::invalid("spec.model.source.persistentVolumeClaim.path", path, message));
+    }
+    if let Some(source) = source.hugging_face.as_ref().filter(|source| !is_repository(&source.repo)) {
+        errors.push(FieldError::invalid("spec.model.source.huggingFace.repo", &source.repo, "owner/name"));
+    }
+    let schemes = ["https://", "http://", "s3://", "gs://"];
+    if let Some(source) = source.url.as_ref().filter(|source| !schemes.iter().any(|scheme| source.url.starts_with(scheme))) {
+        errors.push(FieldError::invalid("spec.model.source.url.url", &source.url, "begins with https://, http://, s3:// or gs://"));
+    }
+}
+
+fn is_repository(text: &str) -> bool {
+    let word = |part: &str| {
+        part.starts_with(|c: char| c.is_ascii_alphanumeric()) && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+    };
+    text.split_once('/').is_some_and(|(owner, name)| word(owner) && word(name))
+}
+
+fn experts(spec: &MiniMaxM1DeploymentSpec, errors: &mut Vec<FieldError>) {
+    let (copies, pods) = (spec.experts.copies, spec.parallelism.expert);
+    if copies > pods {
+        let message = format!("copies of one expert lie on different pods: at most parallelism.expert, {pods}");
+        errors.push(FieldError::invalid("spec.experts.copies", copies, message));
+    }
+    let interval = &spec.experts.rebalance.interval;
+    match parse_interval(interval) {
+        Err(error) => errors.push(FieldError::invalid("spec.experts.rebalance.interval", interval, error.to_string())),
+        Ok(length) if length < SHORTEST_INTERVAL => {
+            errors.push(FieldError::invalid("spec.experts.rebalance.interval", interval, "at least 10s"));
+        }
+        Ok(_) => {}
+    }
+}
+
+fn quantities(spec: &MiniMaxM1DeploymentSpec, errors: &mut Vec<FieldError>) {
+    let mut check = |path: String, quantity: &Quantity| {
+        if let Err(error) = quantity.amount() {
+            errors.push(FieldError::invalid(path, quantity, error.to_string()));
+        }
+    };
+    if let Some(body) = &spec.router.limits.max_body {
+        check("spec.router.limits.maxBody".to_owned(), body);
+    }
+    let mut resources = |path: &str, resources: &Resources| {
+        for (kind, amounts) in [("requests", &resources.requests), ("limits", &resources.limits)] {
+            amounts.iter().for_each(|(name, amount)| check(format!("{path}.{kind}.{name}"), amount));
+        }
+    };
+    resources("spec.worker.resources", &spec.worker.resources);
+    resources("spec.router.resources", &spec.router.resources);
+    if let Some(memory) = &spec.worker.memory_per_gpu {
+        match memory.amount() {
+            Err(error) => errors.push(FieldError::invalid("spec.worker.memoryPerGpu", memory, error.to_string())),
+            Ok(amount) if amount < 1.0 => errors.push(FieldError::invalid("spec.worker.memoryPerGpu", memory, "more than 0")),
+            Ok(_) => {}
+        }
+    }
+}
+
+fn operation(spec: &MiniMaxM1DeploymentSpec, errors: &mut Vec<FieldError>) {
+    let scaling = &spec.autoscaling;
+    if scaling.min_replicas > scaling.max_replicas {
+        let message = format!("at most maxReplicas, {}", scaling.max_replicas);
+        errors.push(FieldError::invalid("spec.autoscaling.minReplicas", scaling.min_replicas, message));
+    }
+    if spec.rollout.max_unavailable + spec.rollout.max_surge == 0 {
+        errors.push(FieldError::invalid("spec.rollout", "maxUnavailable 0 and maxSurge 0", "one of them must be more than 0"));
+    }
+    if spec.router.auth.mode == AuthMode::ApiKeys && spec.router.auth.secret_ref.is_none() {
+        errors.push(FieldError::required("spec.router.auth.secretRef", "required with mode ApiKeys"));
+    }
+    if spec.tls.mode == TlsMode::CertManager && spec.tls.issuer_ref.is_none() {
+        errors.push(FieldError::required("spec.tls.issuerRef", "required with mode CertManager"));
+    }
+}

@@ -1,0 +1,12 @@
+//! Generated types of the wire: `proto/proto/**.proto` says what each message means. Holds no code of its own.
+#![allow(missing_docs, clippy::all)]
+
+/// `m1.worker.v1`: what routers, the operator and m1ctl ask of a worker.
+pub mod worker {
+    tonic::include_proto!("m1.worker.v1");
+}
+
+/// `m1.dispatch.v1`: token dispatch between the pods of a group.
+pub mod dispatch {
+    tonic::include_proto!("m1.dispatch.v1");
+}

@@ -1,0 +1,126 @@
+use super::*;
+use crate::worker::Phase;
+
+const NOW: Duration = Duration::from_secs(9);
+
+fn stats(phase: Phase, slots: u32) -> WorkerStats {
+    WorkerStats { phase, slots_total: slots, ..WorkerStats::default() }
+}
+
+/// One group of two ready pods with one slot each, and a queue of two.
+fn two_pods() -> Balancer {
+    let mut balancer = Balancer::new(&[2], 2, Rng::new(5));
+    balancer.heard(WorkerId(0), stats(Phase::Ready, 1));
+    balancer.heard(WorkerId(1), stats(Phase::Ready, 1));
+    balancer
+}
+
+fn enter(balancer: &mut Balancer) -> Entry {
+    balancer.enter(Request::default(), false, NOW)
+}
+
+#[test]
+fn a_group_serves_when_every_pod_is_ready() {
+    let mut balancer = Balancer::new(&[2], 2, Rng::new(5));
+    balancer.heard(WorkerId(0), stats(Phase::Ready, 1));
+    assert!(!balancer.is_ready());
+    assert_eq!(enter(&mut balancer), Entry::Refused(Reason::NoneReady));
+    balancer.heard(WorkerId(1), stats(Phase::Connecting, 1));
+    assert!(!balancer.is_ready());
+    balancer.heard(WorkerId(1), stats(Phase::Ready, 1));
+    assert!(balancer.is_ready());
+}
+
+#[test]
+fn one_complete_group_is_enough() {
+    let mut balancer = Balancer::new(&[1, 2], 2, Rng::new(5));
+    balancer.heard(WorkerId(1), stats(Phase::Ready, 1));
+    assert!(!balancer.is_ready());
+    balancer.heard(WorkerId(0), stats(Phase::Ready, 1));
+    assert_eq!(enter(&mut balancer), Entry::Run(WorkerId(0), Reason::OnlyOne));
+}
+
+#[test]
+fn after_a_loss_the_pods_that_call_themselves_ready_serve_on() {
+    let mut balancer = two_pods();
+    balancer.lost(WorkerId(0));
+    assert_eq!(enter(&mut balancer), Entry::Run(WorkerId(1), Reason::OnlyOne));
+    balancer.heard(WorkerId(1), stats(Phase::Connecting, 1));
+    assert!(!balancer.is_ready());
+    balancer.heard(WorkerId(1), stats(Phase::Ready, 1));
+    assert!(!balancer.is_ready(), "the group starts again from nothing");
+}
+
+#[test]
+fn requests_wait_in_order_and_the_queue_is_bounded() {
+    let mut balancer = two_pods();
+    assert!(matches!(enter(&mut balancer), Entry::Run(..)));
+    let Entry::Run(second, _) = enter(&mut balancer) else { panic!("there is room") };
+    let (Entry::Queued(a), Entry::Queued(b)) = (enter(&mut balancer), enter(&mut balancer)) else { panic!("they wait") };
+    assert_eq!(enter(&mut balancer), Entry::Refused(Reason::QueueFull));
+    assert!(balancer.grants(NOW).is_empty());
+    balancer.release(second);
+    assert!(matches!(enter(&mut balancer), Entry::Refused(Reason::QueueFull)), "nobody overtakes");
+    assert_eq!(balancer.grants(NOW), [(a, Entry::Run(second, Reason::OnlyOne))]);
+    assert_eq!((balancer.running(), balancer.queued()), (2, 1));
+    balancer.leave(b);
+    assert_eq!(balancer.queued(), 0);
+}
+
+#[test]
+fn those_who_wait_are_told_when_nobody_is_left() {
+    let mut balancer = Balancer::new(&[1], 2, Rng::new(5));
+    balancer.heard(WorkerId(0), stats(Phase::Ready, 1));
+    enter(&mut balancer);
+    let Entry::Queued(ticket) = enter(&mut balancer) else { panic!("it waits") };
+    balancer.lost(WorkerId(0));
+    assert_eq!(balancer.grants(NOW), [(ticket, Entry::Refused(Reason::NoneReady))]);
+}
+
+#[test]
+fn a_refusal_holds_until_a_status_or_a_moment_later() {
+    let mut balancer = Balancer::new(&[1], 2, Rng::new(5));
+    balancer.heard(WorkerId(0), stats(Phase::Ready, 4));
+    balancer.refused(WorkerId(0), NOW);
+    let Entry::Queued(ordinary) = enter(&mut balancer) else { panic!("it waits") };
+    let Entry::Queued(urgent) = balancer.enter(Request::default(), true, NOW) else { panic!("it waits") };
+    assert!(balancer.grants(NOW).is_empty());
+    let later: Vec<TicketId> = balancer.grants(NOW + REFUSAL_HOLDS).into_iter().map(|(ticket, _)| ticket).collect();
+    assert_eq!(later, [urgent, ordinary]);
+    balancer.refused(WorkerId(0), NOW);
+    balancer.heard(WorkerId(0), stats(Phase::Ready, 4));
+    assert!(matches!(enter(&mut balancer), Entry::Run(..)));
+}
+
+#[test]
+fn leases_and_tickets_balance_over_many_random_histories() {
+    for seed in 0..200 {
+        let mut dice = Rng::new(seed);
+        let mut balancer = two_pods();
+        let (mut held, mut waiting) = (Vec::new(), Vec::new());
+        for _ in 0..200 {
+            match dice.below(6) {
+                0 | 1 => match enter(&mut balancer) {
+                    Entry::Run(worker, _) => held.push(worker),
+                    Entry::Queued(ticket) => waiting.push(ticket),
+                    Entry::Refused(_) => {}
+                },
+                2 if !held.is_empty() => balancer.release(held.swap_remove(dice.below(held.len()))),
+                3 if !waiting.is_empty() => balancer.leave(waiting.swap_remove(dice.below(waiting.len()))),
+                4 => {
+                    balancer.lost(WorkerId(0));
+                }
+                _ => (0..2).for_each(|id| balancer.heard(WorkerId(id), stats(Phase::Ready, 1))),
+            }
+            for (ticket, entry) in balancer.grants(NOW) {
+                waiting.retain(|other| *other != ticket);
+                if let Entry::Run(worker, _) = entry {
+                    held.push(worker);
+                }
+            }
+            assert_eq!(balancer.running() as usize, held.len(), "seed {seed}");
+            assert_eq!(balancer.queued(), waiting.len(), "seed {seed}");
+            assert!(held.len() <= 2 && waiting.len() <= 2, "seed {seed}");
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! What the router knows of one worker pod.
+
+/// A worker's index in the router's configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WorkerId(pub u32);
+
+impl WorkerId {
+    /// As an index.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// What a worker says of itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// No placement yet, or nothing heard.
+    #[default]
+    Waiting,
+    /// Reading weights.
+    Loading,
+    /// Weights are here, peers are not.
+    Connecting,
+    /// Serves.
+    Ready,
+    /// Takes nothing new.
+    Draining,
+    /// Cannot serve; its reason says why.
+    Failed,
+}
+
+impl Phase {
+    /// The word for logs and answers.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Loading => "loading",
+            Self::Connecting => "connecting",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// The part of a worker's status that decisions need.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WorkerStats {
+    /// Its number in the group.
+    pub pod: u32,
+    /// What it does now.
+    pub phase: Phase,
+    /// The placement it has applied.
+    pub epoch: u64,
+    /// Sequences in its batch.
+    pub running: u32,
+    /// Sequences it has admitted but not started.
+    pub waiting: u32,
+    /// Lightning states it can hold; 0 where it does not say.
+    pub slots_total: u32,
+    /// KV blocks in use.
+    pub kv_used: u32,
+    /// KV blocks it has.
+    pub kv_total: u32,
+    /// Longest sequence it takes; 0 where it does not say.
+    pub max_context: u32,
+}

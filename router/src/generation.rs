@@ -1,0 +1,291 @@
+//! Tokens to text: what a client is told of a sequence while it runs. Streamed and whole answers are made of the same pieces, so they are equal.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use m1_proto::worker::{TokenLogprobs, Tokens};
+use m1_router_core::Counts;
+use m1_text::{Calls, Delta, OutputParser, Phase, StopStrings, TextStream};
+
+use crate::App;
+use crate::dispatch::{Event, Finished, Running, start};
+use crate::error::ApiError;
+use crate::metrics::Meter;
+use crate::model::Model;
+use crate::order::Order;
+
+/// How text is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// As it comes.
+    Raw,
+    /// Told apart into reasoning, content and, perhaps, tool calls.
+    Parsed(Calls),
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// The model, or a stop string, ended it.
+    Stop,
+    /// It ran out of tokens.
+    Length,
+    /// It calls tools.
+    ToolCalls,
+}
+
+impl Finish {
+    /// As OpenAI writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::ToolCalls => "tool_calls",
+        }
+    }
+}
+
+/// One token of the answer and how likely it was.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mark {
+    /// The token.
+    pub id: u32,
+    /// Its log-probability.
+    pub logprob: f32,
+    /// The most likely tokens.
+    pub top: Vec<(u32, f32)>,
+    /// Characters of the answer before it.
+    pub offset: usize,
+    bytes: std::ops::Range<usize>,
+}
+
+/// A part of an answer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Piece {
+    /// Text and calls.
+    pub deltas: Vec<Delta>,
+    /// Tokens, where log-probabilities were asked for.
+    pub marks: Vec<Mark>,
+}
+
+/// The end of an answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct End {
+    /// Why.
+    pub finish: Finish,
+    /// Tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// Tokens generated, with the one that ended the answer.
+    pub output_tokens: u32,
+    /// Tokens until the reasoning closed.
+    pub reasoning_tokens: u32,
+    /// What the experts did, or why that is not known.
+    pub routing: Result<Counts, String>,
+}
+
+/// What comes next.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// More.
+    Piece(Piece),
+    /// The last one.
+    End(End),
+}
+
+/// An answer under way.
+pub struct Generation {
+    running: Running,
+    reader: Reader,
+    end: Option<End>,
+}
+
+impl Generation {
+    /// Starts; returns once the worker has begun to answer.
+    ///
+    /// # Errors
+    /// As [`start`].
+    pub async fn start(app: &Arc<App>, order: &Order, reading: Reading, meter: Meter) -> Result<Self, ApiError> {
+        let stops = StopStrings::new(order.stops.clone())
+            .map_err(|error| ApiError::Invalid { param: "stop".into(), message: error.to_string() })?;
+        let running = start(app, order, meter).await?;
+        Ok(Self { running, reader: Reader::new(Arc::clone(&app.model), stops, reading, order.logprobs.is_some()), end: None })
+    }
+
+    /// The next step; nothing follows [`Step::End`] or an error.
+    ///
+    /// # Errors
+    /// As [`Running::next`].
+    pub async fn next(&mut self) -> Result<Step, ApiError> {
+        if let Some(end) = self.end.take() {
+            return Ok(Step::End(end));
+        }
+        loop {
+            let piece = match self.running.next().await? {
+                Event::Tokens(tokens) => self.reader.take(tokens),
+                Event::Finished(finished) => {
+                    let (piece, end) = self.reader.finish(finished);
+                    if piece == Piece::default() {
+                        return Ok(Step::End(end));
+                    }
+                    self.end = Some(end);
+                    piece
+                }
+            };
+            if piece != Piece::default() {
+                return Ok(Step::Piece(piece));
+            }
+        }
+    }
+
+    /// The whole answer.
+    ///
+    /// # Errors
+    /// As [`Self::next`].
+    pub async fn whole(mut self) -> Result<(Whole, End), ApiError> {
+        let mut whole = Whole::default();
+        loop {
+            match self.next().await? {
+                Step::Piece(piece) => whole.add(piece),
+                Step::End(end) => return Ok((whole, end)),
+            }
+        }
+    }
+}
+
+/// An answer put together.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Whole {
+    /// Text inside `<think>`.
+    pub reasoning: String,
+    /// Text after it.
+    pub content: String,
+    /// Name and arguments of each call.
+    pub calls: Vec<(String, String)>,
+    /// Tokens.
+    pub marks: Vec<Mark>,
+}
+
+impl Whole {
+    fn add(&mut self, piece: Piece) {
+        for delta in piece.deltas {
+            match delta {
+                Delta::Reasoning(text) => self.reasoning.push_str(&text),
+                Delta::Content(text) => self.content.push_str(&text),
+                Delta::ToolCall { name, arguments, .. } => self.calls.push((name, arguments)),
+            }
+        }
+        self.marks.extend(piece.marks);
+    }
+}
+
+struct Reader {
+    model: Arc<Model>,
+    text: TextStream,
+    parser: Option<OutputParser>,
+    tokens: u32,
+    reasoning_tokens: u32,
+    reasons: bool,
+    /// None unless log-probabilities are wanted; else the tokens whose text is not out yet.
+    marks: Option<VecDeque<Mark>>,
+    bytes_in: usize,
+    chars_in: usize,
+    bytes_out: usize,
+}
+
+impl Reader {
+    fn new(model: Arc<Model>, stops: StopStrings, reading: Reading, with_marks: bool) -> Self {
+        let text = TextStream::new(&model.tokenizer, stops);
+        let parser = match reading {
+            Reading::Raw => None,
+            Reading::Parsed(calls) => Some(OutputParser::new(calls)),
+        };
+        let marks = with_marks.then(VecDeque::new);
+        Self { model, text, parser, tokens: 0, reasoning_tokens: 0, reasons: false, marks, bytes_in: 0, chars_in: 0, bytes_out: 0 }
+    }
+
+    fn take(&mut self, tokens: Tokens) -> Piece {
+        let mut piece = Piece::default();
+        let mut logprobs = tokens.logprobs.into_iter();
+        for id in tokens.ids {
+            self.tokens = self.tokens.saturating_add(1);
+            self.mark(id, logprobs.next());
+            let text = self.text.push(id);
+            self.read(&text, &mut piece);
+        }
+        let out = self.bytes_out;
+        if let Some(marks) = &mut self.marks {
+            while marks.front().is_some_and(|mark| mark.bytes.end <= out) {
+                piece.marks.extend(marks.pop_front());
+            }
+        }
+        piece
+    }
+
+    fn finish(&mut self, finished: Finished) -> (Piece, End) {
+        let mut piece = Piece::default();
+        let text = self.text.finish();
+        self.read(&text, &mut piece);
+        let rest = self.parser.as_mut().map(OutputParser::finish).unwrap_or_default();
+        rest.into_iter().for_each(|delta| join(&mut piece.deltas, delta));
+        // A stop string cuts the text; tokens wholly behind the cut are no part of the answer.
+        let cut = if self.text.stopped().is_some() { self.bytes_out } else { usize::MAX };
+        piece.marks.extend(self.marks.take().unwrap_or_default().into_iter().filter(|mark| mark.bytes.start < cut));
+        let calls = self.parser.as_ref().is_some_and(|parser| parser.tool_calls() > 0);
+        let end = End {
+            finish: match (finished.by_length && self.text.stopped().is_none(), calls) {
+                (true, _) => Finish::Length,
+                (false, true) => Finish::ToolCalls,
+                (false, false) => Finish::Stop,
+            },
+            prompt_tokens: finished.prompt_tokens,
+            output_tokens: finished.output_tokens,
+            reasoning_tokens: self.reasoning_tokens,
+            routing: finished.routing,
+        };
+        (piece, end)
+    }
+
+    fn read(&mut self, text: &str, piece: &mut Piece) {
+        self.bytes_out += text.len();
+        let Some(parser) = &mut self.parser else {
+            if !text.is_empty() {
+                join(&mut piece.deltas, Delta::Content(text.to_owned()));
+            }
+            return;
+        };
+        let deltas = parser.push(text);
+        let open = parser.phase() == Phase::Reasoning;
+        if self.reasons || open || deltas.iter().any(|delta| matches!(delta, Delta::Reasoning(_))) {
+            // Still open, or closed by this very token.
+            self.reasoning_tokens = self.tokens;
+        }
+        self.reasons = open;
+        deltas.into_iter().for_each(|delta| join(&mut piece.deltas, delta));
+    }
+
+    fn mark(&mut self, id: u32, logprobs: Option<TokenLogprobs>) {
+        let Some(marks) = &mut self.marks else { return };
+        if self.text.stopped().is_some() || self.model.tokenizer.is_control(id) {
+            return;
+        }
+        let bytes = self.model.tokenizer.token_bytes(id).unwrap_or_default();
+        let start = self.bytes_in;
+        let offset = self.chars_in;
+        self.bytes_in += bytes.len();
+        // Every character has one byte that is no continuation.
+        self.chars_in += bytes.iter().filter(|byte| **byte & 0xC0 != 0x80).count();
+        let logprobs = logprobs.unwrap_or_default();
+        let top = logprobs.top_ids.into_iter().zip(logprobs.top_logprobs).collect();
+        marks.push_back(Mark { id, logprob: logprobs.logprob, top, offset, bytes: start..self.bytes_in });
+    }
+}
+
+/// Appends a delta; neighbours of one kind become one.
+fn join(deltas: &mut Vec<Delta>, delta: Delta) {
+    match (deltas.last_mut(), delta) {
+        (Some(Delta::Content(last)), Delta::Content(text)) | (Some(Delta::Reasoning(last)), Delta::Reasoning(text)) => {
+            last.push_str(&text)
+        }
+        (_, delta) => deltas.push(delta),
+    }
+}

@@ -1,0 +1,27 @@
+//! The `m1-router` binary: arguments, logs, the socket, the signal. Binds before anything else, so that probes are answered early.
+
+use anyhow::Context;
+use clap::Parser;
+use m1_router::config::{Args, Config};
+use tokio::net::TcpListener;
+
+fn main() -> anyhow::Result<()> {
+    let config = Config::try_from(Args::parse())?;
+    m1_runtime::logs::init("m1-router")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+    let result = runtime.block_on(run(config));
+    // A blocked tokenizer thread must not hold the process.
+    runtime.shutdown_background();
+    result
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    let signal = m1_runtime::shutdown::signal();
+    let listener = TcpListener::bind(&config.listen).await.with_context(|| format!("cannot listen on {}", config.listen))?;
+    tracing::info!(address = %listener.local_addr()?, model = config.served_name, "listening");
+    let stop = async {
+        let signal = signal.await;
+        tracing::info!(?signal, "signal");
+    };
+    Ok(m1_router::serve(config, listener, stop).await?)
+}

@@ -1,0 +1,94 @@
+//! Fields that several endpoints share, read and checked.
+
+use serde_json::Value;
+
+use crate::error::ApiError;
+use crate::fields::Fields;
+
+/// M1's own sampling, which its evaluations used.
+pub const TEMPERATURE: f64 = 1.0;
+/// See [`TEMPERATURE`].
+pub const TOP_P: f64 = 0.95;
+/// OpenAI's bound.
+const MOST_STOPS: usize = 4;
+/// OpenAI's bound on `top_logprobs`.
+pub const MOST_TOP_LOGPROBS: u32 = 20;
+
+/// How to draw tokens.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Drawing {
+    /// 0 is greedy.
+    pub temperature: f64,
+    /// (0, 1].
+    pub top_p: f64,
+    /// None: any.
+    pub seed: Option<u64>,
+}
+
+impl Drawing {
+    /// `temperature`, `top_p`, `seed`.
+    ///
+    /// # Errors
+    /// A wrong type or bound.
+    pub fn read(fields: &Fields<'_>) -> Result<Self, ApiError> {
+        let temperature = fields.number("temperature", "a number from 0 to 2", |t| (0.0..=2.0).contains(&t))?;
+        let top_p = fields.number("top_p", "a number above 0, at most 1", |p| p > 0.0 && p <= 1.0)?;
+        Ok(Self { temperature: temperature.unwrap_or(TEMPERATURE), top_p: top_p.unwrap_or(TOP_P), seed: fields.seed("seed")? })
+    }
+}
+
+/// Whether and how to stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Streaming {
+    /// As server-sent events.
+    pub on: bool,
+    /// With a last chunk of usage.
+    pub usage: bool,
+}
+
+impl Streaming {
+    /// `stream` and `stream_options`.
+    ///
+    /// # Errors
+    /// A wrong type, or options without `stream`.
+    pub fn read(fields: &Fields<'_>) -> Result<Self, ApiError> {
+        let on = fields.flag("stream")?.unwrap_or(false);
+        let Some(options) = fields.object("stream_options")? else { return Ok(Self { on, usage: false }) };
+        if !on {
+            let given = fields.get("stream_options").unwrap_or(&Value::Null);
+            return Err(ApiError::invalid("stream_options", given, "nothing unless stream is true"));
+        }
+        options.refuse("include_obfuscation", "false", |value| value == &Value::Bool(false))?;
+        Ok(Self { on, usage: options.flag("include_usage")?.unwrap_or(false) })
+    }
+}
+
+/// `stop`: a text or up to four.
+///
+/// # Errors
+/// Another type, an empty text, too many.
+pub fn stops(fields: &Fields<'_>) -> Result<Vec<String>, ApiError> {
+    const ALLOWED: &str = "a string, or a list of up to 4, none of them empty";
+    let texts: Option<Vec<String>> = match fields.get("stop") {
+        None => return Ok(Vec::new()),
+        Some(Value::String(text)) => Some(vec![text.clone()]),
+        Some(Value::Array(items)) => items.iter().map(|item| item.as_str().map(str::to_owned)).collect(),
+        Some(_) => None,
+    };
+    match texts.filter(|texts| texts.len() <= MOST_STOPS && texts.iter().all(|text| !text.is_empty())) {
+        Some(texts) => Ok(texts),
+        None => Err(ApiError::invalid("stop", fields.get("stop").unwrap_or(&Value::Null), ALLOWED)),
+    }
+}
+
+/// Refuses what OpenAI's two generating endpoints know and this server does not serve.
+///
+/// # Errors
+/// The first such field that asks for something.
+pub fn refuse_unserved(fields: &Fields<'_>) -> Result<(), ApiError> {
+    let zero = |value: &Value| value.as_f64() == Some(0.0);
+    fields.refuse("n", "1", |value| value.as_f64() == Some(1.0))?;
+    fields.refuse("presence_penalty", "0", zero)?;
+    fields.refuse("frequency_penalty", "0", zero)?;
+    fields.refuse("logit_bias", "{}", |value| value.as_object().is_some_and(serde_json::Map::is_empty))
+}

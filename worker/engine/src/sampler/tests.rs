@@ -1,0 +1,128 @@
+//! Checks of the sampler against plain formulas.
+
+use super::*;
+use proptest::prelude::*;
+
+fn sampler(vocab: u32) -> Sampler {
+    Sampler::new(AllowedIds::all(vocab))
+}
+
+fn choose(logits: &[f32], temperature: f32, top_p: f32, position: u32) -> u32 {
+    let sampling = Sampling { temperature, top_p, seed: 7 };
+    sampler(logits.len() as u32).choose(logits, &sampling, position, Ids::Known).unwrap()
+}
+
+#[test]
+fn greedy_takes_the_lowest_of_equals() {
+    assert_eq!(choose(&[1.0, 3.0, 3.0, 2.0], 0.0, 1.0, 0), 1);
+}
+
+#[test]
+fn unknown_ids_are_never_drawn() {
+    let logits = [9.0, 1.0, 8.0, 0.5];
+    let mut sampler = Sampler::new(AllowedIds::from_ids(4, [1, 3]));
+    for position in 0..200 {
+        for (temperature, top_p) in [(0.0, 1.0), (5.0, 1.0), (5.0, 0.9)] {
+            let id = sampler.choose(&logits, &Sampling { temperature, top_p, seed: 1 }, position, Ids::Known).unwrap();
+            assert!(id == 1 || id == 3);
+        }
+    }
+    assert_eq!(sampler.choose(&logits, &Sampling::GREEDY, 0, Ids::Every), Ok(0));
+}
+
+#[test]
+fn logits_that_are_not_finite_are_an_error() {
+    for bad in [[f32::NAN, 1.0], [f32::NEG_INFINITY; 2], [f32::INFINITY, 0.0]] {
+        let error = sampler(2).choose(&bad, &Sampling::GREEDY, 5, Ids::Known).unwrap_err();
+        assert_eq!(error.reason(), "NonFiniteLogits");
+        assert_eq!(error.to_string(), "the logits at position 5 are not finite");
+    }
+    assert_eq!(choose(&[f32::NEG_INFINITY, 0.0], 1.0, 1.0, 3), 1);
+}
+
+#[test]
+fn a_tiny_temperature_is_greedy() {
+    assert_eq!(choose(&[1.0, 3.0, 2.999], f32::MIN_POSITIVE / 4.0, 1.0, 9), 1);
+}
+
+#[test]
+fn a_tiny_nucleus_is_greedy() {
+    for position in 0..100 {
+        assert_eq!(choose(&[1.0, 3.0, 3.0, 2.0], 1.0, 1e-6, position), 1);
+    }
+}
+
+#[test]
+fn draws_follow_the_probabilities() {
+    let shares = [0.5f32, 0.25, 0.15, 0.1];
+    let logits = shares.map(f32::ln);
+    let draws = 20_000;
+    for (top_p, expected) in [(1.0, [0.5, 0.25, 0.15, 0.1]), (0.7, [2.0 / 3.0, 1.0 / 3.0, 0.0, 0.0])] {
+        let mut seen = [0u32; 4];
+        (0..draws).for_each(|position| seen[choose(&logits, 1.0, top_p, position) as usize] += 1);
+        for (count, share) in seen.iter().zip(expected) {
+            assert!((f64::from(*count) / f64::from(draws) - share).abs() < 0.015, "{seen:?} at top_p {top_p}");
+        }
+    }
+}
+
+#[test]
+fn neighbouring_keys_are_independent() {
+    let mean = |of: &dyn Fn(u64) -> f64| (0..4096).map(of).sum::<f64>() / 4096.0;
+    assert!((mean(&|n| uniform(n, 0)) - 0.5).abs() < 0.02);
+    assert!((mean(&|n| uniform(0, n as u32)) - 0.5).abs() < 0.02);
+    let covariance = mean(&|n| (uniform(n, 3) - 0.5) * (uniform(n, 4) - 0.5));
+    assert!(covariance.abs() < 0.005, "{covariance}");
+}
+
+#[test]
+fn the_draw_of_a_key_never_changes() {
+    // A release that changed these would break sequences resumed across it.
+    assert_eq!((uniform(0, 0) * 1e6) as u32, 14_033);
+    assert_eq!((uniform(7, 41) * 1e6) as u32, 644_062);
+}
+
+#[test]
+fn a_flat_distribution_needs_a_wider_nucleus() {
+    let logits = vec![0.0; 5000];
+    let drawn: std::collections::BTreeSet<u32> = (0..3000).map(|position| choose(&logits, 1.0, 0.5, position)).collect();
+    // Among equals the nucleus keeps the lowest ids.
+    assert!(drawn.iter().all(|&id| id < 2501) && drawn.len() > 1500, "{}", drawn.len());
+}
+
+#[test]
+fn logprobs_are_a_log_softmax_over_the_allowed() {
+    let sampler = Sampler::new(AllowedIds::from_ids(4, [0, 1, 3]));
+    let logits = [1.0f32, 2.0, 50.0, 2.0];
+    let found = sampler.logprobs(&logits, 0, 2, Ids::Known).unwrap();
+    let log_sum = (1.0f64.exp() + 2.0 * 2.0f64.exp()).ln();
+    assert!((f64::from(found.logprob) - (1.0 - log_sum)).abs() < 1e-6);
+    assert_eq!(found.top.iter().map(|&(id, _)| id).collect::<Vec<_>>(), [1, 3]);
+    assert!((f64::from(found.top[0].1) - (2.0 - log_sum)).abs() < 1e-6);
+    assert_eq!(sampler.logprobs(&logits, 0, 0, Ids::Known).unwrap().top, []);
+}
+
+proptest! {
+    #[test]
+    fn top_logprobs_are_the_sorted_head(logits in prop::collection::vec(-5i8..5, 1..200), top in 0usize..25) {
+        let logits: Vec<f32> = logits.into_iter().map(f32::from).collect();
+        let found = sampler(logits.len() as u32).logprobs(&logits, 0, top, Ids::Known).unwrap();
+        let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+        order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
+        order.truncate(top);
+        prop_assert_eq!(found.top.iter().map(|&(id, _)| id).collect::<Vec<_>>(), order);
+    }
+
+    #[test]
+    fn the_nucleus_is_the_smallest_sufficient_head(weights in prop::collection::vec(1u16..1000, 1..2000), top_p in 0.01f64..1.0) {
+        let mut candidates: Vec<Candidate> =
+            weights.iter().enumerate().map(|(id, &w)| Candidate { id: id as u32, weight: f32::from(w) }).collect();
+        let needed = top_p * weights.iter().map(|&w| f64::from(w)).sum::<f64>();
+        let (kept, sum) = nucleus(&mut candidates, needed);
+        let mut sorted = weights.clone();
+        sorted.sort_unstable_by(|a, b| b.cmp(a));
+        let expected: Vec<f32> = sorted.iter().take(kept).map(|&w| f32::from(w)).collect();
+        prop_assert_eq!(candidates[..kept].iter().map(|c| c.weight).collect::<Vec<_>>(), expected);
+        prop_assert!(sum >= needed && sum - f64::from(candidates[kept - 1].weight) < needed);
+    }
+}

@@ -1,0 +1,123 @@
+//! What the next step computes.
+
+use super::sequence::Sequence;
+use super::{Scheduler, StepKind};
+use crate::executor::{Batch, Executor, Segment, SlotId};
+use crate::step::{Failure, Finish, Outcome, SequenceId, Step};
+
+/// Bytes of raw logits that one prefill step returns at most (one row always): 20 rows of M1's vocabulary, thousands of
+/// a test model's. They all lie in memory at once before they are sent.
+const RAW_LOGIT_BYTES: u64 = 16 << 20;
+
+impl Scheduler {
+    /// The next step, or `None` where nothing is to be computed or a step is in flight. Closes slots that were given
+    /// back and opens those of admitted sequences; a sequence that gets none ends, into `out`.
+    pub fn next_step<E: Executor + ?Sized>(&mut self, executor: &mut E, out: &mut Vec<Outcome>) -> Option<Step> {
+        if self.in_flight {
+            return None;
+        }
+        self.settle_slots(executor, out);
+        let kind = self.next_kind()?;
+        let mut step = self.blank(kind);
+        match kind {
+            StepKind::Decode => self.plan_decode(&mut step),
+            StepKind::Prefill => self.plan_prefill(&mut step),
+        }
+        self.last_kind = kind;
+        self.in_flight = true;
+        self.staged.begin(step.batch.ids.len());
+        Some(step)
+    }
+
+    fn settle_slots<E: Executor + ?Sized>(&mut self, executor: &mut E, out: &mut Vec<Outcome>) {
+        loop {
+            for slot in self.closing.drain(..) {
+                executor.close_slot(slot);
+            }
+            let mut refused = Vec::new();
+            for (id, sequence) in self.running.iter_mut().filter(|(_, sequence)| sequence.slot.is_none()) {
+                match executor.open_slot() {
+                    Ok(slot) => sequence.slot = Some(slot),
+                    Err(error) => refused.push((*id, Failure::from(&error))),
+                }
+            }
+            if refused.is_empty() {
+                return;
+            }
+            // Each one that ends may let a waiting one in, which needs a slot too.
+            out.extend(refused.into_iter().filter_map(|(id, failure)| self.finish(id, Finish::Failed(failure))));
+        }
+    }
+
+    /// The kinds take turns while there is work for both.
+    fn next_kind(&self) -> Option<StepKind> {
+        let prefill = !self.prefilling.is_empty();
+        let decode = self.running.len() > self.prefilling.len();
+        match (decode, prefill, self.last_kind) {
+            (true, true, StepKind::Prefill) | (true, false, _) => Some(StepKind::Decode),
+            (true, true, StepKind::Decode) | (false, true, _) => Some(StepKind::Prefill),
+            (false, false, _) => None,
+        }
+    }
+
+    fn blank(&mut self, kind: StepKind) -> Step {
+        let mut step =
+            self.spare.take().unwrap_or(Step { kind, batch: Batch::default(), owners: Vec::new(), thresholds: Vec::new() });
+        step.kind = kind;
+        step.batch.ids.clear();
+        step.batch.segments.clear();
+        step.batch.logit_rows.clear();
+        step.owners.clear();
+        step.thresholds.clear();
+        step
+    }
+
+    fn plan_decode(&self, step: &mut Step) {
+        for (&id, sequence) in self.running.iter().filter(|(_, sequence)| sequence.prompt_left() == 0) {
+            if let Some(slot) = sequence.slot {
+                append(step, id, slot, sequence, 1);
+            }
+        }
+    }
+
+    fn plan_prefill(&mut self, step: &mut Step) {
+        let mut budget = self.config.prefill_tokens;
+        let row_bytes = u64::from(self.config.limits.vocab) * size_of::<f32>() as u64;
+        let mut raw_rows = u32::try_from(RAW_LOGIT_BYTES / row_bytes).unwrap_or(u32::MAX).max(1);
+        for _ in 0..self.prefilling.len() {
+            let Some(id) = self.prefilling.pop_front() else { break };
+            let Some((sequence, slot)) = self.running.get(&id).and_then(|s| Some((s, s.slot?))) else { continue };
+            let request = sequence.spec.request();
+            let mut chunk = sequence.prompt_left().min(budget);
+            if request.prefill_chunk > 0 {
+                chunk = chunk.min(request.prefill_chunk);
+            }
+            if request.raw_logits {
+                chunk = chunk.min(raw_rows);
+                raw_rows -= chunk;
+            }
+            if chunk == 0 {
+                self.prefilling.push_back(id);
+                continue;
+            }
+            budget -= chunk;
+            append(step, id, slot, sequence, chunk);
+        }
+    }
+}
+
+/// Adds the next `tokens` inputs of a sequence.
+fn append(step: &mut Step, id: SequenceId, slot: SlotId, sequence: &Sequence, tokens: u32) {
+    let batch = &mut step.batch;
+    let start = batch.ids.len() as u32;
+    sequence.inputs(tokens, &mut batch.ids);
+    batch.segments.push(Segment { slot, start, tokens, position: sequence.position() });
+    let end = start + tokens;
+    if sequence.spec.request().raw_logits {
+        batch.logit_rows.extend(start..end);
+    } else if sequence.prompt_left() <= tokens {
+        batch.logit_rows.push(end - 1);
+    }
+    step.owners.push(id);
+    step.thresholds.push(sequence.spec.request().expert_threshold);
+}

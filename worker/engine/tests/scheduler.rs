@@ -1,0 +1,354 @@
+//! The scheduler's rules, one by one.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says what failed by panicking")]
+
+mod support;
+
+use m1_engine::*;
+use support::*;
+
+fn spec(request: SequenceRequest) -> SequenceSpec {
+    SequenceSpec::new(request, &limits()).unwrap()
+}
+
+fn greedy_spec(prompt: Vec<u32>, max_tokens: u32) -> SequenceSpec {
+    spec(SequenceRequest::greedy(prompt, max_tokens))
+}
+
+/// The end of one sequence.
+fn end_of(outcomes: &[Outcome], of: SequenceId) -> (&Finish, Usage, &RoutingCounts) {
+    let mut ends = outcomes.iter().filter_map(|outcome| match outcome {
+        Outcome::Finished { id, finish, usage, routing } if *id == of => Some((finish, *usage, &**routing)),
+        _ => None,
+    });
+    let end = ends.next().expect("an end");
+    assert!(ends.next().is_none(), "one end only");
+    end
+}
+
+#[test]
+fn one_sequence_says_what_greedy_says() {
+    for chunk in [0, 1, 2, 7] {
+        let (mut scheduler, mut device) = (scheduler(limits(), 4, 5), Double::new(3));
+        let mut request = SequenceRequest::greedy((0..13).collect(), 6);
+        request.prefill_chunk = chunk;
+        let id = scheduler.submit(spec(request)).unwrap();
+        let out = drain(&mut scheduler, &mut device);
+        assert_eq!(tokens_of(&out, id), greedy(&(0..13).collect::<Vec<_>>(), 6));
+        let (finish, usage, routing) = end_of(&out, id);
+        assert_eq!(*finish, Finish::Length);
+        assert_eq!(usage, Usage { prompt_tokens: 13, output_tokens: 6, reasoning_tokens: 0 });
+        assert_eq!((routing.tokens, routing.executed), (18, 18 * 2 * 3));
+        assert!(device.open.is_empty() && scheduler.is_idle());
+    }
+}
+
+#[test]
+fn a_stop_id_is_the_last_output() {
+    let said = greedy(&[5, 6], 5);
+    let (mut scheduler, mut device) = (scheduler(limits(), 4, 5), Double::new(3));
+    let mut request = SequenceRequest::greedy(vec![5, 6], 20);
+    request.stop_ids = vec![200_000, said[2]];
+    let id = scheduler.submit(spec(request)).unwrap();
+    let out = drain(&mut scheduler, &mut device);
+    let last = said.iter().position(|&token| token == said[2]).unwrap();
+    assert_eq!(tokens_of(&out, id), said[..=last]);
+    assert_eq!(*end_of(&out, id).0, Finish::Stop);
+}
+
+#[test]
+fn decode_and_prefill_take_turns() {
+    let (mut scheduler, mut device) = (scheduler(limits(), 4, 4), Double::new(3));
+    scheduler.submit(greedy_spec(vec![1], 10)).unwrap();
+    turn(&mut scheduler, &mut device).unwrap();
+    scheduler.submit(greedy_spec(vec![2; 16], 2)).unwrap();
+    let kinds: Vec<&str> = (0..8).map(|_| turn(&mut scheduler, &mut device).unwrap().0.as_str()).collect();
+    assert_eq!(kinds, ["decode", "prefill", "decode", "prefill", "decode", "prefill", "decode", "prefill"]);
+}
+
+#[test]
+fn prompts_share_the_prefill_budget_and_take_turns() {
+    let (mut scheduler, mut device) = (scheduler(limits(), 4, 6), Double::new(3));
+    let long = scheduler.submit(greedy_spec(vec![1; 20], 2)).unwrap();
+    let mut chunked = SequenceRequest::greedy(vec![2; 5], 2);
+    chunked.prefill_chunk = 2;
+    let chunked = scheduler.submit(spec(chunked)).unwrap();
+    let short = scheduler.submit(greedy_spec(vec![3], 1)).unwrap();
+    let mut plans = Vec::new();
+    for _ in 0..3 {
+        let step = loop {
+            let step = scheduler.next_step(&mut device, &mut Vec::new()).unwrap();
+            if step.kind == StepKind::Prefill {
+                break step;
+            }
+            let logits = compute(&mut scheduler, &mut device, &step);
+            scheduler.complete(step, &logits, &mut Vec::new());
+        };
+        // Logits only of a prompt's last token.
+        let ends = step.owners.iter().filter(|&&id| id == short).count() + usize::from(plans.len() == 3);
+        assert_eq!(step.batch.logit_rows.len(), ends);
+        plans.push(step.owners.iter().copied().zip(step.batch.segments.iter().map(|s| s.tokens)).collect::<Vec<_>>());
+        let logits = compute(&mut scheduler, &mut device, &step);
+        scheduler.complete(step, &logits, &mut Vec::new());
+    }
+    assert_eq!(plans, [vec![(long, 6)], vec![(chunked, 2), (short, 1), (long, 3)], vec![(chunked, 2), (long, 4)]]);
+}
+
+#[test]
+fn reserves_what_the_whole_sequence_needs() {
+    let (mut scheduler, mut device) = (scheduler(limits(), 2, 8), Double::new(3));
+    // 20 blocks of 4 tokens: 15 for the first, so the second, which needs 6, waits though a slot is free.
+    let first = scheduler.submit(greedy_spec(vec![1; 50], 10)).unwrap();
+    let second = scheduler.submit(greedy_spec(vec![2; 20], 4)).unwrap();
+    // It would fit, but does not overtake.
+    let third = scheduler.submit(greedy_spec(vec![3], 1)).unwrap();
+    assert_eq!(scheduler.submit(greedy_spec(vec![4], 1)), Err(SchedulerError::QueueFull { waiting: 2, queue: 2 }));
+    let expected = Occupancy { running: 1, waiting: 2, slots_used: 1, slots_total: 3, kv_blocks_used: 15, kv_blocks_total: 20 };
+    assert_eq!(scheduler.occupancy(), expected);
+    let out = drain(&mut scheduler, &mut device);
+    let ends: Vec<SequenceId> = out.iter().filter(|outcome| matches!(outcome, Outcome::Finished { .. })).map(Outcome::id).collect();
+    assert_eq!(ends[0], first);
+    assert!(ends.contains(&second) && ends.contains(&third));
+    assert_eq!(scheduler.occupancy(), Occupancy { slots_total: 3, kv_blocks_total: 20, ..Occupancy::default() });
+}
+
+#[test]
+fn a_queue_of_none_still_runs_what_fits() {
+    let mut scheduler = scheduler(limits(), 0, 8);
+    (0..3).for_each(|_| assert!(scheduler.submit(greedy_spec(vec![1], 1)).is_ok()));
+    let error = scheduler.submit(greedy_spec(vec![1], 1)).unwrap_err();
+    assert_eq!((error.reason(), error.is_transient()), ("QueueFull", true));
+}
+
+#[test]
+fn cancelling_within_a_step_frees_at_once_and_ignores_its_rows() {
+    let (mut scheduler, mut device) = (scheduler(Limits { slots: 1, ..limits() }, 4, 8), Double::new(1));
+    let gone = scheduler.submit(greedy_spec(vec![1, 2], 5)).unwrap();
+    let next = scheduler.submit(greedy_spec(vec![3], 2)).unwrap();
+    let mut out = Vec::new();
+    let step = scheduler.next_step(&mut device, &mut out).unwrap();
+    assert_eq!(step.owners, [gone]);
+    assert!(scheduler.cancel(gone) && !scheduler.cancel(gone));
+    assert_eq!(scheduler.occupancy().running, 1, "the waiting one is in");
+    assert!(scheduler.next_step(&mut device, &mut out).is_none(), "a step is in flight");
+    let logits = compute(&mut scheduler, &mut device, &step);
+    scheduler.complete(step, &logits, &mut out);
+    assert_eq!(out, []);
+    assert_eq!(scheduler.routing().tokens, 2, "the worker did compute them");
+    out = drain(&mut scheduler, &mut device);
+    assert_eq!(tokens_of(&out, next), greedy(&[3], 2));
+}
+
+#[test]
+fn cancelling_the_head_of_the_queue_lets_the_next_in() {
+    let mut scheduler = scheduler(limits(), 4, 8);
+    scheduler.submit(greedy_spec(vec![1; 50], 10)).unwrap();
+    let head = scheduler.submit(greedy_spec(vec![2; 20], 4)).unwrap();
+    scheduler.submit(greedy_spec(vec![3], 1)).unwrap();
+    assert!(scheduler.cancel(head));
+    assert_eq!((scheduler.occupancy().running, scheduler.occupancy().waiting), (2, 0));
+}
+
+#[test]
+fn a_failed_step_ends_its_sequences_and_no_other() {
+    let (mut scheduler, mut device) = (scheduler(limits(), 4, 4), Double::new(3));
+    let first = scheduler.submit(greedy_spec(vec![1; 4], 3)).unwrap();
+    let second = scheduler.submit(greedy_spec(vec![2; 4], 3)).unwrap();
+    let mut out = Vec::new();
+    let step = scheduler.next_step(&mut device, &mut out).unwrap();
+    assert_eq!(step.owners, [first]);
+    let error = ExecutorError::Device("out of order".into());
+    scheduler.fail(step, &Failure::from(&error), &mut out);
+    let (finish, usage, routing) = end_of(&out, first);
+    assert_eq!(*finish, Finish::Failed(Failure { reason: "DeviceFailed", message: "the device failed: out of order".into() }));
+    assert_eq!((usage.output_tokens, routing.tokens, scheduler.routing().tokens), (0, 0, 0));
+    assert_eq!(tokens_of(&drain(&mut scheduler, &mut device), second), greedy(&[2; 4], 3));
+    assert!(device.open.is_empty());
+}
+
+#[test]
+fn a_step_without_its_logits_or_layers_fails() {
+    for (rows, routed, reason) in [(0, true, "LogitsSize"), (1, false, "LayerNotRouted")] {
+        let (mut scheduler, mut device) = (scheduler(limits(), 4, 4), Double::new(3));
+        let id = scheduler.submit(greedy_spec(vec![1], 3)).unwrap();
+        let mut out = Vec::new();
+        let step = scheduler.next_step(&mut device, &mut out).unwrap();
+        if routed {
+            compute(&mut scheduler, &mut device, &step);
+        }
+        scheduler.complete(step, &vec![0.0; rows * VOCAB as usize], &mut out);
+        assert!(matches!(end_of(&out, id).0, Finish::Failed(failure) if failure.reason == reason), "{out:?}");
+    }
+}
+
+#[test]
+fn logits_that_are_not_finite_end_the_sequence() {
+    let (mut scheduler, mut device) = (scheduler(limits(), 4, 4), Double::new(3));
+    let id = scheduler.submit(greedy_spec(vec![1], 3)).unwrap();
+    let mut out = Vec::new();
+    let step = scheduler.next_step(&mut device, &mut out).unwrap();
+    compute(&mut scheduler, &mut device, &step);
+    scheduler.complete(step, &[f32::NAN; VOCAB as usize], &mut out);
+    assert!(matches!(end_of(&out, id).0, Finish::Failed(failure) if failure.reason == "NonFiniteLogits"));
+}
+
+#[test]
+fn a_slot_the_device_refuses_ends_the_sequence() {
+    let (mut scheduler, mut device) = (scheduler(limits(), 4, 8), Double::new(1));
+    let ids: Vec<SequenceId> = (0..3).map(|n| scheduler.submit(greedy_spec(vec![n], 2)).unwrap()).collect();
+    let mut out = Vec::new();
+    let step = scheduler.next_step(&mut device, &mut out).unwrap();
+    assert_eq!(step.owners, [ids[0]]);
+    for &id in &ids[1..] {
+        assert!(matches!(end_of(&out, id).0, Finish::Failed(failure) if failure.reason == "NoFreeSlot"));
+    }
+}
+
+#[test]
+fn fail_all_ends_waiting_ones_too() {
+    let (mut scheduler, mut device) = (scheduler(limits(), 4, 8), Double::new(3));
+    let ids: Vec<SequenceId> = (0..5).map(|n| scheduler.submit(greedy_spec(vec![n], 2)).unwrap()).collect();
+    turn(&mut scheduler, &mut device).unwrap();
+    let mut out = Vec::new();
+    scheduler.fail_all(&Failure { reason: "Draining", message: "the worker stops".into() }, &mut out);
+    ids.iter().for_each(|&id| assert_eq!(end_of(&out, id).0.as_str(), "error"));
+    assert!(scheduler.is_idle() && turn(&mut scheduler, &mut device).is_none() && device.open.is_empty());
+}
+
+#[test]
+fn raw_logits_come_for_every_position_unmasked() {
+    let prompt = [9, 8, 7, 6, 5];
+    let (mut scheduler, mut device) = (scheduler(limits(), 4, 2), Double::new(3));
+    let mut request = SequenceRequest::greedy(prompt.to_vec(), 3);
+    request.raw_logits = true;
+    scheduler.submit(spec(request)).unwrap();
+    let (mut seen, mut positions, mut out) = (prompt.to_vec(), 0, Vec::new());
+    while let Some(step) = scheduler.next_step(&mut device, &mut out) {
+        let logits = compute(&mut scheduler, &mut device, &step);
+        scheduler.complete(step, &logits, &mut out);
+        for outcome in out.drain(..) {
+            match outcome {
+                Outcome::RawLogits { position, rows, .. } => {
+                    assert_eq!(position as usize, positions);
+                    for row in rows {
+                        positions += 1;
+                        let found = &logits[row * VOCAB as usize..(row + 1) * VOCAB as usize];
+                        assert_eq!(found, logits_after(&seen[..positions]));
+                    }
+                }
+                Outcome::Token { token, .. } => {
+                    let logits = logits_after(&seen);
+                    assert!(
+                        logits.iter().enumerate().all(|(id, &logit)| logit < logits[token as usize]
+                            || (logit == logits[token as usize] && id >= token as usize))
+                    );
+                    seen.push(token);
+                }
+                Outcome::Finished { .. } => assert_eq!(positions, prompt.len() + 2),
+            }
+        }
+    }
+    assert_eq!(seen.len(), prompt.len() + 3);
+}
+
+#[test]
+fn logprobs_come_where_asked_for() {
+    let (mut scheduler, mut device) = (scheduler(limits(), 4, 8), Double::new(3));
+    let mut request = SequenceRequest::greedy(vec![1, 2], 1);
+    request.logprobs = 3;
+    scheduler.submit(spec(request)).unwrap();
+    let out = drain(&mut scheduler, &mut device);
+    let Outcome::Token { token, logprobs: Some(logprobs), .. } = &out[0] else { panic!("{out:?}") };
+    assert_eq!(logprobs.top.len(), 2);
+    assert_eq!(logprobs.top[0], (*token, logprobs.logprob));
+}
+
+#[test]
+fn the_thinking_budget_closes_the_reasoning() {
+    for budget in [0u32, 1, 4] {
+        let (mut scheduler, mut device) = (scheduler(limits(), 4, 8), Double::new(3));
+        let mut request = SequenceRequest::greedy(vec![1, 2], 12);
+        request.thinking = Some(ThinkingBudget { tokens: budget, close_ids: vec![65, 66] });
+        let id = scheduler.submit(spec(request)).unwrap();
+        let (mut said, mut forced_ids, mut usage) = (Vec::new(), Vec::new(), Usage::default());
+        while let Some((_, out)) = turn(&mut scheduler, &mut device) {
+            for outcome in out {
+                match outcome {
+                    Outcome::Token { token, forced, .. } => {
+                        said.push(token);
+                        forced_ids.extend(forced.then_some(token));
+                        // The reasoning begins after the third output and ends with its closing text.
+                        scheduler.set_reasoning_open(id, said.len() >= 3 && !said.contains(&66));
+                    }
+                    Outcome::Finished { usage: last, .. } => usage = last,
+                    Outcome::RawLogits { .. } => panic!("not asked for"),
+                }
+            }
+        }
+        assert_eq!(forced_ids, [65, 66]);
+        let at = 3 + budget as usize;
+        assert_eq!(said[..at], greedy(&[1, 2], at));
+        assert_eq!(said[at..at + 2], [65, 66]);
+        let before = [&[1, 2], &said[..at + 2]].concat();
+        assert_eq!(said[at + 2..], greedy(&before, 12 - at - 2), "it goes on after what was fed");
+        assert_eq!(usage, Usage { prompt_tokens: 2, output_tokens: 12, reasoning_tokens: budget + 2 });
+    }
+}
+
+#[test]
+fn closing_goes_on_to_its_end_once_begun() {
+    let (mut scheduler, mut device) = (scheduler(limits(), 4, 8), Double::new(3));
+    let mut request = SequenceRequest::greedy(vec![1, 2], 8);
+    request.thinking = Some(ThinkingBudget { tokens: 2, close_ids: vec![65, 66, 67] });
+    let id = scheduler.submit(spec(request)).unwrap();
+    scheduler.set_reasoning_open(id, true);
+    let mut said = Vec::new();
+    while let Some((_, out)) = turn(&mut scheduler, &mut device) {
+        said.extend(tokens_of(&out, id));
+        // What was said before made the text close after the first close id; at the sixth output it opens anew.
+        scheduler.set_reasoning_open(id, !said.contains(&65) || said.len() == 6);
+    }
+    assert_eq!(said[2..5], [65, 66, 67]);
+    assert!(said[5] < KNOWN);
+    assert_eq!(said[6..], [65, 66], "the budget is spent: reasoning anew is closed at once");
+}
+
+#[test]
+fn reasoning_that_closes_in_time_is_left_alone() {
+    let (mut scheduler, mut device) = (scheduler(limits(), 4, 8), Double::new(3));
+    let mut request = SequenceRequest::greedy(vec![1, 2], 12);
+    request.thinking = Some(ThinkingBudget { tokens: 4, close_ids: vec![65] });
+    let id = scheduler.submit(spec(request)).unwrap();
+    scheduler.set_reasoning_open(id, true);
+    let mut said = Vec::new();
+    while let Some((_, out)) = turn(&mut scheduler, &mut device) {
+        said.extend(tokens_of(&out, id));
+        scheduler.set_reasoning_open(id, said.len() < 4);
+    }
+    assert_eq!(said, greedy(&[1, 2], 12));
+}
+
+#[test]
+fn a_resumed_sequence_draws_what_it_would_have() {
+    let sampling = Sampling { temperature: 1.0, top_p: 0.9, seed: 11 };
+    let run = |prompt: Vec<u32>, max_tokens| {
+        let (mut scheduler, mut device) = (scheduler(limits(), 4, 8), Double::new(3));
+        let id = scheduler.submit(spec(SequenceRequest { sampling, ..SequenceRequest::greedy(prompt, max_tokens) })).unwrap();
+        tokens_of(&drain(&mut scheduler, &mut device), id)
+    };
+    let whole = run(vec![4, 5, 6], 20);
+    let resumed = run([&[4, 5, 6], &whole[..8]].concat(), 12);
+    assert_eq!(resumed, whole[8..]);
+    assert_ne!(whole, greedy(&[4, 5, 6], 20));
+}
+
+#[test]
+fn settings_that_cannot_work_are_refused() {
+    let known = || AllowedIds::all(VOCAB);
+    let config = SchedulerConfig { limits: limits(), queue: 1, prefill_tokens: 1 };
+    let words = |config, known| Scheduler::new(config, SHAPE, known).unwrap_err().to_string();
+    assert_eq!(words(SchedulerConfig { prefill_tokens: 0, ..config }, known()), "prefill_tokens is 0; at least 1 is needed");
+    let limits = Limits { kv_blocks: 0, ..limits() };
+    assert_eq!(words(SchedulerConfig { limits, ..config }, known()), "kv_blocks is 0; at least 1 is needed");
+    assert_eq!(words(config, AllowedIds::all(71)), "71 ids of a vocabulary of 71 are known; at least 1 of 70 is needed");
+}

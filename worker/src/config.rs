@@ -1,0 +1,146 @@
+//! Command line -> checked configuration. The only place that reads arguments and the environment.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// One worker pod: attention for its own sequences, experts for everyone in its group.
+#[derive(Debug, Parser)]
+#[command(name = "m1-worker", version, about, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The worker's subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve gRPC until SIGTERM. Weights are loaded when a placement is applied.
+    Serve(ServeArgs),
+}
+
+/// Arguments of `m1-worker serve`, unchecked.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Folder of the checkpoint: config.json, safetensors shards with their index, and, to serve text, the tokenizer.
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Index of this pod in its group, from 0.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub pod: u16,
+    /// Address of the gRPC services.
+    #[arg(long, default_value = "127.0.0.1:9000", value_name = "HOST:PORT")]
+    pub listen: SocketAddr,
+    /// Threads of the tensor library.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub threads: u16,
+    /// Sequences that may run at once: lightning state slots.
+    #[arg(long, default_value_t = 16, value_name = "N")]
+    pub slots: u32,
+    /// Tokens that the KV cache of all running sequences holds together.
+    #[arg(long, default_value_t = 65_536, value_name = "N")]
+    pub kv_tokens: u32,
+    /// Prompt and output of one sequence together.
+    #[arg(long, default_value_t = 32_768, value_name = "N")]
+    pub max_context: u32,
+    /// Prompt tokens in one prefill step.
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    pub prefill_chunk: u32,
+    /// Sequences that may wait for a slot; one more is refused.
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    pub queue: u32,
+    /// Seconds that a token waits for an expert that nobody holds before its sequence fails.
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    pub expert_wait: u32,
+}
+
+/// Checked configuration of one worker.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Folder of the checkpoint.
+    pub model: PathBuf,
+    /// Index of this pod in its group.
+    pub pod: u16,
+    /// Address of the gRPC services.
+    pub listen: SocketAddr,
+    /// Threads of the tensor library, at least 1.
+    pub threads: u16,
+    /// State slots, at least 1.
+    pub slots: u32,
+    /// Tokens of the KV pool, at least 1.
+    pub kv_tokens: u32,
+    /// Window of one sequence, 2 to `kv_tokens`.
+    pub max_context: u32,
+    /// Prompt tokens in one prefill step, at least 1.
+    pub prefill_chunk: u32,
+    /// Waiting sequences before a refusal, at least 1.
+    pub queue: u32,
+    /// How long a step parks for a missing expert.
+    pub expert_wait: std::time::Duration,
+}
+
+/// A flag whose value is outside its range.
+#[derive(Debug, thiserror::Error)]
+#[error("--{flag}: {given} given, allowed: {allowed}")]
+pub struct ConfigError {
+    flag: &'static str,
+    given: u64,
+    allowed: String,
+}
+
+impl ServeArgs {
+    /// Checks every range; the first flag outside its own is the error.
+    pub fn check(self) -> Result<Config, ConfigError> {
+        range("threads", self.threads.into(), 1, 1024)?;
+        range("slots", self.slots.into(), 1, 1 << 16)?;
+        range("kv-tokens", self.kv_tokens.into(), 1, u32::MAX.into())?;
+        range("max-context", self.max_context.into(), 2, self.kv_tokens.into())?;
+        range("prefill-chunk", self.prefill_chunk.into(), 1, 1 << 16)?;
+        range("queue", self.queue.into(), 1, 1 << 20)?;
+        range("expert-wait", self.expert_wait.into(), 0, 86_400)?;
+        Ok(Config {
+            model: self.model,
+            pod: self.pod,
+            listen: self.listen,
+            threads: self.threads,
+            slots: self.slots,
+            kv_tokens: self.kv_tokens,
+            max_context: self.max_context,
+            prefill_chunk: self.prefill_chunk,
+            queue: self.queue,
+            expert_wait: std::time::Duration::from_secs(self.expert_wait.into()),
+        })
+    }
+}
+
+fn range(flag: &'static str, given: u64, low: u64, high: u64) -> Result<(), ConfigError> {
+    if (low..=high).contains(&given) {
+        return Ok(());
+    }
+    Err(ConfigError { flag, given, allowed: format!("{low} to {high}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn serve(extra: &[&str]) -> Result<Config, String> {
+        let line = ["m1-worker", "serve", "--model", "m"].iter().chain(extra);
+        let cli = Cli::try_parse_from(line).map_err(|e| e.to_string())?;
+        let Command::Serve(args) = cli.command;
+        args.check().map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn defaults_are_allowed() {
+        assert_eq!(serve(&[]).unwrap().slots, 16);
+    }
+
+    #[test]
+    fn an_error_names_flag_value_and_range() {
+        assert_eq!(serve(&["--slots", "0"]).unwrap_err(), "--slots: 0 given, allowed: 1 to 65536");
+        assert_eq!(serve(&["--kv-tokens", "10"]).unwrap_err(), "--max-context: 32768 given, allowed: 2 to 10");
+    }
+}

@@ -1,0 +1,54 @@
+//! The engine's results as the wire says them.
+
+use m1_engine::{Finish, RoutingCounts, TokenLogprobs, Usage};
+use m1_proto::worker as pb;
+
+/// Counts as the wire has them. A single sequence never reaches `u32::MAX` tokens of one expert; worker totals saturate there.
+pub fn routing(counts: &RoutingCounts) -> pb::Routing {
+    let narrow = |values: &[u64]| values.iter().map(|v| u32::try_from(*v).unwrap_or(u32::MAX)).collect();
+    pb::Routing {
+        tokens: counts.tokens,
+        layers: counts.shape.layers as u32,
+        experts: counts.shape.experts as u32,
+        top_k: counts.shape.top_k as u32,
+        executed: counts.executed,
+        skipped: counts.skipped,
+        lost: counts.lost,
+        expert_tokens: narrow(&counts.expert_tokens),
+        expert_weight: counts.expert_weight.iter().map(|w| *w as f32).collect(),
+        expert_skipped: narrow(&counts.expert_skipped),
+        expert_lost: narrow(&counts.expert_lost),
+    }
+}
+
+/// Log-probabilities as the wire has them.
+pub fn logprobs(logprobs: &TokenLogprobs) -> pb::TokenLogprobs {
+    pb::TokenLogprobs {
+        logprob: logprobs.logprob,
+        top_ids: logprobs.top.iter().map(|(id, _)| *id).collect(),
+        top_logprobs: logprobs.top.iter().map(|(_, p)| *p).collect(),
+    }
+}
+
+/// The end of a sequence as the wire has it.
+pub fn finished(finish: &Finish, usage: &Usage, counts: &RoutingCounts, stop_string: String) -> pb::Finished {
+    let reason = match finish {
+        Finish::Stop => pb::FinishReason::FinishStop,
+        Finish::Length => pb::FinishReason::FinishLength,
+        Finish::Failed(_) => pb::FinishReason::FinishError,
+    };
+    let (error_reason, error_message) = match finish {
+        Finish::Failed(failure) => (failure.reason.to_owned(), failure.message.clone()),
+        Finish::Stop | Finish::Length => Default::default(),
+    };
+    pb::Finished {
+        reason: reason.into(),
+        stop_string,
+        prompt_tokens: usage.prompt_tokens,
+        output_tokens: usage.output_tokens,
+        routing: Some(routing(counts)),
+        error_reason,
+        error_message,
+    }
+}
+

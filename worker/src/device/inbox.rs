@@ -1,0 +1,126 @@
+//! What reaches the device thread, and the handle by which the async side sends it.
+
+use m1_arch::ExpertSet;
+use m1_engine::SequenceSpec;
+use m1_exchange::PodId;
+use m1_proto::worker::GenerateEvent;
+use tokio::sync::{mpsc, oneshot};
+use tonic::Status;
+
+use crate::text::TextRules;
+use crate::transport::Inbound;
+
+/// Number of a sequence in this worker, never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceKey(pub u64);
+
+/// One pod of a group.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GroupPod {
+    /// Its index.
+    pub id: PodId,
+    /// host:port of its gRPC address.
+    pub address: String,
+    /// What it should hold.
+    pub holds: ExpertSet,
+}
+
+/// A placement: who is in the group and who holds what.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Group {
+    /// Of the writer's lease; with `epoch` it orders placements.
+    pub lease_transitions: u64,
+    /// Grows with every change.
+    pub epoch: u64,
+    /// All pods, this one among them.
+    pub pods: Vec<GroupPod>,
+}
+
+/// A sequence to run.
+#[derive(Debug)]
+pub struct NewSequence {
+    /// Its number.
+    pub key: SequenceKey,
+    /// Checked.
+    pub spec: SequenceSpec,
+    /// Rules that need the text.
+    pub text: Option<TextRules>,
+    /// Where its events go. Holds every event the sequence can produce, so sending never waits.
+    pub events: mpsc::Sender<Result<GenerateEvent, Status>>,
+}
+
+/// Everything that reaches the device thread.
+#[derive(Debug)]
+pub enum Inbox {
+    /// From connections.
+    Dispatch(Inbound),
+    /// A sequence to run; refusals go through its events.
+    Generate(Box<NewSequence>),
+    /// Nobody reads this sequence any more.
+    Cancel(SequenceKey),
+    /// A placement; answered when accepted or refused.
+    Place {
+        /// Who holds what.
+        group: Group,
+        /// Empty, or why not.
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    /// Admit no more.
+    Drain,
+    /// Time passes.
+    Tick,
+    /// End now.
+    Stop,
+}
+
+/// Sends to the device thread; bounded, so a busy device slows its senders instead of growing.
+#[derive(Debug, Clone)]
+pub struct Events(mpsc::Sender<Inbox>);
+
+/// Messages in front of the device thread. Dispatch frames are bounded by credits; this bounds the rest.
+const INBOX: usize = 1024;
+
+/// The device thread is gone.
+#[derive(Debug, thiserror::Error)]
+#[error("the worker is stopping")]
+pub struct Gone;
+
+impl From<Gone> for Status {
+    fn from(gone: Gone) -> Self {
+        Self::unavailable(gone.to_string())
+    }
+}
+
+impl Events {
+    /// The channel of one device thread.
+    pub fn channel() -> (Self, mpsc::Receiver<Inbox>) {
+        let (sender, receiver) = mpsc::channel(INBOX);
+        (Self(sender), receiver)
+    }
+
+    /// Sends one message.
+    pub async fn send(&self, message: Inbox) -> Result<(), Gone> {
+        self.0.send(message).await.map_err(|_| Gone)
+    }
+
+    /// Sends what a connection has to say.
+    pub async fn dispatch(&self, inbound: Inbound) -> Result<(), Gone> {
+        self.send(Inbox::Dispatch(inbound)).await
+    }
+
+    /// Sends without waiting; a tick is dropped when the device has work anyway.
+    pub fn try_send(&self, message: Inbox) {
+        // A full inbox means that the device is awake; a closed one that it has ended.
+        let _ = self.0.try_send(message);
+    }
+
+    /// A handle that sends `message` from a place that cannot wait (a destructor), waiting in a task if need be.
+    pub fn send_detached(&self, message: Inbox) {
+        if let Err(mpsc::error::TrySendError::Full(message)) = self.0.try_send(message) {
+            let sender = self.0.clone();
+            if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+                runtime.spawn(async move { sender.send(message).await });
+            }
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! `m1-worker serve`: binds the address, starts the device thread and the gRPC services, and on SIGTERM ends them in
+//! order: stop admission, let sequences finish within the grace, stop the device thread, close connections.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use m1_proto::dispatch::expert_dispatch_server::ExpertDispatchServer;
+use m1_proto::worker as pb;
+use m1_proto::worker::worker_server::WorkerServer;
+use m1_weights::Checkpoint;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Server;
+
+use crate::config::Config;
+use crate::device::{self, Events, Inbox};
+use crate::service::WorkerService;
+use crate::status::SharedStatus;
+use crate::transport::{DispatchService, Dialer, HTTP2_FRAME, HTTP2_WINDOW, Identity};
+
+/// Threads of the async runtime: connections only, the mathematics has its own thread.
+const IO_THREADS: usize = 2;
+/// How often the device thread is woken when nothing comes: timers of the dispatch rules are a multiple of it.
+const TICK: Duration = Duration::from_millis(20);
+/// How long running sequences may go on after SIGTERM.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Runs until SIGTERM or SIGINT.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(IO_THREADS)
+        .enable_all()
+        .build()
+        .context("cannot start the async runtime")?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let listener = tokio::net::TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("--listen: cannot bind {}", config.listen))?;
+    let (events, inbox) = Events::channel();
+    let status = Arc::new(SharedStatus::new(first_status(&config)));
+    let (checkpoint, identity) = open(&config, &status);
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    let dialer = identity.clone().map(|identity| Dialer {
+        identity,
+        events: events.clone(),
+        status: status.clone(),
+        tasks: tasks.clone(),
+    });
+    let thread = match (checkpoint, dialer) {
+        (Some(checkpoint), Some(dialer)) => Some(device::spawn(&config, checkpoint, dialer, inbox, status.clone())?),
+        _ => None,
+    };
+    let ticks = tasks.spawn(ticker(events.clone(), stop.clone()));
+    let dispatch = DispatchService {
+        identity: identity.clone(),
+        events: events.clone(),
+        status: status.clone(),
+        tasks: tasks.clone(),
+        stop: stop.clone(),
+        generations: Arc::new(AtomicU64::new(0)),
+    };
+    let tokenizer = identity.as_ref().and_then(|_| crate::text::open_tokenizer(&config.model));
+    let worker = WorkerService { events: events.clone(), status: status.clone(), identity, tokenizer, limits: config.limits() };
+    tracing::info!(address = %listener.local_addr()?, pod = config.pod, "m1-worker listens");
+    let shutdown = shutdown(events, status, stop.clone());
+    Server::builder()
+        .max_frame_size(HTTP2_FRAME)
+        .initial_stream_window_size(HTTP2_WINDOW)
+        .initial_connection_window_size(HTTP2_WINDOW)
+        .tcp_nodelay(true)
+        .add_service(WorkerServer::new(worker))
+        .add_service(ExpertDispatchServer::new(dispatch))
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown)
+        .await
+        .context("the gRPC server failed")?;
+    ticks.await?;
+    tasks.close();
+    tasks.wait().await;
+    if let Some(thread) = thread {
+        thread.join().map_err(|_| anyhow::anyhow!("the device thread panicked"))?;
+    }
+    Ok(())
+}
+
+/// Opens the checkpoint. A broken one does not end the process: `Status` says what is wrong, and nothing is retried.
+fn open(config: &Config, status: &SharedStatus) -> (Option<Checkpoint>, Option<Arc<Identity>>) {
+    match Checkpoint::open(&config.model) {
+        Ok(checkpoint) => {
+            let identity =
+                Identity { pod: config.pod, digest: checkpoint.digest().to_owned(), arch: checkpoint.architecture().clone() };
+            status.update(|s| {
+                s.weights_digest = identity.digest.clone();
+                s.bytes_checkpoint = checkpoint.total_bytes();
+            });
+            (Some(checkpoint), Some(Arc::new(identity)))
+        }
+        Err(error) => {
+            tracing::error!(error = %error, "the checkpoint cannot be used");
+            status.update(|s| {
+                s.set_phase(pb::Phase::Failed);
+                s.reason = error.reason().into();
+                s.message = error.to_string();
+            });
+            (None, None)
+        }
+    }
+}
+
+fn first_status(config: &Config) -> pb::StatusResponse {
+    pb::StatusResponse {
+        pod: config.pod.into(),
+        phase: pb::Phase::Waiting.into(),
+        message: "no placement yet".into(),
+        state_slots_total: config.slots,
+        max_context_tokens: config.max_context,
+        ..Default::default()
+    }
+}
+
+async fn ticker(events: Events, stop: CancellationToken) {
+    let mut interval = tokio::time::interval(TICK);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = interval.tick() => events.try_send(Inbox::Tick),
+        }
+    }
+}
+
+async fn shutdown(events: Events, status: Arc<SharedStatus>, stop: CancellationToken) {
+    m1_runtime::shutdown::signal().await;
+    tracing::info!("draining");
+    if events.send(Inbox::Drain).await.is_ok() {
+        drained(&status, GRACE).await;
+    }
+    // The device thread may have ended by itself.
+    let _ = events.send(Inbox::Stop).await;
+    stop.cancel();
+}
+
+/// Waits until no sequence is left or the deadline has passed; returns how many are left.
+pub async fn drained(status: &SharedStatus, deadline: Duration) -> u32 {
+    let began = Instant::now();
+    loop {
+        let now = status.read();
+        let left = now.running + now.waiting;
+        if left == 0 || began.elapsed() >= deadline {
+            return left;
+        }
+        tokio::time::sleep(TICK).await;
+    }
+}

@@ -1,0 +1,157 @@
+//! How dispatch frames travel between pods. The device thread sees only [`Link`]s and [`Inbound`] events, so another
+//! transport replaces `grpc` without touching it. Owns connections and reconnects; decides nothing about experts.
+//!
+//! One stream per (requester, server, lane): the requester sends hidden states, the server answers with sums.
+
+mod grpc_client;
+mod grpc_server;
+mod wire;
+
+use bytes::Bytes;
+use m1_exchange::{Lane, PodId};
+use m1_proto::dispatch::Frame;
+use tokio::sync::mpsc;
+
+pub use grpc_client::{Dialer, PeerAddress};
+pub use grpc_server::DispatchService;
+pub use wire::{Identity, RequestFrame, RequestHead, WireError, check_answer, check_request, request_frame};
+
+/// Frames of one lane that the server lets a requester have open. With frames of 512 KB this bounds what a slow pod
+/// holds for one peer to 8 MB a lane; more would only queue behind a busy device.
+pub const CREDITS: u32 = 16;
+
+/// Frames that wait in front of one connection. Credits bound what is sent, so this is never reached by a peer that keeps
+/// the rules; heartbeats are dropped when it is full.
+const LINK_QUEUE: usize = 64;
+
+/// HTTP/2 frame and window sizes: 1 MiB frames and 16 MiB windows carry a 768 KB exchange without a window stall.
+pub const HTTP2_FRAME: u32 = 1 << 20;
+/// See [`HTTP2_FRAME`].
+pub const HTTP2_WINDOW: u32 = 16 << 20;
+
+/// The sending side of one connection. Cheap to clone; sending never waits.
+#[derive(Debug, Clone)]
+pub struct Link {
+    sender: mpsc::Sender<Frame>,
+    /// Distinguishes this connection from an earlier one of the same peer and lane.
+    pub generation: u64,
+}
+
+impl Link {
+    fn new(generation: u64) -> (Self, mpsc::Receiver<Frame>) {
+        let (sender, receiver) = mpsc::channel(LINK_QUEUE);
+        (Self { sender, generation }, receiver)
+    }
+
+    /// Hands a frame to the connection. False: the connection is gone or stands still beyond its credits; drop it.
+    pub fn send(&self, kind: m1_proto::dispatch::frame::Kind) -> bool {
+        self.sender.try_send(Frame { kind: Some(kind) }).is_ok()
+    }
+}
+
+/// What connections tell the device thread.
+#[derive(Debug)]
+pub enum Inbound {
+    /// My connection to a peer stands; I may have `credits` frames open.
+    RequesterUp {
+        /// The server.
+        peer: PodId,
+        /// Its lane.
+        lane: Lane,
+        /// Where requests go.
+        link: Link,
+        /// Frames I may have open.
+        credits: u32,
+    },
+    /// My connection to a peer is gone.
+    RequesterDown {
+        /// The server.
+        peer: PodId,
+        /// Its lane.
+        lane: Lane,
+        /// Which connection.
+        generation: u64,
+    },
+    /// A peer refused this pod, with its words.
+    PeerRefused {
+        /// The server.
+        peer: PodId,
+        /// One CamelCase word.
+        reason: String,
+        /// A sentence.
+        message: String,
+    },
+    /// A peer connected to be served.
+    ServerUp {
+        /// The requester.
+        peer: PodId,
+        /// Its lane.
+        lane: Lane,
+        /// Where answers go.
+        link: Link,
+    },
+    /// A peer that was served is gone.
+    ServerDown {
+        /// The requester.
+        peer: PodId,
+        /// Its lane.
+        lane: Lane,
+        /// Which connection.
+        generation: u64,
+    },
+    /// A checked request of a peer.
+    Request {
+        /// The requester.
+        peer: PodId,
+        /// Its lane.
+        lane: Lane,
+        /// Which connection.
+        generation: u64,
+        /// The rows.
+        request: RequestFrame,
+    },
+    /// A peer's answer to a request of mine; `sums` is fp32 [tokens, hidden].
+    Answer {
+        /// The server.
+        peer: PodId,
+        /// Its lane.
+        lane: Lane,
+        /// The request.
+        id: u64,
+        /// Rows in `sums`.
+        tokens: u32,
+        /// Little-endian fp32.
+        sums: Bytes,
+    },
+    /// A peer does not hold what I asked for.
+    NotHere {
+        /// The server.
+        peer: PodId,
+        /// Its lane.
+        lane: Lane,
+        /// The request.
+        id: u64,
+        /// The server's epoch.
+        epoch: u64,
+    },
+    /// A peer lets me send more.
+    Credit {
+        /// The server.
+        peer: PodId,
+        /// Its lane.
+        lane: Lane,
+        /// Frames.
+        frames: u32,
+    },
+    /// A peer's device thread lives.
+    Heartbeat {
+        /// The server.
+        peer: PodId,
+        /// Grows as its device thread turns.
+        progress: u64,
+        /// Its epoch.
+        epoch: u64,
+        /// Round trip of the last echoed heartbeat, where one was.
+        round_trip_us: Option<u32>,
+    },
+}

@@ -1,0 +1,180 @@
+//! [`Experts`]: the experts held here, and the weighted sums that they give for rows: every expert runs once over all of
+//! its rows. `y = down(silu(gate x) * up x)`.
+
+use m1_arch::{Architecture, ExpertId, ExpertSet, LayerId};
+use m1_engine::{Assignment, ExecutorError, UNUSED};
+use m1_weights::{ExpertPart, TensorName};
+use tch::{Device, Kind, TchError, Tensor};
+
+use crate::error::TorchError;
+use crate::load::Reader;
+
+/// One expert's matrices, as transposed views of the stored ones.
+struct Expert {
+    /// `[hidden, 2 * expert_hidden]`: gate, then up.
+    gate_up: Tensor,
+    /// `[expert_hidden, hidden]`.
+    down: Tensor,
+}
+
+/// One use of an expert by a row.
+#[derive(Clone, Copy)]
+struct Use {
+    expert: u16,
+    row: u32,
+    weight: f32,
+}
+
+/// Held experts of all layers.
+pub(crate) struct Experts {
+    /// `layers * experts` places.
+    held: Vec<Option<Expert>>,
+    set: ExpertSet,
+    inner: i64,
+}
+
+impl Experts {
+    /// None held.
+    pub fn none(arch: &Architecture) -> Self {
+        let layers = arch.layers.len();
+        Experts {
+            held: (0..layers * arch.experts).map(|_| None).collect(),
+            set: ExpertSet::empty(layers, arch.experts),
+            inner: arch.expert_hidden as i64,
+        }
+    }
+
+    /// Which are held.
+    pub fn set(&self) -> &ExpertSet {
+        &self.set
+    }
+
+    /// Lets go of what `wanted` lacks, then reads what is missing. After an error [`Experts::set`] says how far it came.
+    pub fn update(&mut self, wanted: &ExpertSet, reader: &mut Reader<'_>) -> Result<(), TorchError> {
+        for (layer, expert) in self.set.difference(wanted).iter() {
+            let place = self.place(layer, expert);
+            self.held[place] = None;
+            self.set.remove(layer, expert);
+        }
+        for (layer, expert) in wanted.difference(&self.set).iter() {
+            let part = |part| TensorName::Expert { layer, expert, part };
+            let gate_up = reader.stacked(&[part(ExpertPart::Gate), part(ExpertPart::Up)])?.f_tr()?;
+            let down = reader.tensor(part(ExpertPart::Down))?.f_tr()?;
+            let place = self.place(layer, expert);
+            self.held[place] = Some(Expert { gate_up, down });
+            self.set.insert(layer, expert);
+        }
+        Ok(())
+    }
+
+    /// Refuses an assignment that does not fit `rows` rows or names an expert that is not held.
+    pub fn check(&self, layer: LayerId, assignment: &Assignment<'_>, rows: usize) -> Result<(), ExecutorError> {
+        let places = assignment.rows.len() * assignment.slots;
+        for (what, given) in [("experts", assignment.experts.len()), ("weights", assignment.weights.len())] {
+            if given != places {
+                let allowed = format!("{places}, rows x slots");
+                return Err(ExecutorError::InvalidArgument { what, given: given as u64, allowed });
+            }
+        }
+        crate::layout::check_rows("assigned row", assignment.rows, rows)?;
+        let missing = |expert: &&u16| **expert != UNUSED && !self.set.contains(layer, ExpertId(**expert));
+        match assignment.experts.iter().find(missing) {
+            Some(expert) => Err(ExecutorError::NotHeld { layer, expert: ExpertId(*expert) }),
+            None => Ok(()),
+        }
+    }
+
+    /// Adds `factor` times the weighted sums of the assigned experts for rows of `x` to the same rows of `sums`. The
+    /// assignment has passed [`Experts::check`].
+    pub fn add(
+        &self,
+        layer: LayerId,
+        x: &Tensor,
+        assignment: &Assignment<'_>,
+        factor: f64,
+        sums: &mut Tensor,
+    ) -> Result<(), TchError> {
+        let mut uses = uses(assignment, factor);
+        uses.sort_by_key(|one| one.expert);
+        let Some(first) = uses.first() else { return Ok(()) };
+        if uses.iter().any(|one| one.row != first.row) {
+            return self.add_rows(layer, x, &uses, sums);
+        }
+        let row = i64::from(first.row);
+        self.add_row(layer, &x.f_narrow(0, row, 1)?, &uses, &mut sums.f_narrow(0, row, 1)?)
+    }
+
+    /// One row: nothing to gather, and the last product adds into `sum` itself.
+    fn add_row(&self, layer: LayerId, x: &Tensor, uses: &[Use], sum: &mut Tensor) -> Result<(), TchError> {
+        for one in uses {
+            let Some(expert) = self.expert(layer, one.expert) else { continue };
+            let mut inner = self.activate(&x.f_mm(&expert.gate_up)?)?;
+            let inner = inner.f_mul_scalar_(f64::from(one.weight))?;
+            let _ = sum.f_addmm_(&inner, &expert.down)?;
+        }
+        Ok(())
+    }
+
+    /// Many rows: gathered in order of experts, so that each expert multiplies one slice.
+    fn add_rows(&self, layer: LayerId, x: &Tensor, uses: &[Use], sums: &mut Tensor) -> Result<(), TchError> {
+        let options = (Kind::Float, Device::Cpu);
+        let (count, width) = (uses.len() as i64, x.size()[1]);
+        let rows = Tensor::f_from_slice(&uses.iter().map(|one| i64::from(one.row)).collect::<Vec<_>>())?;
+        let weights = Tensor::f_from_slice(&uses.iter().map(|one| one.weight).collect::<Vec<_>>())?.f_view([-1, 1])?;
+        let gathered = x.f_index_select(0, &rows)?;
+        let projected = Tensor::f_empty([count, 2 * self.inner], options)?;
+        self.each_expert(layer, uses, |expert, start, len| {
+            gathered.f_narrow(0, start, len)?.f_mm_out(&projected.f_narrow(0, start, len)?, &expert.gate_up)
+        })?;
+        let inner = self.activate(&projected)?.f_mul_(&weights)?;
+        let outputs = Tensor::f_empty([count, width], options)?;
+        self.each_expert(layer, uses, |expert, start, len| {
+            inner.f_narrow(0, start, len)?.f_mm_out(&outputs.f_narrow(0, start, len)?, &expert.down)
+        })?;
+        sums.f_index_add_(0, &rows, &outputs).map(drop)
+    }
+
+    fn each_expert(
+        &self,
+        layer: LayerId,
+        uses: &[Use],
+        run: impl Fn(&Expert, i64, i64) -> Result<Tensor, TchError>,
+    ) -> Result<(), TchError> {
+        let mut start = 0;
+        for group in uses.chunk_by(|a, b| a.expert == b.expert) {
+            let len = group.len() as i64;
+            if let Some(expert) = self.expert(layer, group[0].expert) {
+                let _ = run(expert, start, len)?;
+            }
+            start += len;
+        }
+        Ok(())
+    }
+
+    /// `silu(gate) * up` of `[rows, 2 * expert_hidden]`.
+    fn activate(&self, projected: &Tensor) -> Result<Tensor, TchError> {
+        projected.f_narrow(1, 0, self.inner)?.f_silu()?.f_mul_(&projected.f_narrow(1, self.inner, self.inner)?)
+    }
+
+    fn expert(&self, layer: LayerId, expert: u16) -> Option<&Expert> {
+        self.held.get(self.place(layer, ExpertId(expert))).and_then(Option::as_ref)
+    }
+
+    fn place(&self, layer: LayerId, expert: ExpertId) -> usize {
+        layer.index() * self.set.experts() + expert.index()
+    }
+}
+
+/// Every used place of an assignment, its weight times `factor`.
+fn uses(assignment: &Assignment<'_>, factor: f64) -> Vec<Use> {
+    let slots = assignment.slots.max(1);
+    let places = assignment.experts.iter().zip(assignment.weights).enumerate();
+    places
+        .filter(|(_, (expert, _))| **expert != UNUSED)
+        .map(|(place, (expert, weight))| Use {
+            expert: *expert,
+            row: assignment.rows[place / slots],
+            weight: (f64::from(*weight) * factor) as f32,
+        })
+        .collect()
+}

@@ -1,0 +1,54 @@
+//! The router's choice, on the host: the routing goes to the host in any case, and 32 logits per token are few.
+//!
+//! `p = softmax(logits)` over all experts, the `top_k` most probable, weights `p / sum of the chosen p`. The softmax's own
+//! denominator cancels, so weights are computed as `exp(l - max) / sum over the chosen`, in fp32.
+
+use m1_engine::LayerRouting;
+
+/// Fills `routing` from `logits`, `[tokens, experts]`. Of equal logits the lower expert wins.
+pub(crate) fn route(logits: &[f32], experts: usize, top_k: usize, routing: &mut LayerRouting) {
+    let tokens = logits.len() / experts.max(1);
+    routing.reset(tokens, top_k);
+    let places = routing.experts.chunks_exact_mut(top_k).zip(routing.weights.chunks_exact_mut(top_k));
+    for (row, (chosen, weights)) in logits.chunks_exact(experts).zip(places) {
+        choose(row, chosen, weights);
+    }
+}
+
+fn choose(logits: &[f32], chosen: &mut [u16], weights: &mut [f32]) {
+    for place in 0..chosen.len() {
+        let (taken, rest) = chosen.split_at_mut(place);
+        let free = (0..logits.len()).filter(|expert| !taken.contains(&(*expert as u16)));
+        let best = free.reduce(|best, expert| if logits[expert] > logits[best] { expert } else { best });
+        let Some(best) = best else { return };
+        rest[0] = best as u16;
+        weights[place] = (logits[best] - logits[usize::from(chosen[0])]).exp();
+    }
+    let sum: f32 = weights.iter().sum();
+    weights.iter_mut().for_each(|weight| *weight /= sum);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_probable_come_first_and_sum_to_one() {
+        let mut routing = LayerRouting::default();
+        route(&[0.0, 2.0, -1.0, 3.0, 5.0, 5.0, 0.0, 0.0], 4, 2, &mut routing);
+        assert_eq!((routing.tokens, routing.top_k), (2, 2));
+        assert_eq!(routing.experts, [3, 1, 0, 1]);
+        let full: f64 = [0f64, 2.0, -1.0, 3.0].iter().map(|l| l.exp()).sum();
+        let (first, second) = (3f64.exp() / full, 2f64.exp() / full);
+        assert!((f64::from(routing.weights[0]) - first / (first + second)).abs() < 1e-6);
+        assert_eq!(routing.weights[2..], [0.5, 0.5]);
+    }
+
+    #[test]
+    fn huge_and_broken_logits_still_name_distinct_experts() {
+        let mut routing = LayerRouting::default();
+        route(&[1e30, -1e30, f32::NAN, 0.0], 4, 2, &mut routing);
+        assert_eq!(routing.experts[0], 0);
+        assert_ne!(routing.experts[0], routing.experts[1]);
+    }
+}
