@@ -14,7 +14,7 @@ build: setup ## build m1ctl, m1-router and m1-worker into target/debug
 
 quickstart: build ## serve the demo model on two expert-parallel workers at http://127.0.0.1:8000
 	@echo
-	@echo 'In another terminal:   scripts/demo.sh        Ctrl-C here ends everything.'
+	@echo 'In another terminal:   python3 scripts/demo.py        Ctrl-C here ends everything.'
 	@echo
 	target/debug/m1ctl up -f manifests/examples/demo.yaml --listen 127.0.0.1:8000
 

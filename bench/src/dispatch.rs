@@ -7,7 +7,6 @@
 //! encoding, HTTP/2, loopback, and four hand-overs between threads.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -20,7 +19,7 @@ use m1_proto::dispatch::{Answer, Credit};
 use m1_worker::device::{Events, Inbox};
 use m1_worker::status::SharedStatus;
 use m1_worker::transport::{
-    Dialer, DispatchService, HTTP2_FRAME, HTTP2_WINDOW, Identity, Inbound, Link, PeerAddress, RequestHead, request_frame,
+    Dialer, DispatchService, HTTP2_FRAME, HTTP2_WINDOW, Identity, Inbound, Link, PeerAddress, RequestHead, Said, request_frame,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -40,7 +39,8 @@ fn main() -> anyhow::Result<()> {
         return runtime.block_on(server());
     }
     let rounds = first.map_or(Ok(5000), |n| n.parse()).context("ROUNDS is a number")?;
-    let mut child = std::process::Command::new(std::env::current_exe()?).arg("server").stdout(std::process::Stdio::piped()).spawn()?;
+    let mut child =
+        std::process::Command::new(std::env::current_exe()?).arg("server").stdout(std::process::Stdio::piped()).spawn()?;
     let result = runtime.block_on(requester(&mut child, rounds));
     child.kill()?;
     child.wait()?;
@@ -74,13 +74,15 @@ async fn server() -> anyhow::Result<()> {
             }
         }
     });
+    let status = Arc::new(SharedStatus::new(Default::default()));
+    status.serve_peers();
     let service = DispatchService {
         identity: Some(identity(1)),
         events,
-        status: Arc::new(SharedStatus::new(Default::default())),
+        status,
         tasks: TaskTracker::new(),
         stop: CancellationToken::new(),
-        generations: Arc::new(AtomicU64::new(0)),
+        generations: Arc::default(),
     };
     tonic::transport::Server::builder()
         .max_frame_size(HTTP2_FRAME)
@@ -147,7 +149,7 @@ fn exchange(address: String, rounds: usize) -> anyhow::Result<Vec<Duration>> {
     let (events, mut inbox) = Events::channel();
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let status = Arc::new(SharedStatus::new(Default::default()));
-    let dialer = Dialer { identity: identity(0), events, status, tasks };
+    let dialer = Dialer { identity: identity(0), events, status, tasks, generations: Arc::default() };
     dialer.dial(&PeerAddress { pod: PodId(1), address }, &stop);
     let link = loop {
         match inbox.blocking_recv().context("the dialer ended")? {
@@ -163,7 +165,7 @@ fn exchange(address: String, rounds: usize) -> anyhow::Result<Vec<Duration>> {
         link.send(Kind::Request(request_frame(head, &[1, 2], &[0.5, 0.5], row.clone())));
         loop {
             match inbox.blocking_recv().context("the connection ended")? {
-                Inbox::Dispatch(Inbound::Answer { id, .. }) if id == round as u64 => break,
+                Inbox::Dispatch(Inbound::Server { said: Said::Answer { id, .. }, .. }) if id == round as u64 => break,
                 _ => continue,
             }
         }

@@ -47,7 +47,8 @@ pub async fn run(args: &BenchArgs, console: &Console) -> Result<(), Failure> {
 }
 
 async fn measure(args: &BenchArgs, console: &Console) -> Result<Vec<Report>, Failure> {
-    let base = base(&args.url).ok_or_else(|| Failure::usage("--url", format_args!("{:?} given, allowed: http://HOST:PORT", args.url)))?;
+    let base =
+        base(&args.url).ok_or_else(|| Failure::usage("--url", format_args!("{:?} given, allowed: http://HOST:PORT", args.url)))?;
     let client = Client::default();
     let model = match &args.model {
         Some(name) => name.clone(),

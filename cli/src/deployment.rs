@@ -128,7 +128,10 @@ spec:
     fn what_is_not_built_is_named_with_its_field() {
         let error = FieldError::not_implemented("spec.replicas", 2, "not implemented by the local runtime yet; it runs 1");
         let text = refused(Path::new("cr.yaml"), &[error]).to_string();
-        assert_eq!(text, "m1ctl: cr.yaml: spec.replicas: 2: not implemented by the local runtime yet; it runs 1 (NotImplemented)\n");
+        assert_eq!(
+            text,
+            "m1ctl: cr.yaml: spec.replicas: 2: not implemented by the local runtime yet; it runs 1 (NotImplemented)\n"
+        );
     }
 
     #[test]

@@ -8,7 +8,6 @@ mod prompts;
 use m1_proto::worker::generate_event::Event;
 use m1_proto::worker::worker_client::WorkerClient;
 use m1_proto::worker::{FinishReason, Finished, GenerateRequest, RawLogits, Sampling};
-use m1_weights::Checkpoint;
 use tonic::transport::Channel;
 
 use crate::args::ForwardArgs;
@@ -31,8 +30,8 @@ pub async fn run(args: &ForwardArgs, console: &Console) -> Result<(), Failure> {
     let (layers, experts, vocab) = crate::model::dimensions(&checkpoint);
     let holds = placement::linear(layers, experts, args.expert.into()).map_err(|error| Failure::usage("--expert", error))?;
     let prompts = read(args, vocab)?;
-    let archive = Archive::create(&args.output, &prompts, args.decode as usize, vocab)
-        .map_err(|error| Failure::new("--output", error))?;
+    let archive =
+        Archive::create(&args.output, &prompts, args.decode as usize, vocab).map_err(|error| Failure::new("--output", error))?;
     let plan = LocalPlan::new(&checkpoint, vec![holds], limits(args, &prompts)?)?;
     let shown = args.verbose.then(|| console.clone());
     let loading = Loading::new(shown.as_ref(), plan.names());
@@ -42,8 +41,7 @@ pub async fn run(args: &ForwardArgs, console: &Console) -> Result<(), Failure> {
 fn read(args: &ForwardArgs, vocab: usize) -> Result<Vec<Prompt>, Failure> {
     let file = args.tokens.display();
     let text = std::fs::read_to_string(&args.tokens).map_err(|error| Failure::new(&file, error))?;
-    prompts::parse(&text, vocab)
-        .map_err(|errors| Failure::lines(errors.iter().map(|error| format!("{file}: {error}")).collect()))
+    prompts::parse(&text, vocab).map_err(|errors| Failure::lines(errors.iter().map(|error| format!("{file}: {error}")).collect()))
 }
 
 /// A window that the longest prompt and its decode tokens just fit.
@@ -107,10 +105,10 @@ fn request(prompt: Prompt, at: usize, args: &ForwardArgs) -> GenerateRequest {
 
 fn ended(finished: &Finished) -> Result<(), String> {
     match finished.reason() {
-        FinishReason::Error | FinishReason::Unspecified => {
+        FinishReason::FinishError | FinishReason::FinishUnspecified => {
             Err(format!("{}: {}", finished.error_reason, finished.error_message))
         }
-        FinishReason::Stop | FinishReason::Length => Ok(()),
+        FinishReason::FinishStop | FinishReason::FinishLength => Ok(()),
     }
 }
 
@@ -181,7 +179,7 @@ mod tests {
     #[test]
     fn an_error_at_the_end_is_told() {
         let finished = Finished {
-            reason: FinishReason::Error.into(),
+            reason: FinishReason::FinishError.into(),
             error_reason: "ExpertsUnavailable".into(),
             error_message: "30 s passed".into(),
             ..Finished::default()

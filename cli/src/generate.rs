@@ -87,7 +87,11 @@ struct Summary {
     reason: &'static str,
 }
 
-async fn answer(mut clients: Vec<WorkerClient<Channel>>, request: GenerateRequest, mut text: TextStream) -> Result<Summary, Failure> {
+async fn answer(
+    mut clients: Vec<WorkerClient<Channel>>,
+    request: GenerateRequest,
+    mut text: TextStream,
+) -> Result<Summary, Failure> {
     let failed = |why: String| Failure::new("generate", why);
     let Some(client) = clients.first_mut() else { return Err(failed("there is no worker".to_owned())) };
     let start = Instant::now();
@@ -121,9 +125,9 @@ fn write(text: &str) -> Result<(), String> {
 
 fn summary(finished: &Finished, first: Duration, whole: Duration) -> Result<Summary, String> {
     let reason = match finished.reason() {
-        FinishReason::Stop => "stop",
-        FinishReason::Length => "length",
-        FinishReason::Error | FinishReason::Unspecified => {
+        FinishReason::FinishStop => "stop",
+        FinishReason::FinishLength => "length",
+        FinishReason::FinishError | FinishReason::FinishUnspecified => {
             return Err(format!("{}: {}", finished.error_reason, finished.error_message));
         }
     };
@@ -183,7 +187,8 @@ mod tests {
 
     #[test]
     fn the_summary_tells_both_rates() {
-        let summary = summary(&finished(FinishReason::Stop), Duration::from_millis(100), Duration::from_millis(1100)).unwrap();
+        let summary =
+            summary(&finished(FinishReason::FinishStop), Duration::from_millis(100), Duration::from_millis(1100)).unwrap();
         let line = summary.line(&args(" --temperature 0"), 7);
         assert_eq!(line, "20 tokens in, 11 out (stop); first after 100 ms (200.0 tok/s), then 10.0 tok/s");
         assert!(summary.line(&args(""), 7).ends_with(", seed 7"));
@@ -191,7 +196,7 @@ mod tests {
 
     #[test]
     fn an_error_is_no_summary() {
-        assert!(summary(&finished(FinishReason::Error), Duration::ZERO, Duration::ZERO).is_err());
+        assert!(summary(&finished(FinishReason::FinishError), Duration::ZERO, Duration::ZERO).is_err());
     }
 
     #[test]

@@ -96,7 +96,8 @@ pub async fn next(body: &mut Incoming) -> Result<Option<Bytes>, HttpError> {
 }
 
 async fn text(response: Response<Incoming>) -> Result<String, HttpError> {
-    let body = Limited::new(response.into_body(), LONGEST).collect().await.map_err(|error| HttpError::Transport(error.to_string()))?;
+    let body =
+        Limited::new(response.into_body(), LONGEST).collect().await.map_err(|error| HttpError::Transport(error.to_string()))?;
     Ok(String::from_utf8_lossy(&body.to_bytes()).into_owned())
 }
 

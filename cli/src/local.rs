@@ -26,9 +26,9 @@ use crate::error::Failure;
 use crate::output::Console;
 use crate::progress::Loading;
 use logs::LineSink;
-pub use watch::chain;
 use placement::LocalPod;
 use process::{Exit, Launch, Member, Process};
+pub use watch::chain;
 
 /// Events that wait for the group's owner.
 const EVENTS: usize = 256;
@@ -264,14 +264,8 @@ impl Workers {
         for (seat, pod) in plan.pods.iter().enumerate() {
             tasks.spawn(watch::follow(seat, pod.address, sender.clone()));
         }
-        let seat = |seat| Seat {
-            launch: plan.launch(&program, seat),
-            process: None,
-            status: None,
-            pushing: false,
-            accepted: 0,
-            epoch: 1,
-        };
+        let seat =
+            |seat| Seat { launch: plan.launch(&program, seat), process: None, status: None, pushing: false, accepted: 0, epoch: 1 };
         let seats = (0..plan.pods.len()).map(seat).collect();
         let mut workers = Self { plan, seats, shown, sender, events, tasks };
         for seat in 0..workers.seats.len() {

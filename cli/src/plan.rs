@@ -68,7 +68,9 @@ mod tests {
     fn plan(spec: &str, flags: &[&str]) -> Result<Plan, String> {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("cr.yaml");
-        let text = format!("apiVersion: serving.minimax-m1.dev/v1alpha1\nkind: MiniMaxM1Deployment\nmetadata: {{name: m1}}\nspec:\n{spec}");
+        let text = format!(
+            "apiVersion: serving.minimax-m1.dev/v1alpha1\nkind: MiniMaxM1Deployment\nmetadata: {{name: m1}}\nspec:\n{spec}"
+        );
         std::fs::write(&file, text).unwrap();
         let line = ["m1ctl", "plan", "-f", file.to_str().unwrap()];
         match Cli::parse_from(line.iter().chain(flags)).command {

@@ -70,7 +70,8 @@ impl Loading {
 }
 
 fn bar() -> ProgressBar {
-    let style = ProgressStyle::with_template("loading [{bar:30}] {decimal_bytes} of {decimal_total_bytes} ({decimal_bytes_per_sec}) {msg}");
+    let style =
+        ProgressStyle::with_template("loading [{bar:30}] {decimal_bytes} of {decimal_total_bytes} ({decimal_bytes_per_sec}) {msg}");
     ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 

@@ -57,8 +57,7 @@ pub fn bytes(text: &str) -> Result<u64, UnitError> {
 }
 
 fn scaled(text: &str, units: &[(&str, f64)]) -> Option<f64> {
-    let (number, factor) =
-        units.iter().find_map(|(unit, factor)| text.strip_suffix(unit).map(|number| (number, factor)))?;
+    let (number, factor) = units.iter().find_map(|(unit, factor)| text.strip_suffix(unit).map(|number| (number, factor)))?;
     let value = number.trim().parse::<f64>().ok()? * factor;
     (value.is_finite() && value > 0.0).then_some(value)
 }

@@ -131,7 +131,10 @@ fn a_killed_worker_is_said_and_comes_back() {
     let worker = up
         .processes()
         .into_iter()
-        .find(|p| std::fs::read_to_string(format!("/proc/{p}/cmdline")).is_ok_and(|c| c.contains("m1-worker") && c.contains("--pod\u{0}1")))
+        .find(|p| {
+            std::fs::read_to_string(format!("/proc/{p}/cmdline"))
+                .is_ok_and(|c| c.contains("m1-worker") && c.contains("--pod\u{0}1"))
+        })
         .expect("pod 1 runs");
     rustix::process::kill_process(rustix::process::Pid::from_raw(worker as i32).unwrap(), rustix::process::Signal::KILL).unwrap();
     let question = chat(&conversations()[2]);

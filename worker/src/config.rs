@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use m1_arch::Architecture;
 
 /// One worker pod: attention for its own sequences, experts for everyone in its group.
 #[derive(Debug, Parser)]
@@ -79,6 +80,20 @@ pub struct Config {
     pub queue: u32,
     /// How long a step parks for a missing expert.
     pub expert_wait: std::time::Duration,
+}
+
+impl Config {
+    /// What one worker of a model holds.
+    pub fn limits(&self, arch: &Architecture) -> m1_engine::Limits {
+        let held = m1_torch::Limits::for_tokens(self.slots, self.kv_tokens.into());
+        m1_engine::Limits {
+            vocab: arch.vocab as u32,
+            max_context: self.max_context,
+            slots: held.slots,
+            kv_block_tokens: m1_torch::KV_BLOCK_TOKENS as u32,
+            kv_blocks: held.kv_blocks,
+        }
+    }
 }
 
 /// A flag whose value is outside its range.

@@ -2,10 +2,10 @@
 //! order: stop admission, let sequences finish within the grace, stop the device thread, close connections.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use m1_engine::AllowedIds;
 use m1_proto::dispatch::expert_dispatch_server::ExpertDispatchServer;
 use m1_proto::worker as pb;
 use m1_proto::worker::worker_server::WorkerServer;
@@ -16,10 +16,10 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 
 use crate::config::Config;
-use crate::device::{self, Events, Inbox};
+use crate::device::{self, Events, Inbox, Parts};
 use crate::service::WorkerService;
 use crate::status::SharedStatus;
-use crate::transport::{DispatchService, Dialer, HTTP2_FRAME, HTTP2_WINDOW, Identity};
+use crate::transport::{Dialer, DispatchService, HTTP2_FRAME, HTTP2_WINDOW, Identity};
 
 /// Threads of the async runtime: connections only, the mathematics has its own thread.
 const IO_THREADS: usize = 2;
@@ -39,23 +39,28 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {
-    let listener = tokio::net::TcpListener::bind(config.listen)
-        .await
-        .with_context(|| format!("--listen: cannot bind {}", config.listen))?;
+    let listener =
+        tokio::net::TcpListener::bind(config.listen).await.with_context(|| format!("--listen: cannot bind {}", config.listen))?;
     let (events, inbox) = Events::channel();
     let status = Arc::new(SharedStatus::new(first_status(&config)));
     let (checkpoint, identity) = open(&config, &status);
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-    let dialer = identity.clone().map(|identity| Dialer {
-        identity,
-        events: events.clone(),
-        status: status.clone(),
-        tasks: tasks.clone(),
-    });
-    let thread = match (checkpoint, dialer) {
-        (Some(checkpoint), Some(dialer)) => Some(device::spawn(&config, checkpoint, dialer, inbox, status.clone())?),
-        _ => None,
-    };
+    let tokenizer = identity.as_ref().and_then(|_| crate::text::open_tokenizer(&config.model));
+    let ended = CancellationToken::new();
+    let mut thread = None;
+    if let (Some(checkpoint), Some(identity)) = (checkpoint, &identity) {
+        let vocab = identity.arch.vocab as u32;
+        let dialer = Dialer {
+            identity: identity.clone(),
+            events: events.clone(),
+            status: status.clone(),
+            tasks: tasks.clone(),
+            generations: Arc::default(),
+        };
+        let known = tokenizer.as_ref().map_or_else(|| AllowedIds::all(vocab), |t| AllowedIds::from_ids(vocab, t.known_ids()));
+        let parts = Parts { checkpoint, known, dialer, status: status.clone(), runtime: tokio::runtime::Handle::current() };
+        thread = Some(device::spawn(&config, parts, inbox, ended.clone())?);
+    }
     let ticks = tasks.spawn(ticker(events.clone(), stop.clone()));
     let dispatch = DispatchService {
         identity: identity.clone(),
@@ -63,12 +68,12 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         status: status.clone(),
         tasks: tasks.clone(),
         stop: stop.clone(),
-        generations: Arc::new(AtomicU64::new(0)),
+        generations: Arc::default(),
     };
-    let tokenizer = identity.as_ref().and_then(|_| crate::text::open_tokenizer(&config.model));
-    let worker = WorkerService { events: events.clone(), status: status.clone(), identity, tokenizer, limits: config.limits() };
+    let limits = identity.as_ref().map(|identity| config.limits(&identity.arch));
+    let worker = WorkerService { events: events.clone(), status: status.clone(), identity, tokenizer, limits, stop: stop.clone() };
     tracing::info!(address = %listener.local_addr()?, pod = config.pod, "m1-worker listens");
-    let shutdown = shutdown(events, status, stop.clone());
+    let shutdown = shutdown(events, status, stop.clone(), ended);
     Server::builder()
         .max_frame_size(HTTP2_FRAME)
         .initial_stream_window_size(HTTP2_WINDOW)
@@ -133,8 +138,12 @@ async fn ticker(events: Events, stop: CancellationToken) {
     }
 }
 
-async fn shutdown(events: Events, status: Arc<SharedStatus>, stop: CancellationToken) {
-    m1_runtime::shutdown::signal().await;
+async fn shutdown(events: Events, status: Arc<SharedStatus>, stop: CancellationToken, ended: CancellationToken) {
+    tokio::select! {
+        _ = m1_runtime::shutdown::signal() => {}
+        // Without its device this pod is of no use; the supervisor starts it anew.
+        () = ended.cancelled() => {}
+    }
     tracing::info!("draining");
     if events.send(Inbox::Drain).await.is_ok() {
         drained(&status, GRACE).await;

@@ -7,13 +7,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::{Stream, StreamExt};
 use m1_arch::ExpertSet;
 use m1_exchange::PodId;
 use m1_proto::worker as pb;
 use m1_proto::worker::worker_server::Worker;
 use tokio::sync::oneshot;
 use tokio_stream::wrappers::IntervalStream;
-use tokio_stream::{Stream, StreamExt};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::device::{Events, Group, GroupPod, Inbox};
@@ -38,8 +39,10 @@ pub struct WorkerService {
     pub identity: Option<Arc<Identity>>,
     /// Of the model, where it has one: stop strings and the thinking budget need it.
     pub tokenizer: Option<Arc<m1_text::Tokenizer>>,
-    /// What a sequence may ask for.
-    pub limits: m1_engine::Limits,
+    /// What a sequence may ask for; absent while the checkpoint is unreadable.
+    pub limits: Option<m1_engine::Limits>,
+    /// Ends streams that have no end of their own.
+    pub stop: CancellationToken,
 }
 
 type Events_ = Pin<Box<dyn Stream<Item = Result<pb::GenerateEvent, Status>> + Send>>;
@@ -64,7 +67,7 @@ impl Worker for WorkerService {
         let every = if asked == 0 { DEFAULT_WATCH } else { Duration::from_millis(asked.into()).max(MIN_WATCH) };
         let status = self.status.clone();
         let stream = IntervalStream::new(tokio::time::interval(every)).map(move |_| Ok(status.read()));
-        Ok(Response::new(Box::pin(stream)))
+        Ok(Response::new(Box::pin(stream.take_until(self.stop.clone().cancelled_owned()))))
     }
 
     async fn apply_placement(

@@ -1,7 +1,7 @@
 //! What the device thread shows to the rest of the process: counters without locks for the hot path, and one published
 //! snapshot for everything that changes seldom. Written by the device thread only (and the loader's progress callback).
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use m1_proto::worker::{Phase, StatusResponse};
 use tokio::sync::watch;
@@ -12,6 +12,7 @@ pub struct SharedStatus {
     progress: AtomicU64,
     epoch: AtomicU64,
     bytes_loaded: AtomicU64,
+    serves_peers: AtomicBool,
     snapshot: watch::Sender<StatusResponse>,
 }
 
@@ -22,6 +23,7 @@ impl SharedStatus {
             progress: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
             bytes_loaded: AtomicU64::new(0),
+            serves_peers: AtomicBool::new(false),
             snapshot: watch::Sender::new(first),
         }
     }
@@ -51,9 +53,14 @@ impl SharedStatus {
         self.bytes_loaded.store(bytes, Ordering::Relaxed);
     }
 
-    /// Replaces the snapshot.
-    pub fn publish(&self, snapshot: StatusResponse) {
-        self.snapshot.send_replace(snapshot);
+    /// From now on peers may connect: the experts are here.
+    pub fn serve_peers(&self) {
+        self.serves_peers.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether peers may connect.
+    pub fn serves_peers(&self) -> bool {
+        self.serves_peers.load(Ordering::Relaxed)
     }
 
     /// Changes the snapshot in place.

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use m1_exchange::{Lane, PodId};
 use m1_proto::dispatch::Frame;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 pub use grpc_client::{Dialer, PeerAddress};
 pub use grpc_server::DispatchService;
@@ -33,6 +34,7 @@ pub const HTTP2_WINDOW: u32 = 16 << 20;
 #[derive(Debug, Clone)]
 pub struct Link {
     sender: mpsc::Sender<Frame>,
+    closed: CancellationToken,
     /// Distinguishes this connection from an earlier one of the same peer and lane.
     pub generation: u64,
 }
@@ -40,7 +42,17 @@ pub struct Link {
 impl Link {
     fn new(generation: u64) -> (Self, mpsc::Receiver<Frame>) {
         let (sender, receiver) = mpsc::channel(LINK_QUEUE);
-        (Self { sender, generation }, receiver)
+        (Self { sender, closed: CancellationToken::new(), generation }, receiver)
+    }
+
+    /// Ends the connection; frames that were handed to it still go out.
+    pub fn close(&self) {
+        self.closed.cancel();
+    }
+
+    /// Completes when the connection is to end.
+    async fn until_closed(&self) {
+        self.closed.cancelled().await;
     }
 
     /// Hands a frame to the connection. False: the connection is gone or stands still beyond its credits; drop it.
@@ -110,43 +122,45 @@ pub enum Inbound {
         /// The rows.
         request: RequestFrame,
     },
-    /// A peer's answer to a request of mine; `sums` is fp32 [tokens, hidden].
-    Answer {
+    /// A server says something on my connection to it.
+    Server {
         /// The server.
         peer: PodId,
         /// Its lane.
         lane: Lane,
+        /// Which connection.
+        generation: u64,
+        /// What.
+        said: Said,
+    },
+}
+
+/// What a server says to a requester.
+#[derive(Debug)]
+pub enum Said {
+    /// The sums of a request of mine.
+    Answer {
         /// The request.
         id: u64,
         /// Rows in `sums`.
         tokens: u32,
-        /// Little-endian fp32.
+        /// Little-endian fp32 [tokens, hidden].
         sums: Bytes,
     },
-    /// A peer does not hold what I asked for.
+    /// It does not hold what I asked for.
     NotHere {
-        /// The server.
-        peer: PodId,
-        /// Its lane.
-        lane: Lane,
         /// The request.
         id: u64,
         /// The server's epoch.
         epoch: u64,
     },
-    /// A peer lets me send more.
+    /// I may send more.
     Credit {
-        /// The server.
-        peer: PodId,
-        /// Its lane.
-        lane: Lane,
         /// Frames.
         frames: u32,
     },
-    /// A peer's device thread lives.
+    /// Its device thread lives.
     Heartbeat {
-        /// The server.
-        peer: PodId,
         /// Grows as its device thread turns.
         progress: u64,
         /// Its epoch.

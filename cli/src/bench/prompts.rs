@@ -4,9 +4,9 @@
 const WORDS: [&str; 64] = [
     "the", "node", "of", "time", "and", "water", "run", "small", "house", "light", "number", "world", "make", "day", "work",
     "part", "place", "point", "group", "line", "right", "hand", "high", "state", "set", "end", "name", "open", "read", "pod",
-    "list", "case", "form", "order", "change", "field", "value", "long", "first", "new", "side", "home", "close", "road",
-    "city", "tree", "story", "north", "plan", "table", "stand", "river", "paper", "music", "sea", "rain", "stone", "bird",
-    "fire", "green", "week", "market", "heart", "voice",
+    "list", "case", "form", "order", "change", "field", "value", "long", "first", "new", "side", "home", "close", "road", "city",
+    "tree", "story", "north", "plan", "table", "stand", "river", "paper", "music", "sea", "rain", "stone", "bird", "fire", "green",
+    "week", "market", "heart", "voice",
 ];
 
 /// Numbers that are the same for the same seed (splitmix64).

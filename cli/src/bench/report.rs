@@ -54,8 +54,7 @@ pub struct Report {
 impl Report {
     /// Of everything that came back within `elapsed`.
     pub fn new(load: Load, results: Vec<Result<Sample, RequestError>>, elapsed: Duration) -> Self {
-        let mut report =
-            Self { load, elapsed: elapsed.as_secs_f64().max(1e-9), failed: 0, first_error: None, samples: Vec::new() };
+        let mut report = Self { load, elapsed: elapsed.as_secs_f64().max(1e-9), failed: 0, first_error: None, samples: Vec::new() };
         for result in results {
             match result {
                 Ok(sample) => report.samples.push(sample),
@@ -126,7 +125,8 @@ fn tpot(sample: &Sample) -> Option<f64> {
 /// All measurements as text: one line each of counts, then one line each of every latency.
 pub fn table(reports: &[Report]) -> String {
     let right = |name| (name, Align::Right);
-    let mut counts = Table::new(&["IN FLIGHT", "OK", "FAILED", "SECONDS", "REQ/S", "TOKENS IN", "TOKENS OUT", "OUT TOK/S"].map(right));
+    let mut counts =
+        Table::new(&["IN FLIGHT", "OK", "FAILED", "SECONDS", "REQ/S", "TOKENS IN", "TOKENS OUT", "OUT TOK/S"].map(right));
     let mut latencies =
         Table::new(&[right("IN FLIGHT"), ("LATENCY (ms)", Align::Left), right("MEAN"), right("P50"), right("P90"), right("P99")]);
     for report in reports {
@@ -188,11 +188,7 @@ mod tests {
 
     #[test]
     fn the_report_has_rates_and_latencies() {
-        let results = vec![
-            Ok(sample(&[0.1, 0.2, 0.3], 3)),
-            Ok(sample(&[0.3, 0.5], 2)),
-            Err(RequestError::Short("usage")),
-        ];
+        let results = vec![Ok(sample(&[0.1, 0.2, 0.3], 3)), Ok(sample(&[0.3, 0.5], 2)), Err(RequestError::Short("usage"))];
         let report = Report::new(load(), results, Duration::from_secs(2));
         let value = report.to_json();
         assert_eq!(value["requests"]["failed"], 1);

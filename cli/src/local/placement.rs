@@ -179,10 +179,10 @@ mod tests {
     fn the_table_shows_who_runs_where() {
         let text = table(&pods(2), &[41, 42], Some((SocketAddr::from(([127, 0, 0, 1], 8000)), 43))).to_string();
         let expected = "\
-NAME    ADDRESS          PID  EXPERTS                 READS
-pod 0   127.0.0.1:20000   41  0-15 in every layer    7.5 MB
-pod 1   127.0.0.1:20001   42  16-31 in every layer   7.5 MB
-router  127.0.0.1:8000    43  -                           -
+NAME    ADDRESS          PID  EXPERTS                READS
+pod 0   127.0.0.1:20000   41  0-15 in every layer   7.5 MB
+pod 1   127.0.0.1:20001   42  16-31 in every layer  7.5 MB
+router  127.0.0.1:8000    43  -                          -
 ";
         assert_eq!(text, expected);
     }

@@ -180,16 +180,20 @@ async fn run(mut child: Child, sink: LineSink, mut orders: watch::Receiver<Order
         readers.spawn(sink.clone().read(stream));
     }
     let status = loop {
-        tokio::select! {
+        let order = tokio::select! {
             status = child.wait() => break status,
-            changed = orders.changed() => match (changed, *orders.borrow_and_update()) {
-                (Ok(()), Order::Run) => {}
-                (Ok(()), Order::Terminate) => terminate(&child),
-                (Ok(()), Order::Kill) | (Err(_), _) => {
-                    let _ = child.start_kill();
-                    break child.wait().await;
-                }
+            changed = orders.changed() => match changed {
+                Ok(()) => *orders.borrow_and_update(),
+                Err(_) => Order::Kill,
             },
+        };
+        match order {
+            Order::Run => {}
+            Order::Terminate => terminate(&child),
+            Order::Kill => {
+                let _ = child.start_kill();
+                break child.wait().await;
+            }
         }
     };
     let _ = tokio::time::timeout(LAST_WORDS, async { while readers.join_next().await.is_some() {} }).await;
@@ -249,11 +253,7 @@ mod tests {
     use super::*;
 
     fn shell(script: &str) -> Launch {
-        Launch {
-            member: Member::Worker(3),
-            program: "/bin/sh".into(),
-            args: vec!["-c".into(), script.into()],
-        }
+        Launch { member: Member::Worker(3), program: "/bin/sh".into(), args: vec!["-c".into(), script.into()] }
     }
 
     fn start(script: &str) -> (Process, mpsc::Receiver<Event>) {

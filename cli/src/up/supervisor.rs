@@ -76,8 +76,7 @@ impl Supervisor {
         let lives = plan.pods.iter().map(|_| life()).collect();
         let loading = Loading::new(Some(&console), plan.names());
         let workers = Workers::start(plan, Some(console.clone()))?;
-        let mut supervisor =
-            Self { workers, lives, launch, router: None, router_life: life(), listen, state, loading, console };
+        let mut supervisor = Self { workers, lives, launch, router: None, router_life: life(), listen, state, loading, console };
         supervisor.start_router()?;
         supervisor.show()?;
         Ok(supervisor)
@@ -118,12 +117,13 @@ impl Supervisor {
         };
         stop_all(self.router.into_iter().collect(), grace, note).await;
         let grace = if hurried { Duration::ZERO } else { grace };
-        self.workers.stop(grace, async {
-            if !hurried {
-                let _ = hurry.await;
-            }
-        })
-        .await;
+        self.workers
+            .stop(grace, async {
+                if !hurried {
+                    let _ = hurry.await;
+                }
+            })
+            .await;
     }
 
     fn loading_done(&self) {

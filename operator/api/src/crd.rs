@@ -59,3 +59,54 @@ fn plain(mut value: Value) -> Value {
     }
     value
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deployment() -> Value {
+        crd_files().remove(0).object
+    }
+
+    #[test]
+    fn subresources_names_and_columns() {
+        let crd = deployment();
+        let scale = &crd["spec"]["versions"][0]["subresources"]["scale"];
+        assert_eq!(scale["specReplicasPath"], ".spec.replicas");
+        assert_eq!(scale["labelSelectorPath"], ".status.selector");
+        assert_eq!(crd["spec"]["names"]["shortNames"][0], "m1d");
+        assert_eq!(crd_files()[1].object["spec"]["names"]["shortNames"][0], "m1ep");
+        let columns = crd["spec"]["versions"][0]["additionalPrinterColumns"].as_array().map(Vec::len);
+        assert_eq!(columns, Some(8));
+    }
+
+    /// Visits every schema under `properties` and `items`.
+    fn visit(schema: &Value, path: &str, see: &mut impl FnMut(&str, &Value)) {
+        see(path, schema);
+        for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+            visit(field, &format!("{path}.{name}"), see);
+        }
+        if schema.get("items").is_some() {
+            visit(&schema["items"], &format!("{path}[]"), see);
+        }
+    }
+
+    #[test]
+    fn every_field_is_documented_and_no_format_is_foreign() {
+        for file in crd_files() {
+            let schema = &file.object["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+            visit(&schema["properties"]["spec"], "spec", &mut |path, field| {
+                assert!(field.get("description").is_some() || path.ends_with("[]"), "{}: {path} has no description", file.name);
+            });
+            visit(schema, "", &mut |path, field| {
+                let format = field["format"].as_str().unwrap_or("int32");
+                assert!(["int32", "int64", "double", "date-time"].contains(&format), "{path}: {format}");
+            });
+        }
+    }
+
+    #[test]
+    fn replicas_are_always_there_for_scale() {
+        assert_eq!(spec_schema().pointer("/properties/replicas/default"), Some(&Value::from(1)));
+    }
+}

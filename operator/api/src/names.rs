@@ -85,7 +85,10 @@ mod tests {
     #[test]
     fn names_that_children_can_be_derived_from() {
         let name = ResourceName::new("m1-demo").unwrap();
-        assert_eq!((name.group(0), name.pod(0, 1), name.router()), ("m1-demo-0".into(), "m1-demo-0-1".into(), "m1-demo-router".into()));
+        assert_eq!(
+            (name.group(0), name.pod(0, 1), name.router()),
+            ("m1-demo-0".into(), "m1-demo-0-1".into(), "m1-demo-router".into())
+        );
         assert!(ResourceName::new(&"a".repeat(40)).is_ok());
     }
 

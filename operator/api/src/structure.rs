@@ -106,7 +106,8 @@ fn check_object(fields: &Map<String, Value>, schema: &Value, path: &str, errors:
         }
     }
     for (name, value) in fields {
-        let field = known.and_then(|known| known.get(name)).or_else(|| schema.get("additionalProperties").filter(|s| s.is_object()));
+        let field =
+            known.and_then(|known| known.get(name)).or_else(|| schema.get("additionalProperties").filter(|s| s.is_object()));
         if let Some(field) = field {
             check_structure(value, field, &join(path, name), errors);
         }
@@ -211,5 +212,42 @@ fn written(value: &Value) -> String {
         Value::Array(_) => "a list".to_owned(),
         Value::String(text) => format!("{text:?}"),
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_nearest_name_is_one_that_a_typing_error_explains() {
+        let known = ["placement", "copies", "rebalance", "loss"];
+        assert_eq!(nearest("placment", &known), Some("placement"));
+        assert_eq!(nearest("Copies", &known), Some("copies"));
+        assert_eq!(nearest("quota", &known), None);
+    }
+
+    #[test]
+    fn edits_are_counted() {
+        for (left, right, count) in [("", "abc", 3), ("kitten", "sitting", 3), ("same", "same", 0)] {
+            assert_eq!(edits(left, right), count, "{left} {right}");
+        }
+    }
+
+    #[test]
+    fn an_open_object_keeps_unknown_fields() {
+        let schema = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+        let mut errors = Vec::new();
+        check_structure(&json!({"anything": [1]}), &schema, "spec.model.config", &mut errors);
+        assert_eq!(errors, []);
+        check_structure(&json!(7), &schema, "spec.model.config", &mut errors);
+        assert_eq!(errors[0].to_string(), "spec.model.config: 7: must be an object");
+    }
+
+    #[test]
+    fn the_schema_of_the_spec_is_found() {
+        assert!(spec_schema().pointer("/properties/model/properties/source").is_some());
     }
 }

@@ -7,8 +7,8 @@ use crate::placement::{place, survives_any_loss};
 use crate::predict::predict;
 use crate::shape::Shape;
 use crate::{
-    Checked, Device, DeviceBytes, Environment, GroupPlan, ModelPlan, Offer, Plan, PlanError, PodBytes, PodLoss, PodPlan, RouterPlan,
-    Shortage, WorkerArgs,
+    Checked, Device, DeviceBytes, Environment, GroupPlan, ModelPlan, Offer, Plan, PlanError, PodBytes, PodLoss, PodPlan,
+    RouterPlan, Shortage, WorkerArgs,
 };
 
 /// Prompt tokens of one step on a CPU: about what its experts compute between two looks at the inbox.
@@ -106,9 +106,9 @@ fn offers(shape: &Shape, arch: &Architecture, memory: Bytes) -> Vec<Offer> {
         (total <= memory).then(|| needed.weights())
     };
     let first = |field: &str, changes: Vec<(String, Shape)>| -> Option<Offer> {
-        changes.into_iter().find_map(|(value, changed)| {
-            weights(&changed).map(|weights| Offer { change: format!("{field}: {value}"), weights })
-        })
+        changes
+            .into_iter()
+            .find_map(|(value, changed)| weights(&changed).map(|weights| Offer { change: format!("{field}: {value}"), weights }))
     };
     let int8 = match shape.expert_dtype {
         Storage::Int8 => Vec::new(),
@@ -117,7 +117,8 @@ fn offers(shape: &Shape, arch: &Architecture, memory: Bytes) -> Vec<Offer> {
     let pods = (shape.pods + 1..=arch.experts as u32).map(|pods| (pods.to_string(), Shape { pods, ..shape.clone() }));
     let copies = (1..shape.copies).rev().map(|copies| (copies.to_string(), Shape { copies, ..shape.clone() }));
     let tensor = (shape.tensor + 1..=64).map(|tensor| (tensor.to_string(), Shape { tensor, ..shape.clone() }));
-    let windows = [512_000, 256_000, 128_000, 64_000, 32_000, 16_000, 8_000, 4_000].into_iter().filter(|window| *window < shape.window);
+    let windows =
+        [512_000, 256_000, 128_000, 64_000, 32_000, 16_000, 8_000, 4_000].into_iter().filter(|window| *window < shape.window);
     let windows = windows.map(|window| (window.to_string(), Shape { window, ..shape.clone() }));
     [
         first("spec.model.expertQuantization", int8),
@@ -176,7 +177,9 @@ fn pod_loss(holds: &[ExpertSet], arch: &Architecture, shape: &Shape, replicas: u
         more => format!("until then the other {} groups serve", more - 1),
     };
     let words = match (holds.len(), survives) {
-        (1, _) => format!("no: the group is one pod, it comes back after a reload of {}; {others}", arch.total_bytes(Storage::BFloat16)),
+        (1, _) => {
+            format!("no: the group is one pod, it comes back after a reload of {}; {others}", arch.total_bytes(Storage::BFloat16))
+        }
         (_, true) => format!(
             "yes: every expert is held by {} pods; a lost pod's experts are answered by the others at once, while it reloads {reload}",
             shape.copies

@@ -33,7 +33,13 @@ impl fmt::Display for Plan {
             model.max_context,
         )?;
         self.groups.iter().try_for_each(|group| write_group(out, group, self.device))?;
-        writeln!(out, "router     {} x {}, {}", self.router.name, self.router.replicas, count(self.router.workers.len(), "worker"))?;
+        writeln!(
+            out,
+            "router     {} x {}, {}",
+            self.router.name,
+            self.router.replicas,
+            count(self.router.workers.len(), "worker")
+        )?;
         writeln!(out, "pod loss   {}", self.survives_pod_loss.words)?;
         match &self.predicted {
             Some(predicted) => writeln!(out, "predicted  {:.1} ms per token: {}", predicted.ms_per_token, predicted.from),
@@ -55,7 +61,13 @@ fn write_pod(out: &mut fmt::Formatter<'_>, pod: &PodPlan, device: Device) -> fmt
     let args = &pod.args;
     writeln!(out, "  {}  {on}; {}; reads {}", pod.name, range_words(&pod.holds), pod.bytes.read)?;
     write_bytes(out, &pod.bytes.per_device, device)?;
-    write!(out, "    runs     {}, {} KV tokens, prefill {} tokens per step", count(args.slots as usize, "sequence"), args.kv_tokens, args.prefill_chunk)?;
+    write!(
+        out,
+        "    runs     {}, {} KV tokens, prefill {} tokens per step",
+        count(args.slots as usize, "sequence"),
+        args.kv_tokens,
+        args.prefill_chunk
+    )?;
     match args.threads {
         Some(threads) => writeln!(out, ", {}", count(threads as usize, "thread")),
         None => writeln!(out),

@@ -25,6 +25,7 @@ pub use m1_operator_api::{FieldError, FieldReason, MiniMaxM1Deployment};
 pub use placement::{place, range_words};
 pub use runnable::{Runtime, runnable, unused};
 pub use types::{
-    Device, DeviceBytes, Environment, GroupPlan, Link, ModelPlan, Plan, PodBytes, PodLoss, PodPlan, Predicted, RouterPlan, WorkerArgs,
+    Device, DeviceBytes, Environment, GroupPlan, Link, ModelPlan, Plan, PodBytes, PodLoss, PodPlan, Predicted, RouterPlan,
+    WorkerArgs,
 };
 pub use validate::{Checked, Source, validate};

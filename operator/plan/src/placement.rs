@@ -84,7 +84,9 @@ mod tests {
     #[test]
     fn every_expert_has_its_copies_on_different_pods() {
         for placement in [Placement::Linear, Placement::Balanced] {
-            for (experts, pods, copies) in [(32, 1, 1), (32, 2, 1), (32, 3, 2), (32, 4, 2), (32, 5, 5), (7, 3, 3), (32, 32, 2), (1, 1, 1)] {
+            for (experts, pods, copies) in
+                [(32, 1, 1), (32, 2, 1), (32, 3, 2), (32, 4, 2), (32, 5, 5), (7, 3, 3), (32, 32, 2), (1, 1, 1)]
+            {
                 let holds = place(3, experts, pods, copies, placement);
                 for expert in 0..experts as u16 {
                     for layer in 0..3 {

@@ -21,7 +21,8 @@ pub(crate) fn predict(shape: &Shape, environment: &Environment) -> Option<Predic
         None => "compute not measured, counted as 0".to_owned(),
     };
     let Some(link) = waits else {
-        return compute.map(|compute| Predicted { ms_per_token: compute, from: format!("{computed}; one pod, nothing waits for another") });
+        return compute
+            .map(|compute| Predicted { ms_per_token: compute, from: format!("{computed}; one pod, nothing waits for another") });
     };
     let bytes = exchanged(arch, shape);
     let round_trip = link.round_trip.as_secs_f64() * 1e3;

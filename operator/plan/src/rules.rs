@@ -3,9 +3,7 @@
 
 use std::time::Duration;
 
-use m1_operator_api::{
-    AuthMode, FieldError, MiniMaxM1DeploymentSpec, ModelSource, Quantity, Resources, TlsMode, parse_interval,
-};
+use m1_operator_api::{AuthMode, FieldError, MiniMaxM1DeploymentSpec, ModelSource, Quantity, Resources, TlsMode, parse_interval};
 
 /// Shortest `rebalance.interval`: balancing on less data follows noise.
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(10);
@@ -25,7 +23,11 @@ fn model(spec: &MiniMaxM1DeploymentSpec, errors: &mut Vec<FieldError>) {
     if let Some(name) = &spec.model.served_name {
         let inner = |c: char| c.is_ascii_alphanumeric() || "._/:-".contains(c);
         if !name.starts_with(|c: char| c.is_ascii_alphanumeric()) || !name.chars().all(inner) {
-            errors.push(FieldError::invalid("spec.model.servedName", name, "letters, digits and . _ / : -, beginning with a letter or digit"));
+            errors.push(FieldError::invalid(
+                "spec.model.servedName",
+                name,
+                "letters, digits and . _ / : -, beginning with a letter or digit",
+            ));
         }
     }
 }
@@ -65,7 +67,8 @@ fn source(source: &ModelSource, errors: &mut Vec<FieldError>) {
 
 fn is_repository(text: &str) -> bool {
     let word = |part: &str| {
-        part.starts_with(|c: char| c.is_ascii_alphanumeric()) && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+        part.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
     };
     text.split_once('/').is_some_and(|(owner, name)| word(owner) && word(name))
 }

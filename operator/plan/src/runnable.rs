@@ -69,7 +69,12 @@ fn serving(spec: &MiniMaxM1DeploymentSpec, wanted: &mut Wanted) {
     wanted.refuse(limits.max_output_tokens.is_some(), "router.limits.maxOutputTokens", "given", "without it");
     wanted.refuse(limits.max_body.is_some(), "router.limits.maxBody", "given", "without it");
     wanted.refuse(queue.max_requests != usual.max_requests, "router.queue.maxRequests", queue.max_requests, "the default");
-    wanted.refuse(queue.max_wait_seconds != usual.max_wait_seconds, "router.queue.maxWaitSeconds", queue.max_wait_seconds, "the default");
+    wanted.refuse(
+        queue.max_wait_seconds != usual.max_wait_seconds,
+        "router.queue.maxWaitSeconds",
+        queue.max_wait_seconds,
+        "the default",
+    );
     let scaling = spec.autoscaling.mode;
     wanted.refuse(scaling != m1_operator_api::AutoscalingMode::Off, "autoscaling.mode", scaling, "Off");
     wanted.refuse(spec.tls.mode != m1_operator_api::TlsMode::Off, "tls.mode", spec.tls.mode, "Off");

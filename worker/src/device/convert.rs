@@ -51,4 +51,3 @@ pub fn finished(finish: &Finish, usage: &Usage, counts: &RoutingCounts, stop_str
         error_message,
     }
 }
-

@@ -17,9 +17,9 @@ pub struct Links {
 }
 
 impl Links {
-    /// My connection to `peer` stands.
-    pub fn requester_up(&mut self, peer: PodId, lane: Lane, link: Link) {
-        self.requester.insert((peer, lane), link);
+    /// My connection to `peer` stands. True: it takes the place of one that was thought to stand.
+    pub fn requester_up(&mut self, peer: PodId, lane: Lane, link: Link) -> bool {
+        replaced(self.requester.insert((peer, lane), link))
     }
 
     /// My connection to `peer` ended. False: a newer one stands already.
@@ -27,9 +27,9 @@ impl Links {
         down(&mut self.requester, (peer, lane), generation)
     }
 
-    /// `peer` connected to be served.
-    pub fn server_up(&mut self, peer: PodId, lane: Lane, link: Link) {
-        self.server.insert((peer, lane), link);
+    /// `peer` connected to be served. True: it takes the place of a connection that was thought to stand.
+    pub fn server_up(&mut self, peer: PodId, lane: Lane, link: Link) -> bool {
+        replaced(self.server.insert((peer, lane), link))
     }
 
     /// `peer` is served no more. False: a newer connection stands already.
@@ -37,7 +37,12 @@ impl Links {
         down(&mut self.server, (peer, lane), generation)
     }
 
-    /// Whether a frame of this connection is of the newest one.
+    /// Whether an answer came on the newest connection.
+    pub fn asks(&self, peer: PodId, lane: Lane, generation: u64) -> bool {
+        self.requester.get(&(peer, lane)).is_some_and(|l| l.generation == generation)
+    }
+
+    /// Whether a request came on the newest connection.
     pub fn serves(&self, peer: PodId, lane: Lane, generation: u64) -> bool {
         self.server.get(&(peer, lane)).is_some_and(|l| l.generation == generation)
     }
@@ -52,9 +57,16 @@ impl Links {
         self.server.get(&(peer, lane)).is_some_and(|l| l.send(kind))
     }
 
-    /// Ends a peer's connection to me.
-    pub fn drop_server(&mut self, peer: PodId, lane: Lane) {
-        self.server.remove(&(peer, lane));
+    /// Ends my connection to a peer, if one stands.
+    pub fn drop_requester(&mut self, peer: PodId, lane: Lane) {
+        replaced(self.requester.remove(&(peer, lane)));
+    }
+
+    /// Ends a peer's connection to me; it stays known until it says that it is down.
+    pub fn close_server(&mut self, peer: PodId, lane: Lane) {
+        if let Some(link) = self.server.get(&(peer, lane)) {
+            link.close();
+        }
     }
 
     /// Whether both request lanes to `peer` stand.
@@ -71,6 +83,10 @@ impl Links {
     pub fn round_trip_us(&self, peer: PodId) -> u32 {
         self.round_trip_us.get(&peer).copied().unwrap_or(0)
     }
+}
+
+fn replaced(link: Option<Link>) -> bool {
+    link.inspect(Link::close).is_some()
 }
 
 fn down(links: &mut HashMap<(PodId, Lane), Link>, key: (PodId, Lane), generation: u64) -> bool {

@@ -53,6 +53,11 @@ impl Sequences {
         }
     }
 
+    /// Whether a sequence of this step is still waited for.
+    pub fn wants_any(&self, step: &Step) -> bool {
+        step.owners.iter().any(|id| self.keys.contains_key(id))
+    }
+
     /// The next step, if there is work.
     pub fn next_step<E: Executor>(&mut self, executor: &mut E) -> Option<Step> {
         let step = self.scheduler.next_step(executor, &mut self.outcomes);

@@ -40,10 +40,11 @@ impl Drop for Sequence {
 
 /// Checks the request and hands it to the device thread.
 pub async fn start(service: &WorkerService, request: pb::GenerateRequest) -> Result<Sequence, Status> {
+    let limits = service.limits.as_ref().ok_or_else(|| Status::failed_precondition(service.status.read().message))?;
     let text = text_rules(service, &request)?;
     let prompt = request.prompt.len();
     let max_tokens = request.max_tokens as usize;
-    let spec = SequenceSpec::new(sequence_request(request), &service.limits).map_err(|e| error_status(&e))?;
+    let spec = SequenceSpec::new(sequence_request(request), limits).map_err(|e| error_status(&e))?;
     let key = SequenceKey(NEXT.fetch_add(1, Ordering::Relaxed));
     // Every event the sequence can produce fits, so the device thread never waits for a slow reader: at most one for each
     // prompt token (raw logits of chunks), one for each output token, its raw logits, and the end.
@@ -70,7 +71,9 @@ fn text_rules(service: &WorkerService, request: &pb::GenerateRequest) -> Result<
     }
     let Some(tokenizer) = &service.tokenizer else {
         let field = if request.thinking.is_some() { "thinking" } else { "stop_strings" };
-        return Err(Status::invalid_argument(format!("{field}: the model's folder has no tokenizer.json, so text rules cannot be kept")));
+        return Err(Status::invalid_argument(format!(
+            "{field}: the model's folder has no tokenizer.json, so text rules cannot be kept"
+        )));
     };
     TextRules::new(tokenizer, &request.stop_strings).map(Some).map_err(|e| Status::invalid_argument(format!("stop_strings: {e}")))
 }

@@ -1,6 +1,7 @@
 //! The requester's side over gRPC: one stream per peer and lane, kept up with a bounded back-off until it is cancelled.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use m1_exchange::{Lane, PodId};
@@ -14,13 +15,13 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::Endpoint;
 
 use super::wire::{Identity, WireError, check_answer};
-use super::{HTTP2_FRAME, HTTP2_WINDOW, Inbound, Link};
+use super::{HTTP2_FRAME, HTTP2_WINDOW, Inbound, Link, Said};
 use crate::device::Events;
 use crate::status::SharedStatus;
 
-/// First and longest pause between two attempts to connect: a restarted pod is found within two seconds, a dead one
-/// costs one connection attempt in two seconds.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// First and longest pause between two attempts to connect: a restarted pod is found within half a second, a dead one
+/// costs two connection attempts a second.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 /// A connection attempt beyond this counts as failed.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Interval of heartbeats, from which a peer's progress and the round trip are read.
@@ -46,6 +47,8 @@ pub struct Dialer {
     pub status: Arc<SharedStatus>,
     /// Tracks the connection tasks, so that drain can wait for them.
     pub tasks: TaskTracker,
+    /// Numbers connections.
+    pub generations: Arc<AtomicU64>,
 }
 
 /// Why one connection ended.
@@ -59,6 +62,8 @@ enum LinkError {
     Stream(#[from] tonic::Status),
     #[error("the peer closed the stream")]
     Closed,
+    #[error("dropped by this pod")]
+    Dropped,
     #[error("protocol: {0}")]
     Wire(#[from] WireError),
     #[error("refused: {reason}: {message}")]
@@ -82,7 +87,8 @@ impl Dialer {
     async fn keep(self, peer: PeerAddress, lane: Lane) {
         let mut pause = BACKOFF.0;
         let mut said = String::new();
-        for generation in 1.. {
+        loop {
+            let generation = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
             let began = Instant::now();
             let Err(error) = self.connection(&peer, lane, generation).await;
             if self.events.dispatch(Inbound::RequesterDown { peer: peer.pod, lane, generation }).await.is_err() {
@@ -152,6 +158,7 @@ impl Dialer {
         loop {
             let frame = tokio::select! {
                 biased;
+                () = link.until_closed() => return Err(LinkError::Dropped),
                 frame = answers.next() => frame.ok_or(LinkError::Closed)??,
                 _ = beat.tick(), if lane == Lane::Decode => {
                     let sent_us = clock.elapsed().as_micros() as u64;
@@ -159,25 +166,31 @@ impl Dialer {
                     continue;
                 }
             };
-            if let Some(event) = self.event(peer, lane, frame, &clock)? {
-                self.events.dispatch(event).await.map_err(|_| LinkError::Closed)?;
+            if let Some(said) = self.said(frame, &clock)? {
+                let generation = link.generation;
+                self.events.dispatch(Inbound::Server { peer, lane, generation, said }).await.map_err(|_| LinkError::Closed)?;
             }
         }
     }
 
-    fn event(&self, peer: PodId, lane: Lane, frame: Frame, clock: &Instant) -> Result<Option<Inbound>, WireError> {
+    fn said(&self, frame: Frame, clock: &Instant) -> Result<Option<Said>, LinkError> {
         Ok(Some(match frame.kind {
             Some(Kind::Answer(answer)) => {
                 check_answer(&self.identity.arch, &answer)?;
-                Inbound::Answer { peer, lane, id: answer.id, tokens: answer.tokens, sums: answer.sums }
+                Said::Answer { id: answer.id, tokens: answer.tokens, sums: answer.sums }
             }
-            Some(Kind::NotHere(n)) => Inbound::NotHere { peer, lane, id: n.id, epoch: n.epoch },
-            Some(Kind::Credit(c)) => Inbound::Credit { peer, lane, frames: c.frames },
+            Some(Kind::NotHere(n)) => Said::NotHere { id: n.id, epoch: n.epoch },
+            Some(Kind::Credit(c)) => Said::Credit { frames: c.frames },
             Some(Kind::Heartbeat(h)) => {
                 let echoed = (h.echo_us > 0).then(|| (clock.elapsed().as_micros() as u64).saturating_sub(h.echo_us) as u32);
-                Inbound::Heartbeat { peer, progress: h.progress, epoch: h.epoch, round_trip_us: echoed }
+                Said::Heartbeat { progress: h.progress, epoch: h.epoch, round_trip_us: echoed }
             }
-            Some(_) => return Err(WireError::Order { given: "a requester's frame", allowed: "Answer, NotHere, Credit or Heartbeat" }),
+            Some(Kind::Refused(refused)) => return Err(LinkError::Refused { reason: refused.reason, message: refused.message }),
+            Some(_) => {
+                return Err(
+                    WireError::Order { given: "a requester's frame", allowed: "Answer, NotHere, Credit or Heartbeat" }.into()
+                );
+            }
             None => return Ok(None),
         }))
     }

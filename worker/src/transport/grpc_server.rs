@@ -45,6 +45,9 @@ impl ExpertDispatch for DispatchService {
 
     async fn exchange(&self, request: Request<Streaming<Frame>>) -> Result<Response<Answers>, Status> {
         let identity = self.identity.clone().ok_or_else(|| Status::failed_precondition("this pod has no readable checkpoint"))?;
+        if !self.status.serves_peers() {
+            return Err(Status::unavailable("this pod has not loaded its experts yet"));
+        }
         let mut frames = request.into_inner();
         let generation = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
         let (link, outgoing) = Link::new(generation);
@@ -108,6 +111,7 @@ impl Session<'_> {
         loop {
             let frame = tokio::select! {
                 biased;
+                () = self.link.until_closed() => break,
                 frame = frames.next() => frame,
                 _ = beat.tick(), if lane == Lane::Decode => { self.heartbeat(0); continue; }
             };

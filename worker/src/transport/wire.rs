@@ -171,9 +171,22 @@ pub fn check_request(arch: &Architecture, frame: pb::Request) -> Result<RequestF
     }
     let weights: Vec<f32> = frame.weights.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
     if let Some(weight) = weights.iter().find(|w| !(0.0..=1.0).contains(*w)) {
-        return Err(WireError::Range { field: "weights", given: weight.to_bits().into(), allowed: "0.0 to 1.0, given as fp32 bits".into() });
+        return Err(WireError::Range {
+            field: "weights",
+            given: weight.to_bits().into(),
+            allowed: "0.0 to 1.0, given as fp32 bits".into(),
+        });
     }
-    Ok(RequestFrame { id: frame.id, epoch: frame.epoch, layer: LayerId(frame.layer as u16), tokens: frame.tokens, slots, experts, weights, hidden: frame.hidden })
+    Ok(RequestFrame {
+        id: frame.id,
+        epoch: frame.epoch,
+        layer: LayerId(frame.layer as u16),
+        tokens: frame.tokens,
+        slots,
+        experts,
+        weights,
+        hidden: frame.hidden,
+    })
 }
 
 /// Checks the size of a peer's answer.
@@ -268,6 +281,9 @@ mod tests {
         let ours = Identity { pod: 0, digest: "a".into(), arch: arch() };
         let theirs = Identity { pod: 1, digest: "b".into(), arch: arch() };
         let error = ours.check(&theirs.hello(Lane::Decode, 1, 1)).unwrap_err();
-        assert_eq!((error.reason(), error.to_string().as_str()), ("WeightsMismatch", "weights_digest: the peer has b, this pod has a"));
+        assert_eq!(
+            (error.reason(), error.to_string().as_str()),
+            ("WeightsMismatch", "weights_digest: the peer has b, this pod has a")
+        );
     }
 }

@@ -89,8 +89,7 @@ fn step(executor: &mut TorchExecutor, turns: &[(SlotId, usize, Vec<u32>)]) -> Re
     executor.begin_step(&batch)?;
     for layer in executor.architecture().layer_ids() {
         executor.attention(layer, &mut routing)?;
-        let assignment =
-            Assignment { rows: &rows, slots: routing.top_k, experts: &routing.experts, weights: &routing.weights };
+        let assignment = Assignment { rows: &rows, slots: routing.top_k, experts: &routing.experts, weights: &routing.weights };
         executor.local(layer, &assignment)?;
         executor.combine(layer)?;
     }

@@ -136,9 +136,7 @@ pub(crate) fn check(batch: &Batch, vocabulary: usize) -> Result<(), ExecutorErro
 /// Refuses rows beyond a batch's.
 pub(crate) fn check_rows(what: &'static str, rows: &[u32], allowed: usize) -> Result<(), ExecutorError> {
     match rows.iter().find(|row| **row as usize >= allowed) {
-        Some(row) => {
-            Err(ExecutorError::InvalidArgument { what, given: u64::from(*row), allowed: format!("less than {allowed}") })
-        }
+        Some(row) => Err(ExecutorError::InvalidArgument { what, given: u64::from(*row), allowed: format!("less than {allowed}") }),
         None => Ok(()),
     }
 }

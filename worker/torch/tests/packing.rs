@@ -41,7 +41,11 @@ fn prefill_and_decode_of_several_sequences_in_one_batch() {
             .collect();
         let mut slots: Vec<_> = lengths.iter().map(|_| executor.open_slot().unwrap()).collect();
         slots.swap(0, 2);
-        let turn = |i: usize, from: usize, to: usize| Turn { slot: slots[i], position: from, ids: prompts[&lengths[i]][from..to].to_vec() };
+        let turn = |i: usize, from: usize, to: usize| Turn {
+            slot: slots[i],
+            position: from,
+            ids: prompts[&lengths[i]][from..to].to_vec(),
+        };
         let first = together(&mut executor, &[turn(0, 0, 100), turn(1, 0, 6), turn(2, 0, 1), turn(3, 0, 250)]);
         let second = together(&mut executor, &[turn(3, 250, 255), turn(1, 6, 7), turn(0, 100, 257)]);
         assert_same(&first[0], &alone[0].0[..100], "first chunk");

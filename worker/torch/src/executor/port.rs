@@ -4,7 +4,7 @@
 use bytes::BytesMut;
 use m1_arch::LayerId;
 use m1_engine::{Assignment, Batch, Executor, ExecutorError, LayerRouting, SlotId};
-use tch::{Device, Kind, Tensor, no_grad_guard};
+use tch::{Tensor, no_grad_guard};
 
 use super::TorchExecutor;
 use crate::error::TorchError;

@@ -121,7 +121,8 @@ pub fn step(own: &mut TorchExecutor, mut peer: Option<&mut TorchExecutor>, batch
         let mine: Vec<u16> = routing.experts.iter().map(|e| if here(e) { *e } else { UNUSED }).collect();
         let theirs: Vec<u16> = routing.experts.iter().map(|e| if here(e) { UNUSED } else { *e }).collect();
         if let Some(peer) = peer.as_deref_mut() {
-            let wanted: Vec<u32> = rows.iter().copied().filter(|r| theirs_of(&theirs, *r, arch.top_k).any(|e| e != UNUSED)).collect();
+            let wanted: Vec<u32> =
+                rows.iter().copied().filter(|r| theirs_of(&theirs, *r, arch.top_k).any(|e| e != UNUSED)).collect();
             let experts: Vec<u16> = wanted.iter().flat_map(|r| theirs_of(&theirs, *r, arch.top_k)).collect();
             let weights: Vec<f32> =
                 wanted.iter().flat_map(|r| (0..arch.top_k).map(|k| routing.weights[*r as usize * arch.top_k + k])).collect();

@@ -1,0 +1,372 @@
+//! [`Requester`]: own steps against peers' links. It owns what is asked of whom and answers the events of both; which pod
+//! gets a place is decided in [`assign`](super::assign), and peers' requests to this pod are not its business.
+
+use std::sync::Arc;
+
+use m1_arch::{ExpertId, ExpertSet, LayerId};
+
+use crate::action::Action;
+use crate::config::Config;
+use crate::error::ExchangeError;
+use crate::ids::{EMPTY, Lane, Micros, PodId, RequestId, StepId};
+use crate::table::{DispatchTable, PodSet, bit, pods};
+
+use super::assign::{Assign, is_peer, take_own};
+use super::frames::Frames;
+use super::links::{Asking, LinkKey, Links};
+use super::peers::{Health, Peers};
+use super::steps::{Step, StepKey, Steps, places};
+
+/// The asking half of an exchange.
+#[derive(Debug)]
+pub(super) struct Requester {
+    config: Config,
+    held: Arc<ExpertSet>,
+    table: Arc<DispatchTable>,
+    peers: Peers,
+    links: Links,
+    steps: Steps,
+    frames: Frames,
+}
+
+impl Requester {
+    pub(super) fn new(config: Config, table: Arc<DispatchTable>) -> Self {
+        Self {
+            held: Arc::new(ExpertSet::empty(config.layers, config.experts)),
+            table,
+            peers: Peers::new(),
+            links: Links::new(config.first_id),
+            steps: Steps::default(),
+            frames: Frames::new(config.rows_per_frame()),
+            config,
+        }
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.table.version().epoch
+    }
+
+    pub(super) fn health(&self, peer: PodId) -> Health {
+        self.peers.health(peer)
+    }
+
+    pub(super) fn open_steps(&self) -> usize {
+        self.steps.len()
+    }
+
+    pub(super) fn open_requests(&self) -> usize {
+        self.links.standing().map(|key| self.links.open(key).len()).sum()
+    }
+
+    pub(super) fn open(
+        &mut self,
+        step: StepId,
+        lane: Lane,
+        layer: LayerId,
+        experts: &[u16],
+        now: Micros,
+        actions: &mut Vec<Action>,
+    ) {
+        if let Some(open) = self.steps.find(step) {
+            self.steps.close(open);
+            return actions.push(Action::Failed { step, error: ExchangeError::StepOpen { step } });
+        }
+        if let Err(error) = check_routing(&self.config, layer, experts) {
+            return actions.push(Action::Failed { step, error });
+        }
+        let key = self.steps.open(step, (lane, layer), self.table.clone(), self.config.top_k, experts);
+        self.assign_one(key, now, actions);
+        self.settle(key, now, actions);
+    }
+
+    pub(super) fn abort(&mut self, step: StepId) {
+        if let Some(key) = self.steps.find(step) {
+            self.steps.close(key);
+        }
+    }
+
+    pub(super) fn answer(&mut self, link: LinkKey, id: RequestId, rows: usize, now: Micros, actions: &mut Vec<Action>) {
+        let Some(allowed) = self.asked(link, id).map(|asking| asking.rows.len()) else {
+            return actions.push(Action::Discard { id });
+        };
+        if rows != allowed {
+            actions.push(Action::Discard { id });
+            return self.drop_link(link, ExchangeError::AnswerRows { id, given: rows, allowed }, now, actions);
+        }
+        let Some(asking) = self.links.take(link, id) else { return };
+        let key = asking.step;
+        self.accept(link.0, &asking, now, actions);
+        let trusted = asking.alone.is_some_and(|of| self.peers.trust(link.0, of));
+        self.links.recycle(asking.rows);
+        if trusted {
+            return self.assign_all(now, actions);
+        }
+        if self.steps.get_mut(key).is_some_and(|step| step.overlapped || step.parked.is_some()) {
+            self.assign_one(key, now, actions);
+        }
+        self.settle(key, now, actions);
+    }
+
+    pub(super) fn not_here(&mut self, link: LinkKey, id: RequestId, epoch: u64, now: Micros, actions: &mut Vec<Action>) {
+        if self.asked(link, id).is_none() {
+            return;
+        }
+        let Some(asking) = self.links.take(link, id) else { return };
+        self.peers.says_epoch(link.0, epoch);
+        self.doubt(link.0, &asking, now);
+        self.release(link.0, asking);
+        self.assign_all(now, actions);
+    }
+
+    pub(super) fn refused(&mut self, peer: PodId, now: Micros, actions: &mut Vec<Action>) {
+        for lane in Lane::ALL {
+            self.lose((peer, lane));
+        }
+        self.assign_all(now, actions);
+    }
+
+    pub(super) fn link_up(&mut self, link: LinkKey, credits: u32, now: Micros, actions: &mut Vec<Action>) {
+        if !is_peer(&self.config, link.0) {
+            return;
+        }
+        self.lose(link);
+        self.links.raise(link, credits);
+        self.peers.greeted(link.0, now);
+        self.assign_all(now, actions);
+    }
+
+    pub(super) fn link_down(&mut self, link: LinkKey, now: Micros, actions: &mut Vec<Action>) {
+        self.lose(link);
+        self.assign_all(now, actions);
+    }
+
+    pub(super) fn granted(&mut self, link: LinkKey, frames: u32, now: Micros, actions: &mut Vec<Action>) {
+        if is_peer(&self.config, link.0) {
+            self.links.grant(link, frames);
+            self.assign(now, actions, |step| step.lane == link.1 && step.starved & bit(link.0) != 0);
+        }
+    }
+
+    pub(super) fn heartbeat(&mut self, peer: PodId, progress: u64, epoch: u64, now: Micros, actions: &mut Vec<Action>) {
+        if is_peer(&self.config, peer) && self.peers.beat(peer, progress, epoch, now) {
+            self.assign_all(now, actions);
+        }
+    }
+
+    pub(super) fn place(&mut self, table: Arc<DispatchTable>, now: Micros, actions: &mut Vec<Action>) {
+        let (given, current) = (table.version(), self.table.version());
+        if given < current {
+            return actions.push(Action::TableRefused { given, current });
+        }
+        if given > current {
+            self.table = table;
+            self.peers.forgive(PodSet::MAX);
+            self.assign_all(now, actions);
+        }
+    }
+
+    pub(super) fn hold(&mut self, held: Arc<ExpertSet>, now: Micros, actions: &mut Vec<Action>) {
+        self.held = held;
+        self.assign_all(now, actions);
+    }
+
+    pub(super) fn tick(&mut self, now: Micros, actions: &mut Vec<Action>) {
+        self.peers.judge(&self.config, now);
+        for link in self.links.standing() {
+            let oldest = self.links.open(link).front().map(|asking| (asking.id, now.since(asking.sent)));
+            if let Some((id, waited)) = oldest.filter(|(_, waited)| *waited >= self.config.answer_within) {
+                let (peer, lane) = link;
+                let error = ExchangeError::AnswerOverdue { peer, id, waited };
+                actions.push(Action::DropLink { peer, lane, error });
+                self.lose(link);
+            }
+            self.double(link, now);
+        }
+        self.assign_all(now, actions);
+        self.give_up(now, actions);
+    }
+
+    fn asked(&self, link: LinkKey, id: RequestId) -> Option<&Asking> {
+        is_peer(&self.config, link.0).then(|| self.links.find(link, id)).flatten()
+    }
+
+    fn accept(&mut self, peer: PodId, asking: &Asking, now: Micros, actions: &mut Vec<Action>) {
+        let id = asking.id;
+        let step = self.steps.get_mut(asking.step);
+        actions.push(match step.and_then(|step| Some((step.accept(asking, peer)?, step))) {
+            Some(((rows, positions), step)) => {
+                step.progress(now);
+                Action::Accept { step: step.id, id, rows, positions }
+            }
+            None => Action::Discard { id },
+        });
+    }
+
+    /// Remembers what a request that was not served says about its server.
+    fn doubt(&mut self, peer: PodId, asking: &Asking, now: Micros) {
+        let rests_until = now.after(self.config.ask_again_after);
+        if let Some(of) = asking.alone {
+            return self.peers.doubt(peer, of, true, rests_until);
+        }
+        let Some(step) = self.steps.get_mut(asking.step) else { return };
+        let of_row = |row: u32, set: u16| places(set).map(move |place| (row, place));
+        let asked = asking.rows.iter().flat_map(|asked| of_row(asked.row, asked.places));
+        let mut experts: Vec<u16> = asked.map(|(row, place)| step.expert(row, place)).collect();
+        experts.sort_unstable();
+        experts.dedup();
+        // Rows without places asked for experts that are not known any more.
+        let alone = experts.len() == 1 && asking.rows.iter().all(|asked| asked.places != 0);
+        let layer = step.layer;
+        for expert in experts {
+            self.peers.doubt(peer, (layer, expert), alone, rests_until);
+        }
+    }
+
+    /// What a request asked is wanted again.
+    fn release(&mut self, peer: PodId, asking: Asking) {
+        if let Some(step) = self.steps.get_mut(asking.step) {
+            asking.rows.iter().for_each(|asked| step.release(peer, *asked));
+        }
+        self.links.recycle(asking.rows);
+    }
+
+    fn drop_link(&mut self, link: LinkKey, error: ExchangeError, now: Micros, actions: &mut Vec<Action>) {
+        actions.push(Action::DropLink { peer: link.0, lane: link.1, error });
+        self.lose(link);
+        self.assign_all(now, actions);
+    }
+
+    /// A link is gone with all that was asked on it.
+    fn lose(&mut self, link: LinkKey) {
+        if is_peer(&self.config, link.0) && self.links.is_up(link) {
+            for asking in self.links.take_down(link) {
+                self.release(link.0, asking);
+            }
+        }
+    }
+
+    /// Wants of others too what a peer owes that is not alive, or owes for long.
+    fn double(&mut self, link: LinkKey, now: Micros) {
+        let alive = self.peers.health(link.0) == Health::Alive;
+        let resend_after = self.config.resend_after;
+        let late = |asking: &&mut Asking| !asking.doubled && (!alive || now.since(asking.sent) >= resend_after);
+        for asking in self.links.open_mut(link).iter_mut().filter(late) {
+            asking.doubled = true;
+            if let Some(step) = self.steps.get_mut(asking.step) {
+                asking.rows.iter().for_each(|asked| step.want_again(*asked));
+            }
+        }
+    }
+
+    /// Ends steps that stood for too long.
+    fn give_up(&mut self, now: Micros, actions: &mut Vec<Action>) {
+        let mut index = 0;
+        while let Some(key) = self.steps.key(index) {
+            index += 1;
+            let Some(step) = self.steps.get_mut(key).filter(|step| step.parked.is_some()) else { continue };
+            let (waited, layer) = (step.waited(now), step.layer);
+            if waited >= self.config.wait_for_expert {
+                let experts = std::mem::take(&mut step.missing);
+                let error = ExchangeError::ExpertUnavailable { layer, experts, waited };
+                actions.push(Action::Failed { step: step.id, error });
+                self.steps.close(key);
+                index -= 1;
+            }
+        }
+    }
+
+    /// Looks again at every step that has something to ask.
+    fn assign_all(&mut self, now: Micros, actions: &mut Vec<Action>) {
+        self.assign(now, actions, |step| !step.list.is_empty() || step.parked.is_some() || step.overlapped);
+    }
+
+    /// Looks again at some steps, the oldest first. All sends come before all that follows from them.
+    fn assign(&mut self, now: Micros, actions: &mut Vec<Action>, which: impl Fn(&Step) -> bool) {
+        for index in 0..self.steps.len() {
+            let Some(key) = self.steps.key(index) else { break };
+            if self.steps.get_mut(key).is_some_and(|step| which(step)) {
+                self.assign_one(key, now, actions);
+            }
+        }
+        let mut index = 0;
+        while let Some(key) = self.steps.key(index) {
+            index += usize::from(!self.settle(key, now, actions));
+        }
+    }
+
+    /// Asks for what a step wants. Places that this pod takes itself can make open requests worthless, which makes others
+    /// wanted; that ends, because each turn accounts for places.
+    fn assign_one(&mut self, key: StepKey, now: Micros, actions: &mut Vec<Action>) {
+        let Some(step) = self.steps.get_mut(key) else { return };
+        let (config, held, newest) = (&self.config, &self.held, &self.table);
+        loop {
+            if std::mem::take(&mut step.overlapped) {
+                void(step, key, &mut self.links);
+            }
+            let (peers, links, frames) = (&mut self.peers, &mut self.links, &mut self.frames);
+            Assign { config, held, newest, peers, links, frames, now, actions }.pass(step, key);
+            if !step.overlapped {
+                return;
+            }
+        }
+    }
+
+    /// Says what became of a step: own rows, parked or resumed, complete. True: it has ended.
+    fn settle(&mut self, key: StepKey, now: Micros, actions: &mut Vec<Action>) -> bool {
+        let Some(step) = self.steps.get_mut(key) else { return true };
+        let (id, layer) = (step.id, step.layer);
+        if let Some((rows, experts)) = take_own(step) {
+            step.progress(now);
+            actions.push(Action::Local { step: id, layer, rows, experts });
+        }
+        if step.missing.is_empty() {
+            if step.resume(now) {
+                actions.push(Action::Resumed { step: id });
+            }
+        } else if step.parked.replace(step.parked.unwrap_or(now)).is_none() {
+            let missing = step.missing.iter().map(|expert| ExpertId(*expert)).collect();
+            actions.push(Action::Parked { step: id, layer, missing });
+        }
+        let done = step.is_done();
+        if done {
+            actions.push(Action::Complete { step: id });
+            self.steps.close(key);
+        }
+        done
+    }
+}
+
+/// Places came otherwise than by these requests: their sums are worthless for those rows, and what else they were to bring
+/// for them is wanted again.
+fn void(step: &mut Step, key: StepKey, links: &mut Links) {
+    for pod in pods(links.up(step.lane)) {
+        for asking in links.open_mut((pod, step.lane)).iter_mut().filter(|asking| asking.step == key) {
+            for asked in &mut asking.rows {
+                if asked.places & !step.row(asked.row).left != 0 {
+                    step.release(pod, *asked);
+                    asked.places = 0;
+                }
+            }
+        }
+    }
+}
+
+fn check_routing(config: &Config, layer: LayerId, experts: &[u16]) -> Result<(), ExchangeError> {
+    let top_k = config.top_k;
+    if !experts.len().is_multiple_of(top_k) {
+        return Err(ExchangeError::Places { given: experts.len(), rows: experts.len().div_ceil(top_k), top_k });
+    }
+    check_numbers(config, layer, experts)
+}
+
+/// Layer and experts are of the model.
+pub(super) fn check_numbers(config: &Config, layer: LayerId, experts: &[u16]) -> Result<(), ExchangeError> {
+    let range = |field, given, count: usize| ExchangeError::Range { field, given, low: 0, high: count - 1 };
+    if layer.index() >= config.layers {
+        return Err(range("layer", layer.index(), config.layers));
+    }
+    match experts.iter().find(|expert| **expert != EMPTY && usize::from(**expert) >= config.experts) {
+        Some(expert) => Err(range("expert", usize::from(*expert), config.experts)),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,145 @@
+//! Rules of the exchange one by one. Actions are compared as lines: `0[2,_]` is row 0 with expert 2 at place 0 and nothing
+//! at place 1; `0@3` is row 0 from row 3 of the answer.
+
+mod asking;
+mod faults;
+mod serving;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use m1_arch::{ExpertId, ExpertSet, LayerId};
+
+use super::{Exchange, Health};
+use crate::{Action, Config, DispatchTable, EMPTY, Event, Lane, Micros, PodId, RequestId, StepId, TableVersion};
+
+const LAYERS: usize = 2;
+const EXPERTS: usize = 8;
+/// No expert at this place.
+const NO: u16 = EMPTY;
+
+fn set(experts: &[u16]) -> ExpertSet {
+    let mut set = ExpertSet::empty(LAYERS, EXPERTS);
+    for layer in 0..LAYERS as u16 {
+        experts.iter().for_each(|expert| assert!(set.insert(LayerId(layer), ExpertId(*expert))));
+    }
+    set
+}
+
+fn table(epoch: u64, held: &[(u16, &[u16])]) -> Arc<DispatchTable> {
+    let held: Vec<_> = held.iter().map(|(pod, experts)| (PodId(*pod), set(experts))).collect();
+    let version = TableVersion { lease_transitions: 0, epoch };
+    Arc::new(DispatchTable::new(version, LAYERS, EXPERTS, &held).unwrap())
+}
+
+/// Pod 0 of a group, with connections to the others and a clock.
+struct Pod {
+    exchange: Exchange,
+    now: Micros,
+    progress: u64,
+}
+
+impl Pod {
+    /// Frames of 3 rows, 4 credits, requests numbered from 100; holds what the table gives it; links to peers 1 to 3.
+    fn new(held: &[(u16, &[u16])]) -> Self {
+        Self::with(held, |_| {})
+    }
+
+    fn with(held: &[(u16, &[u16])], change: impl FnOnce(&mut Config)) -> Self {
+        let mut config = Config::new(PodId(0), LAYERS, EXPERTS, 2, 8);
+        (config.max_frame_bytes, config.credits, config.first_id) = (64 + 3 * 44, 4, 100);
+        change(&mut config);
+        assert_eq!(config.rows_per_frame(), 3);
+        let mut pod = Pod { exchange: Exchange::new(config, table(1, held)).unwrap(), now: Micros(0), progress: 0 };
+        let own = held.iter().find(|(pod, _)| *pod == 0).map_or(&[][..], |(_, experts)| experts);
+        pod.on(Event::Hold(Arc::new(set(own))));
+        for peer in 1..4 {
+            pod.on(up(peer, 4));
+        }
+        pod
+    }
+
+    fn on(&mut self, event: Event<'_>) -> Vec<String> {
+        let mut actions = Vec::new();
+        self.exchange.handle(event, self.now, &mut actions);
+        actions.iter().map(line).collect()
+    }
+
+    fn open(&mut self, step: u64, experts: &[u16]) -> Vec<String> {
+        self.on(Event::Open { step: StepId(step), lane: Lane::Decode, layer: LayerId(1), experts })
+    }
+
+    /// Time passes while these peers make progress; what the last tick and beat led to.
+    fn wait(&mut self, millis: u64, living: &[u16]) -> Vec<String> {
+        let (end, mut lines) = (self.now.after(Duration::from_millis(millis)), Vec::new());
+        while self.now < end {
+            self.now = self.now.after(Duration::from_millis(100)).min(end);
+            self.progress += 1;
+            for peer in living {
+                lines.extend(self.on(Event::Heartbeat { peer: PodId(*peer), progress: self.progress, epoch: 1 }));
+            }
+            lines.extend(self.on(Event::Tick));
+        }
+        lines
+    }
+
+    fn request(&mut self, peer: u16, lane: Lane, id: u64, experts: &[u16]) -> Vec<String> {
+        let (peer, id, rows) = (PodId(peer), RequestId(id), experts.len() / 2);
+        self.on(Event::Request { peer, lane, id, epoch: 9, layer: LayerId(1), rows, experts })
+    }
+}
+
+fn up(peer: u16, credits: u32) -> Event<'static> {
+    Event::LinkUp { peer: PodId(peer), lane: Lane::Decode, credits }
+}
+
+fn down(peer: u16) -> Event<'static> {
+    Event::LinkDown { peer: PodId(peer), lane: Lane::Decode }
+}
+
+fn answer(peer: u16, id: u64, rows: usize) -> Event<'static> {
+    Event::Answer { peer: PodId(peer), lane: Lane::Decode, id: RequestId(id), rows }
+}
+
+fn not_here(peer: u16, id: u64) -> Event<'static> {
+    Event::NotHere { peer: PodId(peer), lane: Lane::Decode, id: RequestId(id), epoch: 1 }
+}
+
+fn grant(peer: u16, frames: u32) -> Event<'static> {
+    Event::CreditGranted { peer: PodId(peer), lane: Lane::Decode, frames }
+}
+
+fn line(action: &Action) -> String {
+    match action {
+        Action::Local { step, rows, experts, .. } => format!("local s{step}:{}", routing(rows, experts)),
+        Action::Send { step, peer, id, epoch, rows, experts, .. } => {
+            let old = if *epoch == 1 { String::new() } else { format!(" epoch {epoch}") };
+            format!("send p{peer} #{id} s{step}{old}:{}", routing(rows, experts))
+        }
+        Action::Accept { step, id, rows, positions } => {
+            let at = |i: usize| positions.as_ref().map_or(String::new(), |p| format!("@{}", p[i]));
+            let rows: String = rows.iter().enumerate().map(|(i, row)| format!(" {row}{}", at(i))).collect();
+            format!("accept #{id} s{step}:{rows}")
+        }
+        Action::Discard { id } => format!("discard #{id}"),
+        Action::Complete { step } => format!("complete s{step}"),
+        Action::Parked { step, missing, .. } => format!("parked s{step}: {missing:?}").replace("ExpertId", ""),
+        Action::Resumed { step } => format!("resumed s{step}"),
+        Action::Failed { step, error } => format!("failed s{step}: {error}"),
+        Action::DropLink { peer, lane, error } => format!("drop link p{peer} {lane}: {error}"),
+        Action::DropClient { peer, lane, error } => format!("drop client p{peer} {lane}: {error}"),
+        Action::Grant { peer, lane, frames } => format!("grant p{peer} {lane}: {frames}"),
+        Action::Reply { peer, lane, id } => format!("reply p{peer} {lane} #{id}"),
+        Action::ReplyNotHere { peer, lane, id, epoch } => format!("not here p{peer} {lane} #{id} epoch {epoch}"),
+        Action::Forget { peer, lane, id } => format!("forget p{peer} {lane} #{id}"),
+        Action::TableRefused { given, current } => format!("refused {given}, present {current}"),
+    }
+}
+
+fn routing(rows: &[u32], experts: &[u16]) -> String {
+    let place = |expert: &u16| if *expert == EMPTY { "_".to_owned() } else { expert.to_string() };
+    let row = |(row, experts): (&u32, &[u16])| format!(" {row}[{}]", experts.iter().map(place).collect::<Vec<_>>().join(","));
+    rows.iter().zip(experts.chunks(2)).map(row).collect()
+}
+
+const NOTHING: [&str; 0] = [];

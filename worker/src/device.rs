@@ -1,0 +1,235 @@
+//! The device thread: the one owner of weights, caches, sequences and the exchange with peers. Everything reaches it through
+//! its inbox; it never waits for the network and never blocks on a send.
+//!
+//! One turn: read the inbox, then do one small piece of work, the first of
+//! 1. a peer's decode request, 2. the own step (one layer's attention, own experts, or the end of a layer), 3. a peer's
+//! prefill request. With none of these it sleeps until something comes. A peer's prefill request also goes before the
+//! beginning of an own step, so that a pod whose own steps never wait cannot starve its peers.
+
+mod convert;
+mod dispatch;
+mod group;
+mod inbox;
+mod links;
+mod own_step;
+mod report;
+mod sequences;
+mod serving;
+mod streams;
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use m1_engine::{AllowedIds, Failure, RoutingShape, Scheduler, SchedulerConfig};
+use m1_exchange::{Action, DispatchTable, Event, Exchange, Lane, Micros, PodId};
+use m1_torch::TorchExecutor;
+use m1_weights::Checkpoint;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use crate::config::Config;
+use crate::service::reasoned;
+use crate::status::SharedStatus;
+use crate::transport::{CREDITS, Dialer};
+use group::Peers;
+use links::Links;
+use own_step::OwnStep;
+use sequences::Sequences;
+use serving::Requests;
+use streams::Streams;
+
+pub use inbox::{Events, Gone, Group, GroupPod, Inbox, NewSequence, SequenceKey};
+
+/// Why a worker does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The scheduler refuses the configuration.
+    #[error("scheduler: {0}")]
+    Scheduler(#[from] m1_engine::SchedulerError),
+    /// The exchange refuses the configuration.
+    #[error("expert dispatch: {0}")]
+    Exchange(#[from] m1_exchange::ConfigError),
+    /// The operating system gives no thread.
+    #[error("the device thread cannot be started: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// What the device thread is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The model on disk.
+    pub checkpoint: Checkpoint,
+    /// Ids that may be sampled.
+    pub known: AllowedIds,
+    /// Opens connections to peers.
+    pub dialer: Dialer,
+    /// What the rest of the process sees.
+    pub status: Arc<SharedStatus>,
+    /// Where connections run.
+    pub runtime: tokio::runtime::Handle,
+}
+
+/// Starts the device thread. `ended` is cancelled when it ends, for whatever reason.
+///
+/// # Errors
+/// A configuration that the parts refuse, or no thread.
+pub fn spawn(
+    config: &Config,
+    parts: Parts,
+    inbox: mpsc::Receiver<Inbox>,
+    ended: CancellationToken,
+) -> Result<JoinHandle<()>, StartError> {
+    let (threads, runtime) = (config.threads, parts.runtime.clone());
+    let device = Device::new(config, parts)?;
+    Ok(std::thread::Builder::new().name("device".into()).spawn(move || {
+        let _ended = ended.drop_guard();
+        let _runtime = runtime.enter();
+        m1_torch::set_threads(threads);
+        device.run(inbox);
+    })?)
+}
+
+/// The state of the device thread.
+struct Device {
+    config: Config,
+    checkpoint: Checkpoint,
+    dialer: Dialer,
+    status: Arc<SharedStatus>,
+    /// Absent until a placement was applied.
+    executor: Option<TorchExecutor>,
+    sequences: Sequences,
+    exchange: Exchange,
+    links: Links,
+    peers: Peers,
+    /// The step in flight.
+    step: Option<OwnStep>,
+    steps_begun: u64,
+    /// What peers asked for.
+    requests: Requests,
+    /// Sums of the answer whose event is being handled.
+    answer: Bytes,
+    /// Memory of the list of actions.
+    actions: Vec<Action>,
+    /// Connections found gone while sending.
+    gone: Vec<(PodId, Lane)>,
+    draining: bool,
+    started: Instant,
+}
+
+impl Device {
+    fn new(config: &Config, parts: Parts) -> Result<Self, StartError> {
+        let Parts { checkpoint, known, dialer, status, .. } = parts;
+        let arch = checkpoint.architecture();
+        let limits = config.limits(arch);
+        let scheduler = SchedulerConfig { limits, queue: config.queue, prefill_tokens: config.prefill_chunk };
+        let (layers, experts) = (arch.layers.len(), arch.experts);
+        let mut exchange = m1_exchange::Config::new(PodId(config.pod), layers, experts, arch.top_k, arch.hidden);
+        exchange.credits = CREDITS;
+        exchange.wait_for_expert = config.expert_wait;
+        exchange.first_id = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_micros() as u64);
+        Ok(Self {
+            sequences: Sequences::new(Scheduler::new(scheduler, RoutingShape::of(arch), known)?),
+            exchange: Exchange::new(exchange, Arc::new(DispatchTable::empty(layers, experts)))?,
+            config: config.clone(),
+            checkpoint,
+            dialer,
+            status,
+            executor: None,
+            links: Links::default(),
+            peers: Peers::default(),
+            step: None,
+            steps_begun: 0,
+            requests: Requests::default(),
+            answer: Bytes::new(),
+            actions: Vec::new(),
+            gone: Vec::new(),
+            draining: false,
+            started: Instant::now(),
+        })
+    }
+
+    fn run(mut self, mut inbox: mpsc::Receiver<Inbox>) {
+        let mut busy = false;
+        loop {
+            // A turn that found work looks whether more has come; one that found none sleeps until something comes.
+            let mut next = if busy { inbox.try_recv().ok() } else { inbox.blocking_recv() };
+            if next.is_none() && inbox.is_closed() && inbox.is_empty() {
+                break;
+            }
+            while let Some(message) = next {
+                if matches!(message, Inbox::Stop) {
+                    return self.stop();
+                }
+                self.take(message);
+                next = inbox.try_recv().ok();
+            }
+            self.status.turn();
+            busy = self.work();
+        }
+        self.stop();
+    }
+
+    /// One piece of work. False: there is none now.
+    fn work(&mut self) -> bool {
+        if self.serve(Lane::Decode) {
+            return true;
+        }
+        match self.step.is_some() {
+            true => self.advance() || self.serve(Lane::Bulk),
+            false => {
+                let served = self.serve(Lane::Bulk);
+                self.begin() || served
+            }
+        }
+    }
+
+    fn take(&mut self, message: Inbox) {
+        match message {
+            Inbox::Dispatch(inbound) => self.heard(inbound),
+            Inbox::Generate(new) => self.admit(*new),
+            Inbox::Cancel(key) => {
+                self.sequences.cancel(key);
+                self.abort_unwanted();
+            }
+            Inbox::Place { group, reply } => self.place(group, reply),
+            Inbox::Drain => {
+                self.draining = true;
+                self.report();
+            }
+            Inbox::Tick => {
+                self.tell(Event::Tick);
+                self.report();
+            }
+            Inbox::Stop => {}
+        }
+    }
+
+    fn admit(&mut self, new: NewSequence) {
+        let refusal = match (&self.executor, self.draining) {
+            (_, true) => Some(reasoned(Status::unavailable("this worker drains and admits no more"), "Draining")),
+            (None, _) => Some(reasoned(Status::unavailable("this worker has no weights yet"), "NotReady")),
+            (Some(_), false) => None,
+        };
+        match refusal {
+            Some(status) => Streams::refuse(&new.events, status),
+            None => self.sequences.admit(new),
+        }
+    }
+
+    /// Ends what is left: sequences end with an error that says so.
+    fn stop(mut self) {
+        let failure = Failure { reason: "Stopping", message: "this worker stops".into() };
+        self.fail_step(&failure);
+        self.sequences.fail_all(&failure);
+        self.peers.forget_all();
+        self.report();
+    }
+
+    /// The exchange's clock.
+    fn now(&self) -> Micros {
+        Micros(self.started.elapsed().as_micros() as u64)
+    }
+}

@@ -1,0 +1,200 @@
+//! The placement: who is in the group, who holds what. Loads and lets go of experts, keeps the connections to peers.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use m1_arch::ExpertSet;
+use m1_engine::Failure;
+use m1_exchange::{DispatchTable, Event, Health, Lane, PodId, TableVersion};
+use m1_proto::worker::Phase;
+use m1_torch::{TorchError, TorchExecutor};
+use tokio::sync::oneshot;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::Device;
+use super::inbox::Group;
+use crate::transport::PeerAddress;
+
+/// The other pods of the group.
+#[derive(Debug, Default)]
+pub(super) struct Peers {
+    /// The placement in force; the oldest possible before the first.
+    version: TableVersion,
+    placed: bool,
+    known: HashMap<PodId, Peer>,
+}
+
+/// One peer.
+#[derive(Debug)]
+struct Peer {
+    address: String,
+    holds: ExpertSet,
+    /// Why it refuses this pod, if it does.
+    refusal: Option<String>,
+    /// Ends its connections when it goes.
+    _dialing: DropGuard,
+}
+
+impl Peers {
+    /// Whether a placement was applied.
+    pub fn placed(&self) -> bool {
+        self.placed
+    }
+
+    /// Notes that a peer refuses this pod.
+    pub fn refused(&mut self, peer: PodId, reason: String, message: String) {
+        if let Some(peer) = self.known.get_mut(&peer) {
+            peer.refusal = Some(format!("{reason}: {message}"));
+        }
+    }
+
+    /// A connection to the peer stands.
+    pub fn forgive(&mut self, peer: PodId) {
+        if let Some(peer) = self.known.get_mut(&peer) {
+            peer.refusal = None;
+        }
+    }
+
+    /// Ends all connections.
+    pub fn forget_all(&mut self) {
+        self.known.clear();
+    }
+
+    /// Their ids, ascending.
+    pub fn ids(&self) -> Vec<PodId> {
+        let mut ids: Vec<PodId> = self.known.keys().copied().collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// What a peer holds by the placement.
+    pub fn holds(&self, peer: PodId) -> Option<&ExpertSet> {
+        self.known.get(&peer).map(|peer| &peer.holds)
+    }
+
+    /// Why a peer refuses this pod.
+    pub fn refusal(&self, peer: PodId) -> Option<&str> {
+        self.known.get(&peer)?.refusal.as_deref()
+    }
+}
+
+impl Device {
+    /// Applies a placement unless it is older than the present one. Answers before it loads.
+    pub(super) fn place(&mut self, group: Group, reply: oneshot::Sender<Result<(), String>>) {
+        let version = TableVersion { lease_transitions: group.lease_transitions, epoch: group.epoch };
+        let present = self.peers.version;
+        let table = match version < present && self.peers.placed {
+            true => Err(format!("epoch: {version} given, this worker has {present} already")),
+            false => self.table(version, &group).map_err(|error| format!("pods: {error}")),
+        };
+        // Whoever asked may have gone away; the placement counts all the same.
+        let _ = reply.send(table.as_ref().map(drop).map_err(String::clone));
+        let Ok(table) = table else { return };
+        if self.peers.placed && version == present {
+            return;
+        }
+        let me = PodId(self.config.pod);
+        let Some(mine) = group.pods.iter().find(|pod| pod.id == me).map(|pod| pod.holds.clone()) else { return };
+        if let Err(error) = self.hold(&mine) {
+            return self.broken(error.reason(), &error.to_string());
+        }
+        self.peers.version = version;
+        self.peers.placed = true;
+        self.dial(&group);
+        self.tell(Event::Table(Arc::new(table)));
+        self.status.set_epoch(version.epoch);
+        self.report();
+    }
+
+    fn table(&self, version: TableVersion, group: &Group) -> Result<DispatchTable, m1_exchange::TableError> {
+        let arch = self.checkpoint.architecture();
+        let held: Vec<(PodId, ExpertSet)> = group.pods.iter().map(|pod| (pod.id, pod.holds.clone())).collect();
+        DispatchTable::new(version, arch.layers.len(), arch.experts, &held)
+    }
+
+    /// Brings the held experts to `wanted`. What goes is served and asked for no more before its memory goes.
+    fn hold(&mut self, wanted: &ExpertSet) -> Result<(), TorchError> {
+        let held = self.executor.as_ref().map(|executor| executor.held().clone());
+        if held.as_ref() == Some(wanted) {
+            return Ok(());
+        }
+        let to_read = m1_weights::plan_read(&self.checkpoint, wanted).bytes;
+        self.status.update(|status| {
+            status.set_phase(Phase::Loading);
+            status.bytes_to_load = to_read;
+            (status.reason, status.message) = (String::new(), String::new());
+        });
+        let began = Instant::now();
+        if let Some(held) = held {
+            self.finish_local();
+            self.tell(Event::Hold(Arc::new(held.intersection(wanted))));
+        }
+        self.load(wanted)?;
+        let seconds = began.elapsed().as_secs_f32();
+        tracing::info!(bytes_read = to_read, bytes_checkpoint = self.checkpoint.total_bytes(), seconds, "weights are loaded");
+        self.tell(Event::Hold(Arc::new(wanted.clone())));
+        self.status.serve_peers();
+        Ok(())
+    }
+
+    fn load(&mut self, wanted: &ExpertSet) -> Result<(), TorchError> {
+        let status = self.status.clone();
+        let mut progress = |bytes| {
+            status.set_bytes_loaded(bytes);
+            // Reading is progress: peers must not take this pod for dead.
+            status.turn();
+        };
+        match &mut self.executor {
+            Some(executor) => executor.update_experts(&self.checkpoint, wanted, &mut progress),
+            None => {
+                let limits = m1_torch::Limits::for_tokens(self.config.slots, self.config.kv_tokens.into());
+                self.executor = Some(TorchExecutor::load(&self.checkpoint, wanted, limits, &mut progress)?);
+                Ok(())
+            }
+        }
+    }
+
+    /// Connects to every peer whose address is new and lets go of those that left.
+    fn dial(&mut self, group: &Group) {
+        let me = PodId(self.config.pod);
+        for id in self.peers.ids() {
+            let stays = group.pods.iter().any(|pod| pod.id == id && self.peers.known[&id].address == pod.address);
+            if !stays {
+                self.peers.known.remove(&id);
+                for lane in Lane::ALL {
+                    self.links.drop_requester(id, lane);
+                    self.tell(Event::LinkDown { peer: id, lane });
+                }
+            }
+        }
+        for pod in group.pods.iter().filter(|pod| pod.id != me) {
+            if let Some(known) = self.peers.known.get_mut(&pod.id) {
+                known.holds = pod.holds.clone();
+                continue;
+            }
+            let stop = CancellationToken::new();
+            self.dialer.dial(&PeerAddress { pod: pod.id, address: pod.address.clone() }, &stop);
+            let (address, holds) = (pod.address.clone(), pod.holds.clone());
+            self.peers.known.insert(pod.id, Peer { address, holds, refusal: None, _dialing: stop.drop_guard() });
+        }
+    }
+
+    /// Nothing can be served any more: says why, once, and ends every sequence.
+    fn broken(&mut self, reason: &'static str, message: &str) {
+        tracing::error!(reason, error = message, "the weights cannot be used");
+        let failure = Failure { reason, message: message.to_owned() };
+        self.fail_step(&failure);
+        self.sequences.fail_all(&failure);
+        self.executor = None;
+        self.status.update(|status| {
+            status.set_phase(Phase::Failed);
+            (status.reason, status.message) = (reason.to_owned(), message.to_owned());
+        });
+    }
+
+    /// Whether requests can be sent to a peer now.
+    pub(super) fn reachable(&self, peer: PodId) -> bool {
+        self.links.connected(peer) && self.exchange.health(peer) != Health::Dead
+    }
+}
