@@ -23,8 +23,8 @@ use m1_worker::transport::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::server::TcpIncoming;
 use tokio_util::task::TaskTracker;
 
 /// One row of MiniMax-M1 in bf16: 6144 x 2 bytes, here as 3072 fp32 elements out and back.
@@ -84,13 +84,13 @@ async fn server() -> anyhow::Result<()> {
         stop: CancellationToken::new(),
         generations: Arc::default(),
     };
+    let incoming = TcpIncoming::from(dispatch).with_nodelay(Some(true));
     tonic::transport::Server::builder()
         .max_frame_size(HTTP2_FRAME)
         .initial_stream_window_size(HTTP2_WINDOW)
         .initial_connection_window_size(HTTP2_WINDOW)
-        .tcp_nodelay(true)
         .add_service(ExpertDispatchServer::new(service))
-        .serve_with_incoming(TcpListenerStream::new(dispatch))
+        .serve_with_incoming(incoming)
         .await?;
     Ok(())
 }
