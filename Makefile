@@ -28,6 +28,7 @@ lint:
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo xtask tidy
 	cargo xtask crd --check
+	cargo xtask docs --check
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
 
 check: setup lint test ## what CI runs: format, lints, docs, tidy, tests

@@ -24,8 +24,8 @@ use m1_worker::transport::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::TcpIncoming;
 use tokio_util::task::TaskTracker;
+use tonic::transport::server::TcpIncoming;
 
 /// One row of MiniMax-M1 in bf16: 6144 x 2 bytes, here as 3072 fp32 elements out and back.
 const ROW: usize = 12_288;

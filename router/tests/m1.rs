@@ -1,4 +1,5 @@
 //! M1's own endpoint: inputs, the routing log, and its events.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! The demo model through the whole system: `m1ctl up`, two worker processes, the router's HTTP.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(missing_docs)]
 
 use std::time::Duration;

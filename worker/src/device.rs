@@ -1,10 +1,14 @@
 //! The device thread: the one owner of weights, caches, sequences and the exchange with peers. Everything reaches it through
 //! its inbox; it never waits for the network and never blocks on a send.
 //!
-//! One turn: read the inbox, then do one small piece of work, the first of
-//! 1. a peer's decode request, 2. the own step (one layer's attention, own experts, or the end of a layer), 3. a peer's
-//! prefill request. With none of these it sleeps until something comes. A peer's prefill request also goes before the
-//! beginning of an own step, so that a pod whose own steps never wait cannot starve its peers.
+//! One turn: read the inbox, then do one small piece of work, the first there is of
+//!
+//! 1. a peer's decode request,
+//! 2. the own step: one layer's attention, own experts, or the end of a layer,
+//! 3. a peer's prefill request.
+//!
+//! With none of these it sleeps until something comes. A peer's prefill request also goes before the beginning of an own
+//! step, so that a pod whose own steps never wait cannot starve its peers.
 
 mod convert;
 mod dispatch;

@@ -77,8 +77,8 @@ impl Reasoning {
             Self::Start(seen) => {
                 seen.push_str(text);
                 let start = seen.trim_start();
-                if start.starts_with(THINK.0) {
-                    let rest = start[THINK.0.len()..].to_owned();
+                if let Some(rest) = start.strip_prefix(THINK.0) {
+                    let rest = rest.to_owned();
                     *self = Self::Open(String::new());
                     self.push(&rest);
                 } else if !THINK.0.starts_with(start) {

@@ -1,6 +1,7 @@
-//! The project's own chores: `crd` writes or checks the CRDs under manifests/crds, `tidy` holds the tree to its style.
+//! The project's own chores: `crd` writes or checks the CRDs under manifests/crds, `docs` their reference, `tidy` holds the tree to its style.
 
 mod crd;
+mod reference;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -10,6 +11,8 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND
   crd           write manifests/crds/*.yaml from the API types
   crd --check   fail when they differ
+  docs          write docs/custom-resource.md from the CRD
+  docs --check  fail when it differs
   tidy          check headers, lengths of files and functions, leftovers, and which crates the pure ones reach";
 
 fn main() -> ExitCode {
@@ -19,6 +22,8 @@ fn main() -> ExitCode {
     let outcome = match words.as_slice() {
         ["crd"] => crd::write(&root),
         ["crd", "--check"] => crd::check(&root),
+        ["docs"] => reference::write(&root),
+        ["docs", "--check"] => reference::check(&root),
         ["tidy"] => tidy::run(&root),
         _ => {
             eprintln!("{USAGE}");

@@ -81,7 +81,9 @@ fn check(path: &str, text: &str) -> Vec<Finding> {
         report(MAX_FILE_LINES + 1, "file-length", format!("{lines} production lines; at most {MAX_FILE_LINES}"));
     }
     for (index, line) in source.production_code().lines().enumerate() {
-        if [".unwrap()", ".expect(\""].iter().any(|call| line.contains(call)) {
+        // The crate of suites fails by panicking, as every test does.
+        let suites = path.starts_with("tests/");
+        if !suites && [".unwrap()", ".expect(\""].iter().any(|call| line.contains(call)) {
             report(index + 1, "panic", "unwrap or expect in production code: return an error".to_owned());
         }
     }

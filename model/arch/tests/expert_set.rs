@@ -1,4 +1,5 @@
 //! Properties of [`ExpertSet`] and the exact text form.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use m1_arch::{ExpertId, ExpertSet, ExpertSetError, LayerId};
 use proptest::prelude::*;

@@ -1,4 +1,5 @@
 //! One good manifest, then one change at a time, each with the error it must lead to.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
 

@@ -12,7 +12,7 @@ use m1_text::Tokenizer;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-pub use client::{Answer, Client, Events};
+pub use client::Client;
 pub use double::{Act, Double};
 
 pub const NAME: &str = "MiniMax-M1-demo";

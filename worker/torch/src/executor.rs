@@ -156,7 +156,7 @@ impl TorchExecutor {
     }
 
     /// `[rows, hidden]` from wire bytes.
-    fn from_wire(&self, what: &'static str, bytes: &[u8], rows: usize) -> Result<Tensor, TorchError> {
+    fn wire_rows(&self, what: &'static str, bytes: &[u8], rows: usize) -> Result<Tensor, TorchError> {
         let wanted = rows * self.arch.hidden * size_of::<f32>();
         if bytes.len() != wanted {
             let allowed = format!("{wanted} bytes, {rows} rows x hidden x 4");

@@ -16,13 +16,13 @@ pub(crate) fn route(logits: &[f32], experts: usize, top_k: usize, routing: &mut 
 }
 
 fn choose(logits: &[f32], chosen: &mut [u16], weights: &mut [f32]) {
-    for place in 0..chosen.len() {
+    for (place, weight) in weights.iter_mut().enumerate() {
         let (taken, rest) = chosen.split_at_mut(place);
         let free = (0..logits.len()).filter(|expert| !taken.contains(&(*expert as u16)));
         let best = free.reduce(|best, expert| if logits[expert] > logits[best] { expert } else { best });
-        let Some(best) = best else { return };
-        rest[0] = best as u16;
-        weights[place] = (logits[best] - logits[usize::from(chosen[0])]).exp();
+        let (Some(best), Some(next)) = (best, rest.first_mut()) else { break };
+        *next = best as u16;
+        *weight = (logits[best] - logits[usize::from(chosen[0])]).exp();
     }
     let sum: f32 = weights.iter().sum();
     weights.iter_mut().for_each(|weight| *weight /= sum);

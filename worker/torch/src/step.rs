@@ -33,25 +33,25 @@ pub(crate) struct Step {
 impl Step {
     /// Whether `attention` of `layer` may come.
     pub fn expect_attention(&self, layer: LayerId) -> Result<(), ExecutorError> {
-        self.expect("attention", self.phase == Phase::Attention(layer))
+        self.require("attention", self.phase == Phase::Attention(layer))
     }
 
     /// Whether a call on the experts of the layer in flight may come.
     pub fn expect_experts(&self, call: &'static str) -> Result<(), ExecutorError> {
-        self.expect(call, matches!(self.phase, Phase::Experts(_)))
+        self.require(call, matches!(self.phase, Phase::Experts(_)))
     }
 
     /// Whether a call on the experts of `layer` may come.
     pub fn expect_experts_of(&self, call: &'static str, layer: LayerId) -> Result<(), ExecutorError> {
-        self.expect(call, self.phase == Phase::Experts(layer))
+        self.require(call, self.phase == Phase::Experts(layer))
     }
 
     /// Whether the step may end after `layers` layers.
     pub fn expect_end(&self, layers: usize) -> Result<(), ExecutorError> {
-        self.expect("end_step", matches!(self.phase, Phase::Attention(layer) if layer.index() == layers))
+        self.require("end_step", matches!(self.phase, Phase::Attention(layer) if layer.index() == layers))
     }
 
-    fn expect(&self, call: &'static str, holds: bool) -> Result<(), ExecutorError> {
+    fn require(&self, call: &'static str, holds: bool) -> Result<(), ExecutorError> {
         let expected = match self.phase {
             Phase::Attention(_) => "attention of the next layer, or end_step after the last",
             Phase::Experts(_) => "the experts of the layer in flight, or combine",

@@ -1,3 +1,4 @@
+//! Queue, leases and refusals of the balancer.
 use super::*;
 use crate::worker::Phase;
 

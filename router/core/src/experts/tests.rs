@@ -1,3 +1,4 @@
+//! The ledger of experts: counts that add up, balance, utilization.
 use super::*;
 use crate::rng::Rng;
 

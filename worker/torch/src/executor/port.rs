@@ -62,7 +62,7 @@ impl Executor for TorchExecutor {
         let step = in_flight(&mut self.step, "accumulate")?;
         step.expect_experts("accumulate")?;
         check_rows("answered row", rows, step.layout.rows as usize)?;
-        let mut sums = self.from_wire("sums", sums, rows.len())?;
+        let mut sums = self.wire_rows("sums", sums, rows.len())?;
         let step = in_flight(&mut self.step, "accumulate")?;
         let added = scale_(&mut sums, self.arch.mlp.beta).and_then(|()| pick(rows)?.add(&mut step.x, &sums));
         self.or_drop_step(added)
@@ -86,7 +86,7 @@ impl Executor for TorchExecutor {
     ) -> Result<(), ExecutorError> {
         let _guard = no_grad_guard();
         self.experts.check(layer, assignment, assignment.rows.len())?;
-        let x = self.from_wire("hidden", hidden, assignment.rows.len())?;
+        let x = self.wire_rows("hidden", hidden, assignment.rows.len())?;
         let answer = x.f_zeros_like().and_then(|mut answer| {
             self.experts.add(layer, &x, assignment, 1.0, &mut answer)?;
             Ok(answer)
