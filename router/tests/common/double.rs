@@ -212,7 +212,10 @@ impl Sequence {
                 Ok(())
             }
             Act::Burst(text) => self.tokens(&self.stage.tokenizer.encode(text).unwrap()).await,
-            Act::Eos => self.tokens(&self.stage.tokenizer.eos_ids()[..1]).await,
+            Act::Eos => {
+                let eos = self.stage.tokenizer.eos_ids()[0];
+                self.tokens(&[eos]).await
+            }
             Act::Hold => tokio::select! {
                 permit = self.stage.released.acquire() => {
                     permit.unwrap().forget();

@@ -21,7 +21,7 @@ fn a_storm_loses_and_doubles_nothing() {
 fn copies_stand_in_for_pods_that_stand_still() {
     let Some(seen) = run_seeds(1000, Profile::Stalls) else { return };
     println!("{seen:?}");
-    assert!(seen.partial > 1000 && seen.discarded > 1000, "too few overlaps: {seen:?}");
+    assert!(seen.partial > 300 && seen.discarded > 1000, "too few overlaps: {seen:?}");
 }
 
 #[test]
@@ -30,4 +30,5 @@ fn a_calm_group_completes_every_step_at_once() {
     println!("{seen:?}");
     assert!(seen.complete > 10_000);
     assert_eq!((seen.parked, seen.discarded, seen.dropped, seen.failed), (0, 0, 0, 0));
+    assert_eq!(seen.late, 0, "something waited for a tick that an event could have begun");
 }

@@ -43,6 +43,8 @@ impl Shape {
 pub struct Seen {
     pub events: u64,
     pub sent: u64,
+    /// Requests that nothing but a tick led to.
+    pub late: u64,
     pub accepted: u64,
     pub partial: u64,
     pub discarded: u64,
@@ -64,6 +66,7 @@ impl AddAssign for Seen {
     fn add_assign(&mut self, other: Self) {
         self.events += other.events;
         self.sent += other.sent;
+        self.late += other.late;
         self.accepted += other.accepted;
         self.partial += other.partial;
         self.discarded += other.discarded;

@@ -66,7 +66,6 @@ pub struct Pod {
     kept: BTreeMap<(Peer, RequestId), (LayerId, Vec<AskedRow>)>,
     pub serving: Vec<Serve>,
     answer: Option<(RequestId, Vec<Sum>)>,
-    /// Requests open per step and row, to count doubles.
     pub effects: Vec<Effect>,
     actions: Vec<Action>,
     pub now: u64,
@@ -234,11 +233,13 @@ impl Pod {
 
     fn on(&mut self, event: Event<'_>, seen: &mut Seen) {
         seen.events += 1;
+        let tick = event == Event::Tick;
         let mut actions = std::mem::take(&mut self.actions);
         if self.loud {
             println!("{:>9} pod {} <- {event:?}", self.now, self.id);
         }
         self.exchange.handle(event, Micros(self.now), &mut actions);
+        seen.late += u64::from(tick && actions.iter().any(|action| matches!(action, Action::Send { .. })));
         let last_send = actions.iter().rposition(|action| matches!(action, Action::Send { .. }));
         let first_local = actions.iter().position(|action| matches!(action, Action::Local { .. }));
         assert!(first_local.is_none() || last_send < first_local, "the device goes before the network: {actions:?}");
