@@ -98,6 +98,21 @@ impl Up {
         text_of(answer)
     }
 
+    /// POSTs JSON and returns as soon as the answer begins; dropping what is returned closes the connection.
+    pub fn open_stream(&self, path: &str, body: &Value) -> impl Sized + use<> {
+        let answer = agent().post(format!("{}{path}", self.url)).header("content-type", "application/json").send(body.to_string());
+        let answer = answer.expect("the router answers");
+        assert_eq!(answer.status().as_u16(), 200);
+        answer
+    }
+
+    /// The value of a metric that has one series.
+    pub fn metric(&self, name: &str) -> f64 {
+        let text = self.get("/metrics").1;
+        let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or_else(|| panic!("no metric {name}"))
+    }
+
     /// GETs a path. Returns status and text.
     pub fn get(&self, path: &str) -> (u16, String) {
         text_of(agent().get(format!("{}{path}", self.url)).call())
@@ -181,4 +196,22 @@ pub fn custom_resource(model: &Path, experts: usize) -> String {
 /// The demo model's folder.
 pub fn demo() -> PathBuf {
     root().join("demo/m1-demo")
+}
+
+/// The demo model with another end token, so that it never stops by itself.
+pub fn endless() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a scratch folder");
+    for entry in std::fs::read_dir(demo()).expect("the demo model") {
+        let path = entry.expect("an entry").path();
+        let copy = folder.path().join(path.file_name().expect("a name"));
+        if path.ends_with("tokenizer_config.json") {
+            let text = std::fs::read_to_string(&path).expect("tokenizer_config.json");
+            let mut config: Value = serde_json::from_str(&text).expect("JSON");
+            config["eos_token"] = Value::from("<speech>");
+            std::fs::write(copy, config.to_string()).expect("written");
+        } else {
+            std::os::unix::fs::symlink(path, copy).expect("linked");
+        }
+    }
+    folder
 }

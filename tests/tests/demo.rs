@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use m1_tests::{Up, alive, demo, eventually, root};
+use m1_tests::{Up, alive, demo, endless, eventually, root};
 use serde_json::{Value, json};
 
 const MODEL: &str = "MiniMax-M1-demo";
@@ -126,21 +126,96 @@ fn each_worker_reads_only_its_half_and_ctrl_c_leaves_nothing() {
     eventually("no process is left", Duration::from_secs(5), || processes.iter().all(|p| !alive(*p)));
 }
 
+/// Process id of a pod's worker.
+fn worker(up: &Up, pod: u32) -> u32 {
+    let flag = format!("--pod\u{0}{pod}\u{0}");
+    let is = |process: &u32| std::fs::read_to_string(format!("/proc/{process}/cmdline")).is_ok_and(|line| line.contains(&flag));
+    up.processes().into_iter().find(is).expect("the pod runs")
+}
+
+fn kill(process: u32) {
+    let pid = rustix::process::Pid::from_raw(process as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
 #[test]
 fn a_killed_worker_is_said_and_comes_back() {
     let up = Up::start(&demo(), 2);
-    let worker = up
-        .processes()
-        .into_iter()
-        .find(|p| {
-            std::fs::read_to_string(format!("/proc/{p}/cmdline"))
-                .is_ok_and(|c| c.contains("m1-worker") && c.contains("--pod\u{0}1"))
-        })
-        .expect("pod 1 runs");
-    rustix::process::kill_process(rustix::process::Pid::from_raw(worker as i32).unwrap(), rustix::process::Signal::KILL).unwrap();
+    kill(worker(&up, 1));
     let question = chat(&conversations()[2]);
     eventually("the loss is said", Duration::from_secs(20), || up.read_log().contains("experts"));
     eventually("it answers again", Duration::from_secs(60), || up.post("/v1/chat/completions", &question).0 == 200);
+}
+
+/// A completion by the model that never stops.
+fn long_story(tokens: u32) -> Value {
+    json!({"model": MODEL, "prompt": "kind: Deployment", "max_tokens": tokens, "temperature": 0, "stream": true})
+}
+
+#[test]
+fn conversations_at_the_same_time_are_answered_as_one_by_one() {
+    let up = Up::start(&demo(), 2);
+    let conversations = conversations();
+    std::thread::scope(|scope| {
+        for conversation in &conversations {
+            let up = &up;
+            scope.spawn(move || {
+                let (status, answer) = up.post("/v1/chat/completions", &chat(conversation));
+                assert_eq!(status, 200, "{answer}");
+                let (reasoning, content, _) = split(conversation["text"].as_str().unwrap());
+                let message = &answer["choices"][0]["message"];
+                assert_eq!(message["reasoning_content"].as_str().unwrap_or(""), reasoning, "{answer}");
+                assert_eq!(message["content"].as_str().unwrap_or("").trim(), content, "{answer}");
+            });
+        }
+    });
+}
+
+#[test]
+fn a_worker_lost_in_the_middle_fails_its_own_answers_only() {
+    let model = endless();
+    let up = Up::start(model.path(), 2);
+    let ends: Vec<String> = std::thread::scope(|scope| {
+        let streams: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| up.post_raw("/v1/completions", long_story(1500).to_string().as_bytes()).1))
+            .collect();
+        // Before its first token an answer would be tried again elsewhere.
+        eventually("all of them speak", Duration::from_secs(20), || up.metric("vllm:generation_tokens_total") > 400.0);
+        assert_eq!(up.metric("vllm:num_requests_running"), 8.0);
+        kill(worker(&up, 1));
+        streams.into_iter().map(|stream| stream.join().unwrap()).collect()
+    });
+    let failed: Vec<&String> = ends.iter().filter(|end| end.contains("\"error\"")).collect();
+    let whole = ends.iter().filter(|end| end.trim_end().ends_with("[DONE]")).count();
+    assert!(!failed.is_empty() && whole > 0 && failed.len() + whole == 8, "{} failed, {whole} whole", failed.len());
+    assert!(failed.iter().all(|end| end.contains("worker_lost") && !end.contains("[DONE]")), "{failed:?}");
+    assert!(up.read_log().contains("a waiting step goes on"), "the survivor's steps waited for the experts");
+}
+
+#[test]
+fn a_client_that_goes_away_frees_its_sequence() {
+    let model = endless();
+    let up = Up::start(model.path(), 2);
+    let stream = up.open_stream("/v1/completions", &long_story(3900));
+    eventually("it runs", Duration::from_secs(10), || up.metric("vllm:kv_cache_usage_perc") > 0.0);
+    drop(stream);
+    let began = std::time::Instant::now();
+    eventually("its blocks are free", Duration::from_secs(5), || up.metric("vllm:kv_cache_usage_perc") == 0.0);
+    assert!(began.elapsed() < Duration::from_secs(3), "at once, not at its end");
+    assert_eq!(up.metric("vllm:num_requests_running"), 0.0);
+}
+
+#[test]
+fn a_worker_takes_little_more_memory_than_its_weights_and_caches() {
+    let up = Up::start(&demo(), 2);
+    assert_eq!(up.post("/v1/chat/completions", &chat(&conversations()[0])).0, 200);
+    for pod in 0..2 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", worker(&up, pod))).unwrap();
+        let line = status.lines().find(|line| line.starts_with("RssAnon")).unwrap();
+        let kilobytes: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+        // The plan: 17.4 MB of weights, 33.6 MB of KV, 1.8 MB of states.
+        assert!(kilobytes < (17_400 + 33_600 + 1_800) + 300_000, "pod {pod}: {line}");
+    }
 }
 
 #[test]

@@ -16,6 +16,16 @@ use super::links::{Asked, Links};
 use super::peers::Peers;
 use super::steps::{Step, StepKey, places};
 
+/// How far a pass goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// To the last row.
+    Whole,
+    /// While those that the step is starved for take more. Nothing but credit changed, so the rows behind wait as they did;
+    /// a long prompt would look at all its rows for every frame otherwise.
+    Credited,
+}
+
 /// What a pass goes by and works on.
 pub(super) struct Assign<'a> {
     pub(super) config: &'a Config,
@@ -31,15 +41,25 @@ pub(super) struct Assign<'a> {
 impl Assign<'_> {
     /// Assigns what can be assigned, sends it, and leaves in the step its own places, who is starved for credit and which
     /// experts are missing.
-    pub(super) fn pass(&mut self, step: &mut Step, key: StepKey) {
+    pub(super) fn pass(&mut self, step: &mut Step, key: StepKey, extent: Extent) {
         let heading = Heading { key, epoch: self.newest.version().epoch, now: self.now };
-        step.starved = 0;
+        let starved = std::mem::take(&mut step.starved);
         step.missing.clear();
         let mut list = std::mem::take(&mut step.list);
-        list.retain(|row| {
-            self.row(step, *row, heading);
-            step.keep_listed(*row)
-        });
+        let (mut kept, mut at) = (0, 0);
+        while let Some(row) = list.get(at).copied() {
+            if extent == Extent::Credited && (self.links.credited(step.lane) | self.frames.roomy()) & starved == 0 {
+                step.starved |= starved;
+                break;
+            }
+            at += 1;
+            self.row(step, row, heading);
+            if step.keep_listed(row) {
+                list[kept] = row;
+                kept += 1;
+            }
+        }
+        list.drain(kept..at);
         step.list = list;
         self.frames.send_all(step, self.links, heading, self.actions);
     }
@@ -133,10 +153,10 @@ fn keep(step: &mut Step, asked: Asked) {
 
 /// Takes the step's own places: rows, ascending, and their experts as `Local` hands them out.
 pub(super) fn take_own(step: &mut Step) -> Option<(Vec<u32>, Vec<u16>)> {
-    let mut own = std::mem::take(&mut step.own);
-    if own.is_empty() {
+    if step.own.is_empty() {
         return None;
     }
+    let mut own = std::mem::take(&mut step.own);
     own.sort_unstable_by_key(|asked| asked.row);
     own.dedup_by(|later, first| {
         let same = later.row == first.row;

@@ -11,7 +11,7 @@ use crate::error::ExchangeError;
 use crate::ids::{EMPTY, Lane, Micros, PodId, RequestId, StepId};
 use crate::table::{DispatchTable, PodSet, bit, pods};
 
-use super::assign::{Assign, is_peer, take_own};
+use super::assign::{Assign, Extent, is_peer, take_own};
 use super::frames::Frames;
 use super::links::{Asking, LinkKey, Links};
 use super::peers::{Health, Peers};
@@ -75,7 +75,7 @@ impl Requester {
             return actions.push(Action::Failed { step, error });
         }
         let key = self.steps.open(step, (lane, layer), self.table.clone(), self.config.top_k, experts);
-        self.assign_one(key, now, actions);
+        self.assign_one(key, Extent::Whole, now, actions);
         self.settle(key, now, actions);
     }
 
@@ -102,7 +102,7 @@ impl Requester {
             return self.assign_all(now, actions);
         }
         if self.steps.get_mut(key).is_some_and(|step| step.overlapped || step.parked.is_some()) {
-            self.assign_one(key, now, actions);
+            self.assign_one(key, Extent::Whole, now, actions);
         }
         self.settle(key, now, actions);
     }
@@ -143,7 +143,10 @@ impl Requester {
     pub(super) fn granted(&mut self, link: LinkKey, frames: u32, now: Micros, actions: &mut Vec<Action>) {
         if is_peer(&self.config, link.0) {
             self.links.grant(link, frames);
-            self.assign(now, actions, |step| step.lane == link.1 && step.starved & bit(link.0) != 0);
+            self.assign(now, actions, |step| {
+                let extent = if step.parked.is_some() { Extent::Whole } else { Extent::Credited };
+                (step.lane == link.1 && step.starved & bit(link.0) != 0).then_some(extent)
+            });
         }
     }
 
@@ -277,15 +280,17 @@ impl Requester {
 
     /// Looks again at every step that has something to ask.
     fn assign_all(&mut self, now: Micros, actions: &mut Vec<Action>) {
-        self.assign(now, actions, |step| !step.list.is_empty() || step.parked.is_some() || step.overlapped);
+        self.assign(now, actions, |step| {
+            (!step.list.is_empty() || step.parked.is_some() || step.overlapped).then_some(Extent::Whole)
+        });
     }
 
     /// Looks again at some steps, the oldest first. All sends come before all that follows from them.
-    fn assign(&mut self, now: Micros, actions: &mut Vec<Action>, which: impl Fn(&Step) -> bool) {
+    fn assign(&mut self, now: Micros, actions: &mut Vec<Action>, which: impl Fn(&Step) -> Option<Extent>) {
         for index in 0..self.steps.len() {
             let Some(key) = self.steps.key(index) else { break };
-            if self.steps.get_mut(key).is_some_and(|step| which(step)) {
-                self.assign_one(key, now, actions);
+            if let Some(extent) = self.steps.get_mut(key).and_then(|step| which(step)) {
+                self.assign_one(key, extent, now, actions);
             }
         }
         let mut index = 0;
@@ -296,7 +301,7 @@ impl Requester {
 
     /// Asks for what a step wants. Places that this pod takes itself can make open requests worthless, which makes others
     /// wanted; that ends, because each turn accounts for places.
-    fn assign_one(&mut self, key: StepKey, now: Micros, actions: &mut Vec<Action>) {
+    fn assign_one(&mut self, key: StepKey, extent: Extent, now: Micros, actions: &mut Vec<Action>) {
         let Some(step) = self.steps.get_mut(key) else { return };
         let (config, held, newest) = (&self.config, &self.held, &self.table);
         loop {
@@ -304,7 +309,7 @@ impl Requester {
                 void(step, key, &mut self.links);
             }
             let (peers, links, frames) = (&mut self.peers, &mut self.links, &mut self.frames);
-            Assign { config, held, newest, peers, links, frames, now, actions }.pass(step, key);
+            Assign { config, held, newest, peers, links, frames, now, actions }.pass(step, key, extent);
             if !step.overlapped {
                 return;
             }

@@ -146,10 +146,12 @@ fn progress_begins_the_wait_anew_and_time_that_a_step_goes_on_is_no_wait() {
     pod.on(down(2));
     assert_eq!(pod.open(1, &[2, 3]), ["send p1 #100 s1: 0[2,_]", "parked s1: [(3)]"]);
     pod.wait(20_000, &[1, 2]);
-    // resend_after and answer_within pass for the first request meanwhile, which changes nothing without another holder.
+    assert_eq!(pod.on(up(2, 4)), ["send p2 #101 s1: 0[_,3]", "resumed s1"]);
+    assert_eq!(pod.on(down(2)), ["parked s1: [(3)]"]);
+    // What it stood before the answer does not count any more.
     assert_eq!(pod.on(answer(1, 100, 1)), ["accept #100 s1: 0"]);
     pod.wait(20_000, &[1, 2]);
-    assert_eq!(pod.on(up(2, 4)), ["send p2 #101 s1: 0[_,3]", "resumed s1"]);
+    assert_eq!(pod.on(up(2, 4)), ["send p2 #102 s1: 0[_,3]", "resumed s1"]);
     pod.wait(20_000, &[1, 2]);
     assert_eq!(pod.on(down(2)), ["parked s1: [(3)]"]);
     assert_eq!(pod.wait(9_900, &[1, 2]), NOTHING);

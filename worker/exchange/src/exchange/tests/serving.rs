@@ -39,7 +39,7 @@ fn the_most_urgent_lane_comes_first_and_in_it_the_oldest() {
     }
     assert_eq!(pod.exchange.queued(), 4);
     let first = Serve { peer: PodId(2), lane: Lane::Decode, id: RequestId(3), layer: LayerId(1), rows: 2 };
-    assert_eq!(pod.exchange.next_request(Lane::Decode), Some(first));
+    assert_eq!(pod.exchange.next_request(Lane::Bulk), Some(first));
     assert_eq!((pod.next(Lane::Decode), pod.next(Lane::Decode)), (Some((1, 1)), None));
     assert_eq!((pod.next(Lane::Prefill), pod.next(Lane::Prefill), pod.next(Lane::Bulk)), (Some((2, 2)), None, Some((1, 1))));
     assert!(!pod.exchange.is_quiet());
