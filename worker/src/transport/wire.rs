@@ -127,7 +127,12 @@ impl Identity {
         same("protocol", hello.protocol, PROTOCOL)?;
         same("weights_digest", hello.weights_digest.as_str(), self.digest.as_str())?;
         same("dtype", hello.dtype.as_str(), DTYPE)?;
-        same("hidden_size", hello.hidden_size, self.arch.hidden as u32)
+        same("hidden_size", hello.hidden_size, self.arch.hidden as u32)?;
+        if hello.pod == u32::from(self.pod) {
+            let allowed = format!("another one than this pod's, at most {}", m1_exchange::MAX_PODS - 1);
+            return Err(WireError::Range { field: "pod", given: hello.pod.into(), allowed });
+        }
+        within("pod", hello.pod.into(), 0, m1_exchange::MAX_PODS as u64 - 1)
     }
 }
 

@@ -301,7 +301,7 @@ impl Requester {
 
     /// Asks for what a step wants. Places that this pod takes itself can make open requests worthless, which makes others
     /// wanted; that ends, because each turn accounts for places.
-    fn assign_one(&mut self, key: StepKey, extent: Extent, now: Micros, actions: &mut Vec<Action>) {
+    fn assign_one(&mut self, key: StepKey, mut extent: Extent, now: Micros, actions: &mut Vec<Action>) {
         let Some(step) = self.steps.get_mut(key) else { return };
         let (config, held, newest) = (&self.config, &self.held, &self.table);
         loop {
@@ -313,6 +313,7 @@ impl Requester {
             if !step.overlapped {
                 return;
             }
+            extent = Extent::Whole;
         }
     }
 
