@@ -19,7 +19,8 @@ use m1_proto::dispatch::{Answer, Credit};
 use m1_worker::device::{Events, Inbox};
 use m1_worker::status::SharedStatus;
 use m1_worker::transport::{
-    Dialer, DispatchService, HTTP2_FRAME, HTTP2_WINDOW, Identity, Inbound, Link, PeerAddress, RequestHead, Said, request_frame,
+    Dialer, DispatchService, HTTP2_FRAME, HTTP2_WINDOW, Identity, Inbound, Link, PeerAddress, RequestHead, Said, Transport,
+    request_frame,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};

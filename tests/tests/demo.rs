@@ -176,9 +176,8 @@ fn a_worker_lost_in_the_middle_fails_its_own_answers_only() {
     let model = endless();
     let up = Up::start(model.path(), 2);
     let ends: Vec<String> = std::thread::scope(|scope| {
-        let streams: Vec<_> = (0..8)
-            .map(|_| scope.spawn(|| up.post_raw("/v1/completions", long_story(1500).to_string().as_bytes()).1))
-            .collect();
+        let streams: Vec<_> =
+            (0..8).map(|_| scope.spawn(|| up.post_raw("/v1/completions", long_story(1500).to_string().as_bytes()).1)).collect();
         // Before its first token an answer would be tried again elsewhere.
         eventually("all of them speak", Duration::from_secs(20), || up.metric("vllm:generation_tokens_total") > 400.0);
         assert_eq!(up.metric("vllm:num_requests_running"), 8.0);

@@ -37,7 +37,7 @@ use tonic::Status;
 use crate::config::Config;
 use crate::service::reasoned;
 use crate::status::SharedStatus;
-use crate::transport::{CREDITS, Dialer};
+use crate::transport::{CREDITS, Transport};
 use group::Peers;
 use links::Links;
 use own_step::OwnStep;
@@ -69,7 +69,7 @@ pub struct Parts {
     /// Ids that may be sampled.
     pub known: AllowedIds,
     /// Opens connections to peers.
-    pub dialer: Dialer,
+    pub transport: Box<dyn Transport>,
     /// What the rest of the process sees.
     pub status: Arc<SharedStatus>,
     /// Where connections run.
@@ -100,7 +100,7 @@ pub fn spawn(
 struct Device {
     config: Config,
     checkpoint: Checkpoint,
-    dialer: Dialer,
+    transport: Box<dyn Transport>,
     status: Arc<SharedStatus>,
     /// Absent until a placement was applied.
     executor: Option<TorchExecutor>,
@@ -125,7 +125,7 @@ struct Device {
 
 impl Device {
     fn new(config: &Config, parts: Parts) -> Result<Self, StartError> {
-        let Parts { checkpoint, known, dialer, status, .. } = parts;
+        let Parts { checkpoint, known, transport, status, .. } = parts;
         let arch = checkpoint.architecture();
         let limits = config.limits(arch);
         let scheduler = SchedulerConfig { limits, queue: config.queue, prefill_tokens: config.prefill_chunk };
@@ -139,7 +139,7 @@ impl Device {
             exchange: Exchange::new(exchange, Arc::new(DispatchTable::empty(layers, experts)))?,
             config: config.clone(),
             checkpoint,
-            dialer,
+            transport,
             status,
             executor: None,
             links: Links::default(),

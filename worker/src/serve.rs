@@ -58,7 +58,13 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             generations: Arc::default(),
         };
         let known = tokenizer.as_ref().map_or_else(|| AllowedIds::all(vocab), |t| AllowedIds::from_ids(vocab, t.known_ids()));
-        let parts = Parts { checkpoint, known, dialer, status: status.clone(), runtime: tokio::runtime::Handle::current() };
+        let parts = Parts {
+            checkpoint,
+            known,
+            transport: Box::new(dialer),
+            status: status.clone(),
+            runtime: tokio::runtime::Handle::current(),
+        };
         thread = Some(device::spawn(&config, parts, inbox, ended.clone())?);
     }
     let ticks = tasks.spawn(ticker(events.clone(), stop.clone()));

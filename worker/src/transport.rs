@@ -1,5 +1,5 @@
-//! How dispatch frames travel between pods. The device thread sees only [`Link`]s and [`Inbound`] events, so another
-//! transport replaces `grpc` without touching it. Owns connections and reconnects; decides nothing about experts.
+//! How dispatch frames travel between pods. The device thread sees only a [`Transport`], [`Link`]s and [`Inbound`] events, so
+//! another transport replaces `grpc` without touching it. Owns connections and reconnects; decides nothing about experts.
 //!
 //! One stream per (requester, server, lane): the requester sends hidden states, the server answers with sums.
 
@@ -13,7 +13,7 @@ use m1_proto::dispatch::Frame;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-pub use grpc_client::{Dialer, PeerAddress};
+pub use grpc_client::Dialer;
 pub use grpc_server::DispatchService;
 pub use wire::{Identity, RequestFrame, RequestHead, WireError, check_answer, check_request, request_frame};
 
@@ -29,6 +29,21 @@ const LINK_QUEUE: usize = 64;
 pub const HTTP2_FRAME: u32 = 1 << 20;
 /// See [`HTTP2_FRAME`].
 pub const HTTP2_WINDOW: u32 = 16 << 20;
+
+/// Opens connections to peers. What they say reaches the device thread as [`Inbound`].
+pub trait Transport: std::fmt::Debug + Send {
+    /// Connects to `peer` on the decode and prefill lanes and keeps the connections up until `stop` is cancelled.
+    fn dial(&self, peer: &PeerAddress, stop: &CancellationToken);
+}
+
+/// Where a peer is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerAddress {
+    /// The peer.
+    pub pod: PodId,
+    /// host:port.
+    pub address: String,
+}
 
 /// The sending side of one connection. Cheap to clone; sending never waits.
 #[derive(Debug, Clone)]

@@ -107,6 +107,9 @@ impl Connection {
     }
 }
 
+/// Reason and first words of the refusal, and what brings it about.
+type Change<T> = (&'static str, &'static str, fn(&mut T));
+
 fn hello() -> Hello {
     identity(1, "weights").hello(Lane::Decode, 1, 0)
 }
@@ -138,7 +141,7 @@ async fn a_good_request_reaches_the_device_and_heartbeats_come() {
 #[tokio::test]
 async fn a_greeting_that_does_not_fit_is_refused() {
     let stand = Stand::new().await;
-    let changes: [(&str, &str, fn(&mut Hello)); 7] = [
+    let changes: [Change<Hello>; 7] = [
         ("ValueOutOfRange", "pod: 0 given, allowed: another one", |h| h.pod = 0),
         ("ValueOutOfRange", "pod: 65537 given, allowed: 0 to 63", |h| h.pod = 65_537),
         ("ProtocolMismatch", "protocol: the peer has 9", |h| h.protocol = 9),
@@ -164,7 +167,7 @@ async fn a_greeting_that_does_not_fit_is_refused() {
 #[tokio::test]
 async fn a_frame_of_a_wrong_size_layer_or_expert_ends_its_connection_only() {
     let mut stand = Stand::new().await;
-    let changes: [(&str, &str, fn(&mut Request)); 6] = [
+    let changes: [Change<Request>; 6] = [
         ("WrongSize", "hidden: 3 bytes given, 1024 needed for 2 tokens", |r| r.hidden = Bytes::from_static(b"abc")),
         ("WrongSize", "experts: 8 bytes given, 12 needed for 3 tokens", |r| r.tokens = 3),
         ("ValueOutOfRange", "layer: 8 given, allowed: 0 to 7", |r| r.layer = 8),

@@ -174,7 +174,7 @@ impl Device {
                 continue;
             }
             let stop = CancellationToken::new();
-            self.dialer.dial(&PeerAddress { pod: pod.id, address: pod.address.clone() }, &stop);
+            self.transport.dial(&PeerAddress { pod: pod.id, address: pod.address.clone() }, &stop);
             let (address, holds) = (pod.address.clone(), pod.holds.clone());
             self.peers.known.insert(pod.id, Peer { address, holds, refusal: None, _dialing: stop.drop_guard() });
         }

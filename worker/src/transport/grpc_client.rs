@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::Endpoint;
 
 use super::wire::{Identity, WireError, check_answer};
-use super::{HTTP2_FRAME, HTTP2_WINDOW, Inbound, Link, Said};
+use super::{HTTP2_FRAME, HTTP2_WINDOW, Inbound, Link, PeerAddress, Said, Transport};
 use crate::device::Events;
 use crate::status::SharedStatus;
 
@@ -26,15 +26,6 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Interval of heartbeats, from which a peer's progress and the round trip are read.
 pub(super) const HEARTBEAT: Duration = Duration::from_millis(100);
-
-/// Where a peer is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PeerAddress {
-    /// The peer.
-    pub pod: PodId,
-    /// host:port.
-    pub address: String,
-}
 
 /// Opens and keeps this pod's connections to its peers.
 #[derive(Debug, Clone)]
@@ -70,9 +61,8 @@ enum LinkError {
     Refused { reason: String, message: String },
 }
 
-impl Dialer {
-    /// Connects to `peer` on the decode and prefill lanes until `stop` is cancelled.
-    pub fn dial(&self, peer: &PeerAddress, stop: &CancellationToken) {
+impl Transport for Dialer {
+    fn dial(&self, peer: &PeerAddress, stop: &CancellationToken) {
         for lane in [Lane::Decode, Lane::Prefill] {
             let (dialer, peer, stop) = (self.clone(), peer.clone(), stop.clone());
             self.tasks.spawn(async move {
@@ -83,7 +73,9 @@ impl Dialer {
             });
         }
     }
+}
 
+impl Dialer {
     async fn keep(self, peer: PeerAddress, lane: Lane) {
         let mut pause = BACKOFF.0;
         let mut said = String::new();

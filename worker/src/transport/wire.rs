@@ -3,7 +3,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use m1_arch::{Architecture, LayerId};
-use m1_exchange::Lane;
+use m1_exchange::{EMPTY, Lane};
 use m1_proto::dispatch as pb;
 
 /// Version of the dispatch protocol. Raised when a frame changes its meaning.
@@ -24,8 +24,6 @@ pub struct Identity {
 pub const ELEMENT: usize = 4;
 /// Name of the element type in `Hello`.
 pub const DTYPE: &str = "float32";
-/// An empty expert slot.
-pub const EMPTY: u16 = u16::MAX;
 
 /// A peer's request after every check.
 #[derive(Debug)]
@@ -40,7 +38,7 @@ pub struct RequestFrame {
     pub tokens: u32,
     /// Expert slots per row.
     pub slots: usize,
-    /// [tokens, slots]; [`EMPTY`] where a slot is not this pod's.
+    /// [tokens, slots]; [`EMPTY`](m1_exchange::EMPTY) where a slot is not this pod's.
     pub experts: Vec<u16>,
     /// [tokens, slots].
     pub weights: Vec<f32>,
