@@ -11,11 +11,12 @@ if [ ! -e "$stamp" ]; then
   "$venv/bin/pip" --quiet --disable-pip-version-check install --require-hashes --only-binary=:all: -r scripts/requirements-test.txt
   touch "$stamp"
 fi
-generator=tests/geometry/make_geometry.py
-made="target/geometry/$(sha256sum "$generator" | cut -c1-16)"
+# Generated models, made anew when their script changes.
+made="target/generated/$(cat tests/geometry/*.py | sha256sum | cut -c1-16)"
 if [ ! -e "$made" ]; then
-  rm -rf target/geometry
-  "$venv/bin/python" "$generator" target/geometry
+  rm -rf target/generated
+  "$venv/bin/python" tests/geometry/make_geometry.py target/generated/geometry
+  "$venv/bin/python" tests/geometry/make_shapes.py target/generated/shapes
   touch "$made"
 fi
 [ "${1:-}" = prepare ] && exit 0

@@ -2,6 +2,8 @@
 //! Binaries are looked for in the folder of the test executable; `make test` builds them first.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod tensors;
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

@@ -3,42 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(missing_docs)]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use m1_tests::{m1ctl, root};
-use safetensors::SafeTensors;
+use m1_tests::root;
+use m1_tests::tensors::{Tensors, forward, near};
 
-const TOLERANCE: f32 = 1e-4;
-const DECODE: usize = 16;
 const LENGTHS: [usize; 6] = [1, 7, 255, 256, 257, 700];
-
-struct File(Vec<u8>);
-
-impl File {
-    fn read(path: &Path) -> Self {
-        Self(std::fs::read(path).unwrap())
-    }
-
-    fn floats(&self, name: &str) -> (Vec<usize>, Vec<f32>) {
-        let tensors = SafeTensors::deserialize(&self.0).unwrap();
-        let tensor = tensors.tensor(name).unwrap();
-        assert_eq!(tensor.dtype(), safetensors::Dtype::F32, "{name}");
-        let values = tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
-        (tensor.shape().to_vec(), values)
-    }
-
-    fn integers(&self, name: &str) -> Vec<i64> {
-        let tensors = SafeTensors::deserialize(&self.0).unwrap();
-        let tensor = tensors.tensor(name).unwrap();
-        match tensor.dtype() {
-            safetensors::Dtype::I64 => tensor.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect(),
-            safetensors::Dtype::I32 => {
-                tensor.data().chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap()).into()).collect()
-            }
-            other => panic!("{name}: {other:?}"),
-        }
-    }
-}
 
 fn argmax(row: &[f32]) -> i64 {
     let best = row.iter().enumerate().fold(0, |best, (i, x)| if *x > row[best] { i } else { best });
@@ -49,23 +19,9 @@ fn testdata() -> PathBuf {
     root().join("model/testdata")
 }
 
-fn forward(set: &str, extra: &[&str]) -> File {
-    let scratch = tempfile::tempdir().unwrap();
-    let out = scratch.path().join("out.safetensors");
-    let model = testdata().join(format!("tiny-{set}"));
-    let tokens = model.join("prompts.json");
-    let decode = DECODE.to_string();
-    let mut line = vec!["forward", "--model", model.to_str().unwrap(), "--tokens", tokens.to_str().unwrap()];
-    line.extend(["--output", out.to_str().unwrap(), "--decode", &decode]);
-    line.extend(extra);
-    let (ok, _, stderr) = m1ctl(&line);
-    assert!(ok, "{line:?}:\n{stderr}");
-    File::read(&out)
-}
-
 fn compare(set: &str, extra: &[&str]) {
-    let golden = File::read(&testdata().join(format!("golden-{set}-partial-fp32.safetensors")));
-    let got = forward(set, extra);
+    let golden = Tensors::read(&testdata().join(format!("golden-{set}-partial-fp32.safetensors")));
+    let got = forward(&testdata().join(format!("tiny-{set}")), &[extra, &["--decode", "16"]].concat());
     for n in LENGTHS {
         let what = format!("{set} {extra:?} length {n}");
         let (shape, logits) = got.floats(&format!("{n}.logits"));
@@ -85,12 +41,6 @@ fn compare(set: &str, extra: &[&str]) {
         );
         near(&got.floats(&format!("{n}.decode_logits")).1, &golden.floats(&format!("p{n}.decode_logits")).1, &what);
     }
-}
-
-fn near(got: &[f32], expected: &[f32], what: &str) {
-    assert_eq!(got.len(), expected.len(), "{what}");
-    let worst = got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    assert!(worst <= TOLERANCE, "{what}: logits differ by {worst}");
 }
 
 #[test]

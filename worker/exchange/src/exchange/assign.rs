@@ -99,7 +99,8 @@ impl Assign<'_> {
         let by_newest = step.row(row).by_newest;
         let table = if by_newest { self.newest } else { &step.table };
         let mut set = table.holder_set(of.0, of.1) & usable;
-        if set == 0 && !by_newest {
+        // A pod that said it lacks the expert is nobody by the pinned table: the placement has moved on.
+        if !by_newest && set & !self.peers.absent(set, of) == 0 {
             step.move_row(row);
             set = self.newest.holder_set(of.0, of.1) & usable;
         }

@@ -199,6 +199,17 @@ fn what_is_not_here_is_asked_elsewhere() {
 }
 
 #[test]
+fn rows_that_wait_for_an_absent_pod_move_to_the_newest_table_with_the_refused_ones() {
+    let mut pod = Pod::new(&ONCE);
+    pod.on(down(1));
+    pod.on(up(1, 1));
+    assert_eq!(pod.open(1, &[2, NO, 2, NO, 2, NO, 2, NO, 2, NO]), ["send p1 #100 s1: 0[2,_] 1[2,_] 2[2,_]"]);
+    assert_eq!(pod.on(Event::Table(table(2, &[(2, &[2])]))), NOTHING);
+    let moved = ["send p2 #101 s1 epoch 2: 3[2,_] 4[2,_] 0[2,_]", "send p2 #102 s1 epoch 2: 1[2,_] 2[2,_]"];
+    assert_eq!(pod.on(not_here(1, 100)), moved);
+}
+
+#[test]
 fn a_refused_request_for_two_experts_is_asked_again_for_each_alone() {
     let mut pod = Pod::new(&ONCE);
     assert_eq!(pod.open(1, &[2, 3]), ["send p1 #100 s1: 0[2,3]"]);
@@ -217,6 +228,7 @@ fn an_absent_expert_is_asked_for_again_by_one_frame_now_and_then() {
     assert_eq!(pod.on(not_here(1, 101)), ["parked s2: [(2)]"]);
     // The question does not end the stand; its answer does, for everybody.
     assert_eq!(pod.wait(100, &[1]), ["send p1 #102 s1: 0[2,_] 1[2,_] 2[2,_]"]);
+    assert_eq!(pod.on(up(3, 4)), NOTHING);
     assert_eq!(pod.on(not_here(1, 102)), NOTHING);
     assert_eq!(pod.wait(100, &[1]), ["send p1 #103 s1: 0[2,_] 1[2,_] 2[2,_]"]);
     let resumed = ["accept #103 s1: 0 1 2", "send p1 #104 s2: 0[2,_]", "resumed s1", "complete s1", "resumed s2"];
