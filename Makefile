@@ -35,4 +35,3 @@ check: setup lint test ## what CI runs: format, lints, docs, tidy, tests
 
 clean: ## remove build outputs (the cached libtorch stays: see M1_CACHE in CONTRIBUTING.md)
 	cargo clean
-	rm -rf .venv

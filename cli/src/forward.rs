@@ -26,7 +26,7 @@ const SLOTS: u32 = 1;
 /// # Errors
 /// Bad input, a group that does not serve, or an output that cannot be written.
 pub async fn run(args: &ForwardArgs, console: &Console) -> Result<(), Failure> {
-    let checkpoint = crate::model::open(&args.model)?;
+    let checkpoint = crate::model::open("--model", &args.model)?;
     let (layers, experts, vocab) = crate::model::dimensions(&checkpoint);
     let holds = placement::linear(layers, experts, args.expert.into()).map_err(|error| Failure::usage("--expert", error))?;
     let prompts = read(args, vocab)?;

@@ -24,7 +24,7 @@ const PREFILL_CHUNK: u32 = 512;
 /// # Errors
 /// No tokenizer, a group that does not serve, or an answer that ends in an error.
 pub async fn run(args: &GenerateArgs, console: &Console) -> Result<(), Failure> {
-    let checkpoint = crate::model::open(&args.model)?;
+    let checkpoint = crate::model::open("--model", &args.model)?;
     let (layers, experts, vocab) = crate::model::dimensions(&checkpoint);
     let holds = placement::linear(layers, experts, args.expert.into()).map_err(|error| Failure::usage("--expert", error))?;
     let tokenizer = Tokenizer::open(checkpoint.dir()).map_err(|error| Failure::new("tokenizer", chain(&error)))?;

@@ -7,12 +7,12 @@ use m1_weights::Checkpoint;
 
 use crate::error::Failure;
 
-/// Opens the checkpoint in `folder`: reads names and shapes, no weights.
+/// Opens the checkpoint in `folder`, which `field` (a flag, or a field of a CR) names: reads names and shapes, no weights.
 ///
 /// # Errors
 /// The folder holds no usable checkpoint; the error says what is wrong with it.
-pub fn open(folder: &Path) -> Result<Checkpoint, Failure> {
-    let failed = |error: &dyn Error| Failure::new(folder.display(), crate::local::chain(error));
+pub fn open(field: &str, folder: &Path) -> Result<Checkpoint, Failure> {
+    let failed = |error: &dyn Error| Failure::new(format_args!("{field} {}", folder.display()), crate::local::chain(error));
     let absolute = std::path::absolute(folder).map_err(|error| failed(&error))?;
     Checkpoint::open(&absolute).map_err(|error| failed(&error))
 }

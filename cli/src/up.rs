@@ -57,7 +57,8 @@ pub async fn run(args: &UpArgs, console: &Console) -> Result<(), Failure> {
 /// The plan's pods with addresses of this machine.
 fn local_plan(args: &UpArgs, checked: &Checked) -> Result<LocalPlan, Failure> {
     let folder = deployment::folder(checked).unwrap_or_default();
-    let checkpoint = crate::model::open(&folder)?;
+    let field = format!("{}: spec.model.source.hostPath.path:", args.file.display());
+    let checkpoint = crate::model::open(&field, &folder)?;
     deployment::agrees(&args.file, checked, checkpoint.architecture())?;
     let plan = deployment::plan(&args.file, checked, &Environment::new(checkpoint.architecture().clone()))?;
     let first = plan.groups.first().and_then(|group| group.pods.first());
