@@ -76,7 +76,7 @@ async fn server() -> anyhow::Result<()> {
         }
     });
     let status = Arc::new(SharedStatus::new(Default::default()));
-    status.serve_peers();
+    status.serve_peers(true);
     let service = DispatchService {
         identity: Some(identity(1)),
         events,

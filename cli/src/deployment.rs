@@ -46,7 +46,9 @@ pub fn folder(checked: &Checked) -> Option<PathBuf> {
 pub fn architecture(file: &Path, checked: &Checked) -> Result<Architecture, Failure> {
     let found = folder(checked).map(|folder| folder.join("config.json"));
     if let Some((path, text)) = found.and_then(|path| std::fs::read_to_string(&path).ok().map(|text| (path, text))) {
-        return Architecture::from_json(&text).map_err(|error| Failure::new(path.display(), error));
+        let found = Architecture::from_json(&text).map_err(|error| Failure::new(path.display(), error))?;
+        agrees(file, checked, &found)?;
+        return Ok(found);
     }
     match &checked.config {
         Some(config) => Architecture::from_value(&serde_json::Value::Object(config.clone()))

@@ -7,13 +7,17 @@ use serde_json::{Map, Value};
 use crate::args::{OutputForm, PlanArgs};
 use crate::deployment;
 use crate::error::Failure;
+use crate::output::Console;
 
 /// Runs the command.
 ///
 /// # Errors
 /// A file that is refused, or a spec that has no plan.
-pub fn run(args: &PlanArgs) -> Result<(), Failure> {
-    let plan = make(args)?;
+pub fn run(args: &PlanArgs, console: &Console) -> Result<(), Failure> {
+    let (plan, remark) = make(args)?;
+    if let Some(remark) = remark {
+        console.say(remark);
+    }
     match args.output {
         OutputForm::Text => print!("{plan}"),
         OutputForm::Json => println!("{:#}", json(&plan)?),
@@ -21,16 +25,21 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn make(args: &PlanArgs) -> Result<Plan, Failure> {
+/// The plan, and what should be said of the model it is made for.
+fn make(args: &PlanArgs) -> Result<(Plan, Option<String>), Failure> {
     let checked = deployment::load(&args.file)?;
     let architecture = deployment::architecture(&args.file, &checked)?;
+    let absent = deployment::folder(&checked).filter(|folder| !folder.join("config.json").is_file());
+    let shape = if checked.config.is_some() { "that of spec.model.config" } else { "MiniMax-M1's" };
+    let remark = absent
+        .map(|folder| format!("{}: no config.json on this machine; the model's shape is taken to be {shape}", folder.display()));
     let bandwidth = Bytes((args.link_bandwidth / 8.0) as u64);
     let environment = Environment {
         memory_per_gpu: args.gpu_memory.map(Bytes),
         link: Some(Link { round_trip: args.link_rtt, bandwidth }),
         ..Environment::new(architecture)
     };
-    deployment::plan(&args.file, &checked, &environment)
+    Ok((deployment::plan(&args.file, &checked, &environment)?, remark))
 }
 
 /// The plan with its keys spelt as in the API: `survivesPodLoss`.
@@ -74,7 +83,7 @@ mod tests {
         std::fs::write(&file, text).unwrap();
         let line = ["m1ctl", "plan", "-f", file.to_str().unwrap()];
         match Cli::parse_from(line.iter().chain(flags)).command {
-            Command::Plan(args) => make(&args).map_err(|failure| failure.to_string()),
+            Command::Plan(args) => make(&args).map(|(plan, _)| plan).map_err(|failure| failure.to_string()),
             other => panic!("{other:?}"),
         }
     }

@@ -5,13 +5,18 @@ mod router;
 mod state;
 mod supervisor;
 
-use m1_operator_plan::{Checked, Environment, Runtime};
+use std::error::Error;
+use std::path::Path;
+
+use m1_arch::Bytes;
+use m1_operator_plan::{Checked, Environment, Plan, Runtime};
 use m1_runtime::shutdown::signal;
+use m1_text::{ChatTemplate, Tokenizer};
 
 use crate::args::UpArgs;
 use crate::deployment;
 use crate::error::Failure;
-use crate::local::{Limits, LocalError, LocalPlan, SHORT_GRACE, ports, process};
+use crate::local::{Limits, LocalError, LocalPlan, SHORT_GRACE, chain, ports, process};
 use crate::output::Console;
 use state::StateFile;
 use supervisor::{Care, Supervisor};
@@ -30,6 +35,7 @@ pub async fn run(args: &UpArgs, console: &Console) -> Result<(), Failure> {
         console.say(format_args!("{}: {field}: means nothing to processes on this machine", args.file.display()));
     }
     let plan = local_plan(args, &checked)?;
+    openable(&args.file, &plan.model)?;
     let listen = ports::listen(args.listen).map_err(|error| Failure::new("--listen", error))?;
     let program = process::find("m1-router").map_err(LocalError::from)?;
     let router = router::launch(program, &checked.served_name, &plan, listen);
@@ -54,6 +60,26 @@ pub async fn run(args: &UpArgs, console: &Console) -> Result<(), Failure> {
     }
 }
 
+/// Refuses pods that together need more memory than this machine has.
+fn fits_machine(file: &Path, plan: &Plan) -> Result<(), Failure> {
+    let pods = plan.groups.iter().flat_map(|group| &group.pods);
+    let needed = pods.fold(Bytes(0), |sum, pod| sum + pod.bytes.total);
+    let machine = rustix::system::sysinfo();
+    let memory = Bytes(u64::from(machine.totalram) * u64::from(machine.mem_unit));
+    if needed <= memory {
+        return Ok(());
+    }
+    let why = format_args!("its pods need {needed} of weights, KV and states, this machine has {memory} of memory").to_string();
+    Err(Failure::new(format_args!("{}: spec.parallelism", file.display()), why))
+}
+
+/// Refuses a model that the router could not open, before anything is started.
+fn openable(file: &Path, model: &Path) -> Result<(), Failure> {
+    let failed = |error: &dyn Error| Failure::new(format_args!("{}: {}", file.display(), model.display()), chain(error));
+    let tokenizer = Tokenizer::open(model).map_err(|error| failed(&error))?;
+    ChatTemplate::open(model, &tokenizer).map(drop).map_err(|error| failed(&error))
+}
+
 /// The plan's pods with addresses of this machine.
 fn local_plan(args: &UpArgs, checked: &Checked) -> Result<LocalPlan, Failure> {
     let folder = deployment::folder(checked).unwrap_or_default();
@@ -61,6 +87,7 @@ fn local_plan(args: &UpArgs, checked: &Checked) -> Result<LocalPlan, Failure> {
     let checkpoint = crate::model::open(&field, &folder)?;
     deployment::agrees(&args.file, checked, checkpoint.architecture())?;
     let plan = deployment::plan(&args.file, checked, &Environment::new(checkpoint.architecture().clone()))?;
+    fits_machine(&args.file, &plan)?;
     let first = plan.groups.first().and_then(|group| group.pods.first());
     let Some(args_of_all) = first.map(|pod| pod.args) else {
         return Err(Failure::new(args.file.display(), "spec.replicas: 0: nothing runs"));

@@ -121,7 +121,8 @@ async fn open(
 fn judge(status: &Status) -> Fault {
     match status.code() {
         Code::ResourceExhausted => Fault::Full,
-        Code::InvalidArgument => Fault::Final(ApiError::Invalid {
+        // Too large for a message is the request's own fault too: no other worker takes it.
+        Code::InvalidArgument | Code::OutOfRange => Fault::Final(ApiError::Invalid {
             param: "request".to_owned(),
             message: format!("the worker refuses the request: {}", status.message()),
         }),
@@ -161,7 +162,10 @@ impl Running {
     }
 
     async fn receive(&mut self) -> Result<WireEvent, ApiError> {
-        let lost = |what: &str| ApiError::WorkerLost(format!("worker {} was lost while it generated: {what}", self.address));
+        let lost = |what: &str| {
+            tracing::warn!(worker = self.address, what, "lost while it generated");
+            ApiError::WorkerLost("the worker that generated this answer was lost; the request may be sent again".to_owned())
+        };
         match self.stream.message().await {
             Ok(Some(event)) => event.event.ok_or_else(|| lost("it sent an empty event")),
             Ok(None) => Err(lost("its stream ended early")),

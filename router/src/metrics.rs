@@ -87,7 +87,7 @@ impl Metrics {
             tpot: make.histogram("vllm:time_per_output_token_seconds", "Time per token after the first.", &TOKEN_SECONDS)?,
             e2e: make.histogram(
                 "vllm:e2e_request_latency_seconds",
-                "From the request to its end, however it ended.",
+                "From the request to its end, however it ended; refused requests are left out.",
                 &REQUEST_SECONDS,
             )?,
             prompt_tokens: make.counter("vllm:prompt_tokens_total", "Prompt tokens of answers that ended well.")?,

@@ -47,6 +47,8 @@ for i, conversation in enumerate(conversations):
     answer, single = whole(two, conversation), whole(one, conversation)
     message = answer.choices[0].message
     check(f"conversation {i}: two workers say what one says", message.model_dump(exclude={"tool_calls"}) == single.choices[0].message.model_dump(exclude={"tool_calls"}))
+    called = [[(c.function.name, c.function.arguments) for c in m.tool_calls or []] for m in (message, single.choices[0].message)]
+    check(f"conversation {i}: two workers call what one calls", called[0] == called[1])
     content, reasoning, calls, finish, usage = streamed(two, conversation)
     check(f"conversation {i}: streamed content", content == (message.content or ""))
     check(f"conversation {i}: streamed reasoning", reasoning == (message.reasoning_content or ""))

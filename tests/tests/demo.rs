@@ -52,9 +52,10 @@ fn the_fifteen_conversations_are_answered_word_by_word() {
         assert_eq!(answer["choices"][0]["finish_reason"], finish);
         let (prompt, output) = (conversation["prompt_ids"].as_array().unwrap(), conversation["output_ids"].as_array().unwrap());
         assert_eq!(answer["usage"]["prompt_tokens"], prompt.len(), "prompt ids");
-        // The end token is counted too; the golden's ids may or may not list it.
-        let counted = answer["usage"]["completion_tokens"].as_u64().unwrap() as usize;
-        assert!(counted == output.len() || counted == output.len() + 1, "{counted} of {}", output.len());
+        assert_eq!(answer["usage"]["completion_tokens"], output.len() + 1, "the end token is counted too");
+        let raw = json!({"model": MODEL, "prompt": prompt, "temperature": 0, "max_tokens": 256});
+        let (status, raw) = up.post("/v1/completions", &raw);
+        assert_eq!((status, &raw["choices"][0]["text"]), (200, &conversation["text"]), "to the letter");
     }
 }
 
@@ -108,6 +109,21 @@ fn a_threshold_skips_second_experts() {
 }
 
 #[test]
+fn a_thinking_budget_closes_the_reasoning_and_nothing_else() {
+    let up = Up::start(&demo(), 1);
+    for budget in [0, 1, 2, 5] {
+        let body = json!({"input": "Is selector required in DeploymentSpec?", "max_output_tokens": 60, "temperature": 0, "thinking_budget": budget});
+        let (status, answer) = up.post("/v1/minimax-m1/generate", &body);
+        assert_eq!(status, 200, "{answer}");
+        let (text, reasoning) = (answer["text"].as_str().unwrap(), answer["reasoning"].as_str().unwrap());
+        assert!(!text.contains("think>") && !reasoning.contains("think>"), "budget {budget}: {answer}");
+        // The first token of a reasoning is a line break.
+        assert_eq!(reasoning.is_empty(), budget < 2, "{answer}");
+        assert!(reasoning.split_whitespace().count() <= budget, "budget {budget}: {answer}");
+    }
+}
+
+#[test]
 fn each_worker_reads_only_its_half_and_ctrl_c_leaves_nothing() {
     let up = Up::start(&demo(), 2);
     let log = up.read_log();
@@ -143,7 +159,9 @@ fn a_killed_worker_is_said_and_comes_back() {
     let up = Up::start(&demo(), 2);
     kill(worker(&up, 1));
     let question = chat(&conversations()[2]);
-    eventually("the loss is said", Duration::from_secs(20), || up.read_log().contains("experts"));
+    eventually("the loss is said", Duration::from_secs(20), || {
+        up.read_log().contains("was killed (SIGKILL); experts away: 16-31 in every layer")
+    });
     eventually("it answers again", Duration::from_secs(60), || up.post("/v1/chat/completions", &question).0 == 200);
 }
 

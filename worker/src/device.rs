@@ -47,6 +47,9 @@ use streams::Streams;
 
 pub use inbox::{Events, Gone, Group, GroupPod, Inbox, NewSequence, SequenceKey};
 
+/// Messages taken in before the next piece of work: more than come in one, so that only a flood is held back.
+const MESSAGES_PER_TURN: usize = 128;
+
 /// Why a worker does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -163,12 +166,14 @@ impl Device {
             if next.is_none() && inbox.is_closed() && inbox.is_empty() {
                 break;
             }
+            let mut taken = 0;
             while let Some(message) = next {
                 if matches!(message, Inbox::Stop) {
                     return self.stop();
                 }
                 self.take(message);
-                next = inbox.try_recv().ok();
+                taken += 1;
+                next = if taken < MESSAGES_PER_TURN { inbox.try_recv().ok() } else { None };
             }
             self.status.turn();
             busy = self.work();

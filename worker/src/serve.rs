@@ -25,6 +25,8 @@ use crate::transport::{Dialer, DispatchService, HTTP2_FRAME, HTTP2_WINDOW, Ident
 const IO_THREADS: usize = 2;
 /// How often the device thread is woken when nothing comes: timers of the dispatch rules are a multiple of it.
 const TICK: Duration = Duration::from_millis(20);
+/// A request of ten million prompt ids takes 31 MB; the router sends no larger message either.
+const MESSAGE_LIMIT: usize = 64 << 20;
 /// How long running sequences may go on after SIGTERM.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -86,7 +88,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         .max_frame_size(HTTP2_FRAME)
         .initial_stream_window_size(HTTP2_WINDOW)
         .initial_connection_window_size(HTTP2_WINDOW)
-        .add_service(WorkerServer::new(worker))
+        .add_service(WorkerServer::new(worker).max_decoding_message_size(MESSAGE_LIMIT))
         .add_service(ExpertDispatchServer::new(dispatch))
         .serve_with_incoming_shutdown(incoming, shutdown)
         .await

@@ -53,9 +53,9 @@ impl SharedStatus {
         self.bytes_loaded.store(bytes, Ordering::Relaxed);
     }
 
-    /// From now on peers may connect: the experts are here.
-    pub fn serve_peers(&self) {
-        self.serves_peers.store(true, Ordering::Relaxed);
+    /// Whether peers may connect from now on: the experts are here, or are no more.
+    pub fn serve_peers(&self, may: bool) {
+        self.serves_peers.store(may, Ordering::Relaxed);
     }
 
     /// Whether peers may connect.

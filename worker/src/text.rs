@@ -52,7 +52,8 @@ enum Reasoning {
 pub struct Seen {
     /// The stop string that is now complete.
     pub stop: Option<String>,
-    /// Whether the text is inside the reasoning.
+    /// Whether the text is inside the reasoning, behind the whole opening tag and not within what may be the closing one: where
+    /// the closing tag can be put.
     pub reasoning_open: bool,
 }
 
@@ -67,11 +68,16 @@ impl TextRules {
     pub fn push(&mut self, id: u32) -> Seen {
         let text = self.stream.push(id);
         self.reasoning.push(&text);
-        Seen { stop: self.stream.stopped().map(str::to_owned), reasoning_open: !matches!(self.reasoning, Reasoning::Closed) }
+        Seen { stop: self.stream.stopped().map(str::to_owned), reasoning_open: self.reasoning.is_open() }
     }
 }
 
 impl Reasoning {
+    fn is_open(&self) -> bool {
+        let within_tag = |tail: &str| (1..THINK.1.len()).any(|length| tail.ends_with(&THINK.1[..length]));
+        matches!(self, Self::Open(tail) if !within_tag(tail))
+    }
+
     fn push(&mut self, text: &str) {
         match self {
             Self::Start(seen) => {
@@ -106,15 +112,24 @@ mod tests {
     fn open_after(pieces: &[&str]) -> bool {
         let mut state = Reasoning::Start(String::new());
         pieces.iter().for_each(|p| state.push(p));
-        !matches!(state, Reasoning::Closed)
+        state.is_open()
     }
 
     #[test]
     fn reasoning_opens_at_the_start_only_and_closes_across_pieces() {
         assert!(open_after(&["<th", "ink>\nI"]));
-        assert!(open_after(&["\n<think>", "a</thin"]));
+        assert!(open_after(&["\n<think>", "a</thin", "g"]));
         assert!(!open_after(&["<think>", "a</thin", "k>"]));
         assert!(!open_after(&["Hello <think>"]));
         assert!(!open_after(&["<think>é</think>x"]));
+    }
+
+    #[test]
+    fn within_a_tag_it_is_not_open() {
+        assert!(!open_after(&[]));
+        assert!(!open_after(&["\n"]));
+        assert!(!open_after(&["<thin"]));
+        assert!(open_after(&["<think>"]));
+        assert!(!open_after(&["<think>", "a</thin"]));
     }
 }

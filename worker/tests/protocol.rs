@@ -39,7 +39,7 @@ impl Stand {
         let address = format!("http://{}", listener.local_addr().unwrap());
         let (events, inbox) = Events::channel();
         let status = Arc::new(SharedStatus::new(Default::default()));
-        status.serve_peers();
+        status.serve_peers(true);
         let service = DispatchService {
             identity: Some(Arc::new(identity(0, "weights"))),
             events,

@@ -125,6 +125,18 @@ pub enum WeightsError {
         /// Its dtype.
         given: String,
     },
+    /// A matrix is stored otherwise than the others.
+    #[error("{tensor} in {path} has dtype {given}: allowed is {allowed}, that of the embedding; fetch the file again")]
+    MixedDtype {
+        /// The shard.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its dtype.
+        given: &'static str,
+        /// That of the other matrices.
+        allowed: &'static str,
+    },
     /// The network needs a tensor that is not there.
     #[error("{dir} lacks {tensor}: config.json asks for it; fetch the checkpoint again or correct config.json")]
     MissingTensor {
@@ -165,6 +177,7 @@ impl WeightsError {
             WeightsError::Range { .. } => "TensorRangeInvalid",
             WeightsError::Shape { .. } => "TensorShapeMismatch",
             WeightsError::UnexpectedDtype { .. } => "TensorDtypeUnsupported",
+            WeightsError::MixedDtype { .. } => "TensorDtypeMixed",
             WeightsError::MissingTensor { .. } => "TensorMissing",
             WeightsError::UnexpectedTensor { .. } => "TensorUnexpected",
             WeightsError::NoSuchTensor { .. } => "TensorUnknown",

@@ -47,6 +47,7 @@ pub(crate) fn resolve(arch: &Architecture, files: &Files<'_>) -> Result<HashMap<
         used.insert(place.name);
     }
     files.check_nothing_left(&used)?;
+    files.check_one_dtype(arch, &entries)?;
     Ok(entries)
 }
 
@@ -67,6 +68,23 @@ impl Files<'_> {
         let begin = stored.begin + place.first_row * row;
         let length = shape.iter().product::<usize>() * dtype.size();
         Ok(Entry { shard: found.shard, bytes: begin..begin + length, dtype, shape })
+    }
+
+    /// All matrices but the routers, which MiniMax-M1 stores in fp32, have one dtype: that of the embedding. One that differs
+    /// was written by something else, and its bits would be read as other numbers.
+    fn check_one_dtype(&self, arch: &Architecture, entries: &HashMap<TensorName, Entry>) -> Result<(), WeightsError> {
+        let Some(allowed) = entries.get(&TensorName::Embedding).map(|entry| entry.dtype) else { return Ok(()) };
+        let matrix = |name: &TensorName, entry: &Entry| entry.shape.len() > 1 && !matches!(name, TensorName::Router(_));
+        let other =
+            entries.iter().filter(|(name, entry)| entry.dtype != allowed && matrix(name, entry)).min_by_key(|(name, _)| **name);
+        let Some((name, entry)) = other else { return Ok(()) };
+        let tensor = name.places(arch).into_iter().map(|place| place.name).find(|name| self.tensors.contains_key(name));
+        Err(WeightsError::MixedDtype {
+            path: self.paths[entry.shard].clone(),
+            tensor: tensor.unwrap_or_default(),
+            given: entry.dtype.as_str(),
+            allowed: allowed.as_str(),
+        })
     }
 
     fn check_nothing_left(&self, used: &HashSet<String>) -> Result<(), WeightsError> {

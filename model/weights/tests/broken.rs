@@ -142,6 +142,8 @@ fn dtypes() {
         let change = |folder: &mut Folder| folder.tensor_mut(EXPERT).dtype = dtype.into();
         with(change, "TensorDtypeUnsupported", &[EXPERT, SECOND, dtype, "BF16, F16, F32"]);
     }
+    // As many bytes, other numbers.
+    with(|folder| folder.tensor_mut(EXPERT).dtype = "F16".into(), "TensorDtypeMixed", &[EXPERT, SECOND, "F16", "allowed is BF16"]);
     let quantised = |folder: &mut Folder| {
         let tensor = folder.tensor_mut(EXPERT);
         (tensor.dtype, tensor.data) = ("F8_E4M3".into(), vec![0; 30]);

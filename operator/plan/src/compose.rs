@@ -15,6 +15,8 @@ use crate::{
 const CPU_PREFILL_CHUNK: u32 = 256;
 /// The same on GPUs, where smaller chunks leave the tensor cores idle.
 const GPU_PREFILL_CHUNK: u32 = 2048;
+/// What a worker process may take beside weights and caches: libraries, activations of a step, frames of its peers.
+const CPU_PROCESS: Bytes = Bytes(300_000_000);
 /// Epoch of the first placement: 0 means that none was applied.
 const FIRST_EPOCH: u64 = 1;
 
@@ -29,6 +31,9 @@ pub fn plan(checked: &Checked, environment: &Environment) -> Result<Plan, PlanEr
     let device = device(memory);
     let shape = Shape::of(checked, device);
     fits_the_model(&shape, arch)?;
+    if device == Device::Cpu && checked.tensor > 1 {
+        return Err(PlanError::GpuMemoryUnknown { tensor: checked.tensor });
+    }
     if let Some(memory) = memory {
         fits_the_memory(&shape, arch, memory)?;
     }
@@ -41,6 +46,7 @@ pub fn plan(checked: &Checked, environment: &Environment) -> Result<Plan, PlanEr
             Ok(GroupPlan { index, name: checked.name.group(index), epoch: FIRST_EPOCH, pods })
         })
         .collect::<Result<Vec<_>, PlanError>>()?;
+    fits_the_limit(checked, device, &groups)?;
     Ok(Plan {
         name: checked.name.clone(),
         served_name: checked.served_name.clone(),
@@ -96,6 +102,17 @@ fn fits_the_memory(shape: &Shape, arch: &Architecture, memory: Bytes) -> Result<
         return Ok(());
     }
     Err(PlanError::Memory(Box::new(Shortage { offers: offers(shape, arch, memory), ..shortage })))
+}
+
+/// Holds the pods of a CPU to the memory limit that the spec gives them.
+fn fits_the_limit(checked: &Checked, device: Device, groups: &[GroupPlan]) -> Result<(), PlanError> {
+    let held = groups.iter().flat_map(|group| &group.pods).map(|pod| pod.bytes.total).max();
+    match (device, checked.pod_memory, held) {
+        (Device::Cpu, Some(limit), Some(held)) if held + CPU_PROCESS > limit => {
+            Err(PlanError::PodMemory { limit, held, process: CPU_PROCESS })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Single changes that would fit: int8 experts, more pods, fewer copies, more GPUs per pod, a shorter window.

@@ -37,6 +37,28 @@ pub enum PlanError {
         /// Positions of the model.
         positions: usize,
     },
+    /// GPUs are asked for whose memory nobody knows.
+    #[error(
+        "spec.worker.memoryPerGpu: not given: parallelism.tensor: {tensor} asks for {tensor} GPUs per pod, and without their memory \
+         nothing can be planned; allowed: a quantity such as 80G (m1ctl plan also takes --gpu-memory)"
+    )]
+    GpuMemoryUnknown {
+        /// GPUs per pod.
+        tensor: u32,
+    },
+    /// A CPU pod does not fit its memory limit.
+    #[error(
+        "spec.worker.resources.limits.memory: {limit} per pod is too little by {}: weights, KV and states {held}, the process itself {process}",
+        (*held + *process).saturating_sub(*limit)
+    )]
+    PodMemory {
+        /// The limit.
+        limit: Bytes,
+        /// What the fullest pod holds.
+        held: Bytes,
+        /// What a worker needs beside that.
+        process: Bytes,
+    },
     /// It does not fit the memory.
     #[error("spec.worker.memoryPerGpu: {0}")]
     Memory(Box<Shortage>),
@@ -48,7 +70,8 @@ impl PlanError {
         match self {
             PlanError::TooManyPods { .. } | PlanError::Tensor { .. } => Reason::Unsplittable,
             PlanError::Window { .. } => Reason::InvalidSpec,
-            PlanError::Memory(_) => Reason::InsufficientMemory,
+            PlanError::GpuMemoryUnknown { .. } => Reason::InvalidSpec,
+            PlanError::Memory(_) | PlanError::PodMemory { .. } => Reason::InsufficientMemory,
         }
     }
 

@@ -110,6 +110,8 @@ pub struct Checked {
     pub redundant_slots: u32,
     /// Memory of one GPU, where the manifest says.
     pub memory_per_gpu: Option<Bytes>,
+    /// Memory limit of a pod, where the manifest has one.
+    pub pod_memory: Option<Bytes>,
     /// Compute threads of a pod: its CPU limit, rounded down, at least 1.
     pub threads: Option<u32>,
     /// The spec it was made from, its defaults filled in.
@@ -162,6 +164,7 @@ fn checked(name: ResourceName, source: Source, spec: &MiniMaxM1DeploymentSpec) -
         copies: spec.experts.copies,
         redundant_slots: spec.experts.redundant_slots_per_pod,
         memory_per_gpu: amount(spec.worker.memory_per_gpu.as_ref()).map(|bytes| Bytes(bytes as u64)),
+        pod_memory: amount(spec.worker.resources.limits.get("memory")).map(|bytes| Bytes(bytes as u64)),
         threads,
         spec: Box::new(spec.clone()),
     }

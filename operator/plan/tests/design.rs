@@ -87,19 +87,24 @@ fn gpus_and_windows_the_model_does_not_allow_are_refused() {
     assert_eq!(error.to_string(), "spec.model.maxContextTokens: 1000000: the model has 4096 positions: at most 4096");
 }
 
+/// Two pods without GPUs.
+fn on_cpu() -> String {
+    changed("  worker: {memoryPerGpu: 80G}\n", "").replace("tensor: 8", "tensor: 1")
+}
+
 #[test]
 fn the_manifest_speaks_before_the_node_label() {
     let small = Environment { memory_per_gpu: Some(Bytes(40_000_000_000)), ..m1() };
     assert!(plan(&check(GOOD).unwrap(), &small).is_ok());
     let silent = check(&changed("  worker: {memoryPerGpu: 80G}\n", "")).unwrap();
     assert_eq!(plan(&silent, &small).unwrap_err().reason(), "InsufficientMemory");
-    let cpu = plan(&silent, &m1()).unwrap();
+    let cpu = plan(&check(&on_cpu()).unwrap(), &m1()).unwrap();
     assert_eq!((cpu.device, cpu.groups[0].pods[0].gpus, cpu.model.dtype.as_str()), (Device::Cpu, 0, "fp32"));
 }
 
 #[test]
 fn a_window_always_fits_the_cache() {
-    for yaml in [GOOD.to_owned(), changed("  worker: {memoryPerGpu: 80G}\n", "")] {
+    for yaml in [GOOD.to_owned(), on_cpu()] {
         for pod in &planned(&yaml).unwrap().groups[0].pods {
             assert!(pod.args.kv_tokens >= 1_000_000 && pod.args.slots >= 1);
         }
@@ -146,4 +151,22 @@ fn the_placement_object_carries_bitmaps() {
     assert_eq!((placement.epoch, placement.lease_transitions, placement.layers, placement.experts), (1, 7, 80, 32));
     assert_eq!(placement.pods[0].holds, "ffff0000".repeat(80));
     assert_eq!(placement.pods[1].holds, "0000ffff".repeat(80));
+}
+
+#[test]
+fn gpus_of_unknown_memory_are_not_planned_as_a_cpu() {
+    let error = planned(&changed("  worker: {memoryPerGpu: 80G}\n", "")).unwrap_err();
+    assert!(error.to_string().starts_with("spec.worker.memoryPerGpu: not given: parallelism.tensor: 8 asks for 8 GPUs"), "{error}");
+}
+
+#[test]
+fn a_cpu_pod_that_exceeds_its_limit_is_refused_with_the_numbers() {
+    let one = |limit: &str| {
+        let spec = changed("tensor: 8, expert: 2", "expert: 32");
+        planned(&spec.replace("memoryPerGpu: 80G", &format!("resources: {{limits: {{memory: {limit}}}}}")))
+    };
+    let error = one("1Gi").unwrap_err();
+    assert_eq!(error.reason(), "InsufficientMemory");
+    assert!(error.to_string().starts_with("spec.worker.resources.limits.memory: 1.1 GB per pod is too little by "), "{error}");
+    assert!(one("1Ti").is_ok());
 }

@@ -117,7 +117,10 @@ impl Drop for Meter {
         let seconds = self.started.elapsed().as_secs_f64();
         let (endpoint, outcome) = (self.endpoint.as_str(), self.outcome.as_str());
         self.metrics.requests.with_label_values(&[endpoint, outcome]).inc();
-        self.metrics.e2e.observe(seconds);
+        // A refusal takes no time; among answers it would only hide how long they take.
+        if self.outcome != Outcome::Invalid {
+            self.metrics.e2e.observe(seconds);
+        }
         tracing::info!(id = self.id, endpoint, outcome, seconds, "request ended");
     }
 }

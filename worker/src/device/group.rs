@@ -134,7 +134,7 @@ impl Device {
         let seconds = began.elapsed().as_secs_f32();
         tracing::info!(bytes_read = to_read, bytes_checkpoint = self.checkpoint.total_bytes(), seconds, "weights are loaded");
         self.tell(Event::Hold(Arc::new(wanted.clone())));
-        self.status.serve_peers();
+        self.status.serve_peers(true);
         Ok(())
     }
 
@@ -187,6 +187,11 @@ impl Device {
         self.fail_step(&failure);
         self.sequences.fail_all(&failure);
         self.executor = None;
+        self.status.serve_peers(false);
+        let arch = self.checkpoint.architecture();
+        let nothing = ExpertSet::empty(arch.layers.len(), arch.experts);
+        // Peers that wait are told that nothing is here.
+        self.tell(Event::Hold(Arc::new(nothing)));
         self.status.update(|status| {
             status.set_phase(Phase::Failed);
             (status.reason, status.message) = (reason.to_owned(), message.to_owned());

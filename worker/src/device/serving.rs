@@ -70,6 +70,8 @@ impl Device {
         let key = (due.peer, due.lane, due.id);
         let Some(frame) = self.requests.waiting.remove(&key) else {
             tracing::error!(peer = due.peer.0, id = due.id.0, "a request without a payload");
+            self.tell(Event::ClientDown { peer: due.peer, lane: due.lane });
+            self.tell(Event::Served { peer: due.peer, lane: due.lane, id: due.id });
             return true;
         };
         let (rows, counting) = (frame.tokens, &mut self.requests.counting);
@@ -92,6 +94,8 @@ impl Device {
                 tracing::error!(peer = due.peer.0, reason = error.reason(), error = %error, "a peer's rows could not be computed");
                 self.drop_client(due.peer, due.lane, error.reason(), &error.to_string());
                 self.tell(Event::ClientDown { peer: due.peer, lane: due.lane });
+                // Nobody waits for it any more; the exchange forgets it with this.
+                self.tell(Event::Served { peer: due.peer, lane: due.lane, id: due.id });
             }
         }
         true

@@ -24,6 +24,10 @@ use crate::status::SharedStatus;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 /// A connection attempt beyond this counts as failed.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A connection that is not greeted within this is given up, at either end.
+pub(super) const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
+/// A silent connection is probed after this and given up after as much again: a pod lost with its node shows no other sign.
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// Interval of heartbeats, from which a peer's progress and the round trip are read.
 pub(super) const HEARTBEAT: Duration = Duration::from_millis(100);
 
@@ -53,6 +57,8 @@ enum LinkError {
     Stream(#[from] tonic::Status),
     #[error("the peer closed the stream")]
     Closed,
+    #[error("no greeting within {GREETING_TIMEOUT:?}")]
+    Silent,
     #[error("dropped by this pod")]
     Dropped,
     #[error("protocol: {0}")]
@@ -113,14 +119,21 @@ impl Dialer {
             .max_frame_size(HTTP2_FRAME)
             .initial_stream_window_size(HTTP2_WINDOW)
             .initial_connection_window_size(HTTP2_WINDOW)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE)
+            .keep_alive_while_idle(true)
             .connect()
             .await
             .map_err(LinkError::Connect)?;
         let (link, outgoing) = Link::new(generation);
         link.send(Kind::Hello(self.identity.hello(lane, self.status.epoch(), 0)));
         let mut client = ExpertDispatchClient::new(channel);
-        let mut answers = client.exchange(ReceiverStream::new(outgoing)).await?.into_inner();
-        let credits = self.greeted(answers.next().await).await?;
+        let greeting = async {
+            let mut answers = client.exchange(ReceiverStream::new(outgoing)).await?.into_inner();
+            let credits = self.greeted(answers.next().await).await?;
+            Ok::<_, LinkError>((answers, credits))
+        };
+        let (answers, credits) = tokio::time::timeout(GREETING_TIMEOUT, greeting).await.map_err(|_| LinkError::Silent)??;
         let up = Inbound::RequesterUp { peer: peer.pod, lane, link: link.clone(), credits };
         self.events.dispatch(up).await.map_err(|_| LinkError::Closed)?;
         tracing::info!(peer = peer.pod.0, address = %peer.address, ?lane, credits, "dispatch link is up");

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::grpc_client::GREETING_TIMEOUT;
 use super::wire::{Identity, WireError, check_request, lane_from_wire};
 use super::{CREDITS, Inbound, Link};
 use crate::device::Events;
@@ -55,11 +56,12 @@ impl ExpertDispatch for DispatchService {
         let service = self.clone();
         self.tasks.spawn(async move {
             let stop = service.stop.clone();
+            let greeting = tokio::time::timeout(GREETING_TIMEOUT, service.greet(&identity, &mut frames, &link));
             let ended = tokio::select! {
                 () = stop.cancelled() => return,
-                ended = service.greet(&identity, &mut frames, &link) => ended,
+                ended = greeting => ended,
             };
-            let Ok((peer, lane)) = ended else { return };
+            let Ok(Ok((peer, lane))) = ended else { return };
             let session = Session { service: &service, identity: &identity, peer, lane, link };
             tokio::select! {
                 () = stop.cancelled() => {}
