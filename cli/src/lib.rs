@@ -44,7 +44,7 @@ pub fn run(cli: Cli) -> ExitCode {
 async fn dispatch(command: Command, console: &Console) -> Result<(), Failure> {
     match command {
         Command::Up(args) => up::run(&args, console).await,
-        Command::Plan(args) => plan::run(&args, &console),
+        Command::Plan(args) => plan::run(&args, console),
         Command::Generate(args) => generate::run(&args, console).await,
         Command::Forward(args) => forward::run(&args, console).await,
         Command::Bench(args) => bench::run(&args, console).await,

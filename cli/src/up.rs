@@ -65,7 +65,7 @@ fn fits_machine(file: &Path, plan: &Plan) -> Result<(), Failure> {
     let pods = plan.groups.iter().flat_map(|group| &group.pods);
     let needed = pods.fold(Bytes(0), |sum, pod| sum + pod.bytes.total);
     let machine = rustix::system::sysinfo();
-    let memory = Bytes(u64::from(machine.totalram) * u64::from(machine.mem_unit));
+    let memory = Bytes(machine.totalram * u64::from(machine.mem_unit));
     if needed <= memory {
         return Ok(());
     }
