@@ -52,7 +52,8 @@ fn prepare(app: &App, body: &Value, id: String) -> Result<(Order, bool), ApiErro
     let drawing = Drawing::read(&fields)?;
     let asked = fields.integer("max_output_tokens", 1..=u32::MAX)?;
     let window = app.window();
-    let bound = fields.integer("context_window", 2..=window)?;
+    // One that is no narrower than what is served does not bind.
+    let bound = fields.integer("context_window", 2..=u32::MAX)?.filter(|bound| *bound < window);
     let threshold = fields.number("expert_threshold", "a number above 0.5, at most 1", |t| t > 0.5 && t <= 1.0)?;
     let thinking_budget = fields.integer("thinking_budget", 0..=u32::MAX)?;
     let streamed = fields.flag("stream")?.unwrap_or(false);

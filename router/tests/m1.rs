@@ -75,6 +75,14 @@ async fn ids_pass_as_they_are_and_the_callers_window_cuts() {
     let seen = stand.doubles[0].seen().remove(0);
     assert_eq!((seen.prompt, seen.max_tokens), (vec![5, 6, 7], 5));
     assert_eq!((&answer["finish_reason"], &answer["usage"]["total_tokens"]), (&json!("length"), &json!(8)));
+    stand.script(&[Act::Say("one"), Act::Eos]);
+    let wide = json!({"input": {"ids": [5, 6, 7]}, "context_window": 500_000, "max_output_tokens": 100});
+    assert_eq!(stand.client.post(M1, &wide).await.json()["finish_reason"], "stop");
+    assert_eq!(
+        stand.doubles[0].seen().pop().map(|seen| seen.max_tokens),
+        Some(100),
+        "a window wider than the served one does not bind"
+    );
 }
 
 #[tokio::test]
