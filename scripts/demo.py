@@ -4,7 +4,7 @@
     python3 scripts/demo.py [--url http://127.0.0.1:8000] [--svg FILE]
 
 Needs nothing but Python. --svg draws the routing log: one cell for every expert of every layer."""
-import argparse, json, sys, urllib.error, urllib.request
+import argparse, json, signal, sys, urllib.error, urllib.request
 
 TOOL = {"type": "function", "function": {
     "name": "scale", "description": "Set the number of replicas of a workload.",
@@ -124,4 +124,5 @@ def main():
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
     main()
