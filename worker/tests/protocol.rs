@@ -35,11 +35,17 @@ struct Stand {
 
 impl Stand {
     async fn new() -> Self {
+        let stand = Self::loading().await;
+        stand.status.serve_peers(true);
+        stand
+    }
+
+    /// A pod that has not loaded its experts.
+    async fn loading() -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let (events, inbox) = Events::channel();
         let status = Arc::new(SharedStatus::new(Default::default()));
-        status.serve_peers(true);
         let service = DispatchService {
             identity: Some(Arc::new(identity(0, "weights"))),
             events,
@@ -198,19 +204,8 @@ async fn a_frame_of_a_wrong_size_layer_or_expert_ends_its_connection_only() {
 
 #[tokio::test]
 async fn nobody_is_greeted_before_the_experts_are_here() {
-    let loading = DispatchService {
-        identity: Some(Arc::new(identity(0, "weights"))),
-        events: Events::channel().0,
-        status: Arc::new(SharedStatus::new(Default::default())),
-        tasks: TaskTracker::new(),
-        stop: CancellationToken::new(),
-        generations: Arc::default(),
-    };
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
-    let server = tonic::transport::Server::builder().add_service(ExpertDispatchServer::new(loading));
-    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-    let mut client = ExpertDispatchClient::connect(address).await.unwrap();
+    let stand = Stand::loading().await;
+    let mut client = ExpertDispatchClient::connect(stand.address).await.unwrap();
     let (_frames, outgoing) = mpsc::channel(1);
     let status = client.exchange(ReceiverStream::new(outgoing)).await.unwrap_err();
     assert_eq!((status.code(), status.message()), (tonic::Code::Unavailable, "this pod has not loaded its experts yet"));

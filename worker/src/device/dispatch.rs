@@ -103,9 +103,7 @@ impl Device {
     fn act(&mut self, action: Action) {
         match action {
             Action::Local { step, rows, experts, .. } => {
-                if let Some(own) = self.step.as_mut().filter(|own| own.id == step) {
-                    own.local.push_back(Local { rows, experts });
-                }
+                self.of_step(step, |own| own.local.push_back(Local { rows, experts }));
             }
             Action::Send { .. } => self.send(action),
             Action::Accept { step, rows, positions, .. } => self.accept(step, &rows, positions.as_deref()),

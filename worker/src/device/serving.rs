@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use bytes::{Bytes, BytesMut};
 use m1_engine::{Assignment, Executor};
-use m1_exchange::{Event, Lane, PodId, RequestId};
+use m1_exchange::{Event, Lane, PodId, RequestId, Serve};
 
 use super::Device;
 use crate::transport::RequestFrame;
@@ -69,9 +69,7 @@ impl Device {
         let Some(due) = self.exchange.next_request(least_urgent) else { return false };
         let key = (due.peer, due.lane, due.id);
         let Some(frame) = self.requests.waiting.remove(&key) else {
-            tracing::error!(peer = due.peer.0, id = due.id.0, "a request without a payload");
-            self.tell(Event::ClientDown { peer: due.peer, lane: due.lane });
-            self.tell(Event::Served { peer: due.peer, lane: due.lane, id: due.id });
+            self.give_up(due, "PayloadMissing", "the request has no payload");
             return true;
         };
         let (rows, counting) = (frame.tokens, &mut self.requests.counting);
@@ -89,15 +87,18 @@ impl Device {
                 self.requests.served = Some((key, sums.freeze()));
                 self.tell(Event::Served { peer: due.peer, lane: due.lane, id: due.id });
             }
-            Err(error) => {
-                // The requester sees a lost connection and asks elsewhere or again.
-                tracing::error!(peer = due.peer.0, reason = error.reason(), error = %error, "a peer's rows could not be computed");
-                self.drop_client(due.peer, due.lane, error.reason(), &error.to_string());
-                self.tell(Event::ClientDown { peer: due.peer, lane: due.lane });
-                // Nobody waits for it any more; the exchange forgets it with this.
-                self.tell(Event::Served { peer: due.peer, lane: due.lane, id: due.id });
-            }
+            Err(error) => self.give_up(due, error.reason(), &error.to_string()),
         }
         true
+    }
+
+    /// A request that cannot be computed ends its connection: the requester asks elsewhere or again. The exchange forgets the
+    /// request when it is told as served, because nobody waits for it any more.
+    fn give_up(&mut self, due: Serve, reason: &str, message: &str) {
+        let Serve { peer, lane, id, .. } = due;
+        tracing::error!(peer = peer.0, id = id.0, reason, message, "a peer's rows could not be computed");
+        self.drop_client(peer, lane, reason, message);
+        self.tell(Event::ClientDown { peer, lane });
+        self.tell(Event::Served { peer, lane, id });
     }
 }
