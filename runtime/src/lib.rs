@@ -1,4 +1,7 @@
-//! What every binary shares: logs, and the signal that ends it. Owns the environment variables `RUST_LOG` and `M1_LOG_FORMAT`; must not know any component.
+//! What every binary shares: logs, the signals that end it, the admin server that a kubelet and Prometheus read, and what the
+//! process itself uses. Owns the environment variables `RUST_LOG` and `M1_LOG_FORMAT`; must not know any component.
 
+pub mod admin;
 pub mod logs;
+pub mod process;
 pub mod shutdown;

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use m1_arch::Architecture;
@@ -29,11 +30,14 @@ pub struct ServeArgs {
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// Index of this pod in its group, from 0.
-    #[arg(long, default_value_t = 0, value_name = "N")]
+    #[arg(long, env = "M1_POD_INDEX", default_value_t = 0, value_name = "N", value_parser = pod_index)]
     pub pod: u16,
     /// Address of the gRPC services.
     #[arg(long, default_value = "127.0.0.1:9000", value_name = "HOST:PORT")]
     pub listen: SocketAddr,
+    /// Address of /livez, /readyz, /startupz and /metrics. Without it they are not served; in a pod: 0.0.0.0:9090.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub admin: Option<SocketAddr>,
     /// Threads of the tensor library.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub threads: u16,
@@ -55,6 +59,10 @@ pub struct ServeArgs {
     /// Seconds that a token waits for an expert that nobody holds before its sequence fails.
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub expert_wait: u32,
+    /// Seconds that running sequences may go on after SIGTERM, and that peers are served meanwhile. A second signal ends them at
+    /// once. The pod's terminationGracePeriodSeconds must be at least 5 more.
+    #[arg(long, default_value_t = 5, value_name = "SECONDS")]
+    pub drain_seconds: u32,
 }
 
 /// Checked configuration of one worker.
@@ -66,6 +74,8 @@ pub struct Config {
     pub pod: u16,
     /// Address of the gRPC services.
     pub listen: SocketAddr,
+    /// Address of probes and metrics; none where they are not served.
+    pub admin: Option<SocketAddr>,
     /// Threads of the tensor library, at least 1.
     pub threads: u16,
     /// State slots, at least 1.
@@ -79,7 +89,9 @@ pub struct Config {
     /// Waiting sequences before a refusal, at least 1.
     pub queue: u32,
     /// How long a step parks for a missing expert.
-    pub expert_wait: std::time::Duration,
+    pub expert_wait: Duration,
+    /// How long sequences may go on, and peers are served, after SIGTERM.
+    pub drain: Duration,
 }
 
 impl Config {
@@ -115,19 +127,28 @@ impl ServeArgs {
         range("prefill-chunk", self.prefill_chunk.into(), 1, 1 << 16)?;
         range("queue", self.queue.into(), 1, 1 << 20)?;
         range("expert-wait", self.expert_wait.into(), 0, 86_400)?;
+        range("drain-seconds", self.drain_seconds.into(), 0, 86_400)?;
         Ok(Config {
             model: self.model,
             pod: self.pod,
             listen: self.listen,
+            admin: self.admin,
             threads: self.threads,
             slots: self.slots,
             kv_tokens: self.kv_tokens,
             max_context: self.max_context,
             prefill_chunk: self.prefill_chunk,
             queue: self.queue,
-            expert_wait: std::time::Duration::from_secs(self.expert_wait.into()),
+            expert_wait: Duration::from_secs(self.expert_wait.into()),
+            drain: Duration::from_secs(self.drain_seconds.into()),
         })
     }
+}
+
+/// An index that the exchange can name, from the flag or from the environment.
+fn pod_index(text: &str) -> Result<u16, String> {
+    let most = m1_exchange::MAX_PODS - 1;
+    text.parse().ok().filter(|pod| usize::from(*pod) <= most).ok_or_else(|| format!("allowed: 0 to {most}"))
 }
 
 fn range(flag: &'static str, given: u64, low: u64, high: u64) -> Result<(), ConfigError> {
@@ -139,6 +160,8 @@ fn range(flag: &'static str, given: u64, low: u64, high: u64) -> Result<(), Conf
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
 
     fn serve(extra: &[&str]) -> Result<Config, String> {
@@ -157,5 +180,29 @@ mod tests {
     fn an_error_names_flag_value_and_range() {
         assert_eq!(serve(&["--slots", "0"]).unwrap_err(), "--slots: 0 given, allowed: 1 to 65536");
         assert_eq!(serve(&["--kv-tokens", "10"]).unwrap_err(), "--max-context: 32768 given, allowed: 2 to 10");
+        assert_eq!(serve(&["--drain-seconds", "86401"]).unwrap_err(), "--drain-seconds: 86401 given, allowed: 0 to 86400");
+        let error = serve(&["--pod", "64"]).unwrap_err();
+        assert!(error.contains("invalid value '64' for '--pod <N>': allowed: 0 to 63"), "{error}");
+        let error = serve(&["--admin", "9090"]).unwrap_err();
+        assert!(error.contains("invalid value '9090' for '--admin <HOST:PORT>'"), "{error}");
+    }
+
+    #[test]
+    fn the_pod_may_come_from_the_environment() {
+        let command = Cli::command();
+        let serve = command.find_subcommand("serve").unwrap();
+        let pod = serve.get_arguments().find(|argument| argument.get_id() == "pod").unwrap();
+        assert_eq!(pod.get_env(), Some(std::ffi::OsStr::new("M1_POD_INDEX")));
+        // The same parser reads both.
+        assert_eq!(pod_index("63"), Ok(63));
+        assert_eq!(pod_index("").unwrap_err(), "allowed: 0 to 63");
+    }
+
+    #[test]
+    fn admin_and_drain_have_defaults_and_values() {
+        let usual = serve(&[]).unwrap();
+        assert_eq!((usual.admin, usual.drain), (None, Duration::from_secs(5)));
+        let pod = serve(&["--admin", "0.0.0.0:9090", "--drain-seconds", "0"]).unwrap();
+        assert_eq!((pod.admin, pod.drain), (Some(([0, 0, 0, 0], 9090).into()), Duration::ZERO));
     }
 }

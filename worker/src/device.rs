@@ -208,6 +208,7 @@ impl Device {
                 self.draining = true;
                 self.report();
             }
+            Inbox::Leave => self.leave(),
             Inbox::Tick => {
                 self.tell(Event::Tick);
                 self.report();

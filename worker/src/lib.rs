@@ -3,8 +3,13 @@
 
 pub mod config;
 pub mod device;
+pub mod drain;
+pub mod metrics;
+pub mod probes;
 pub mod serve;
 pub mod service;
 pub mod status;
 pub mod text;
+pub mod traffic;
 pub mod transport;
+pub mod watch;

@@ -3,7 +3,7 @@
 use clap::Parser;
 
 use m1_worker::config::{Cli, Command};
-use m1_worker::serve;
+use m1_worker::serve::{self, Ended};
 
 fn main() -> std::process::ExitCode {
     let Cli { command: Command::Serve(args) } = Cli::parse();
@@ -19,7 +19,8 @@ fn main() -> std::process::ExitCode {
         }
     };
     match serve::run(config) {
-        Ok(()) => std::process::ExitCode::SUCCESS,
+        Ok(Ended::Whole) => std::process::ExitCode::SUCCESS,
+        Ok(Ended::DeviceLeftBehind) => m1_runtime::process::exit_now(0),
         Err(error) => {
             tracing::error!("{error:#}");
             std::process::ExitCode::FAILURE

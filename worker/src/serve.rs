@@ -1,15 +1,22 @@
-//! `m1-worker serve`: binds the address, starts the device thread and the gRPC services, and on SIGTERM ends them in
-//! order: stop admission, let sequences finish within the grace, stop the device thread, close connections.
+//! `m1-worker serve`: binds the addresses, opens the checkpoint, starts the device thread and the services, and ends them in
+//! order: drain (see `drain.rs`), stop the device thread, close connections. Ends when a signal comes, when the device thread
+//! has ended, or when a checkpoint that could not be used was changed; a second signal ends it without a drain.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::Context;
 use m1_engine::AllowedIds;
 use m1_proto::dispatch::expert_dispatch_server::ExpertDispatchServer;
 use m1_proto::worker as pb;
 use m1_proto::worker::worker_server::WorkerServer;
+use m1_runtime::admin::Admin;
+use m1_runtime::shutdown::Signal;
+use m1_text::Tokenizer;
 use m1_weights::Checkpoint;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
@@ -17,9 +24,12 @@ use tonic::transport::server::TcpIncoming;
 
 use crate::config::Config;
 use crate::device::{self, Events, Inbox, Parts};
+use crate::drain::{Drained, drain};
+use crate::probes::Probes;
 use crate::service::WorkerService;
 use crate::status::SharedStatus;
 use crate::transport::{Dialer, DispatchService, HTTP2_FRAME, HTTP2_WINDOW, Identity};
+use crate::watch::{self, Watch};
 
 /// Threads of the async runtime: connections only, the mathematics has its own thread.
 const IO_THREADS: usize = 2;
@@ -27,61 +37,205 @@ const IO_THREADS: usize = 2;
 const TICK: Duration = Duration::from_millis(20);
 /// A request of ten million prompt ids takes 31 MB; the router sends no larger message either.
 const MESSAGE_LIMIT: usize = 64 << 20;
-/// How long running sequences may go on after SIGTERM.
-const GRACE: Duration = Duration::from_secs(5);
+/// How long the device thread and connections may take to end once they are told to. Only a device that is reading weights
+/// takes longer, for minutes, and nobody waits for what it reads.
+const STOP_LIMIT: Duration = Duration::from_secs(2);
+
+/// What is left of a worker that has ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Nothing.
+    Whole,
+    /// The device thread, in the middle of something long. The process must end without the tensor library's destructors.
+    DeviceLeftBehind,
+}
 
 /// Runs until SIGTERM or SIGINT.
-pub fn run(config: Config) -> anyhow::Result<()> {
+///
+/// # Errors
+/// See [`serve`].
+pub fn run(config: Config) -> anyhow::Result<Ended> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(IO_THREADS)
         .enable_all()
         .build()
         .context("cannot start the async runtime")?;
-    runtime.block_on(serve(config))
+    let served = runtime.block_on(async {
+        let signals = m1_runtime::shutdown::signals();
+        let sockets = Sockets::bind(&config).await?;
+        serve(config, sockets, signals).await
+    });
+    // A file system that hangs must not hold the process.
+    runtime.shutdown_background();
+    served
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
-    let listener =
-        tokio::net::TcpListener::bind(config.listen).await.with_context(|| format!("--listen: cannot bind {}", config.listen))?;
+/// Bound addresses. Nothing slow comes before them: whoever connects waits instead of being refused.
+#[derive(Debug)]
+pub struct Sockets {
+    grpc: TcpListener,
+    admin: Option<Admin>,
+}
+
+impl Sockets {
+    /// Binds what the configuration names.
+    ///
+    /// # Errors
+    /// An address is taken or not this machine's.
+    pub async fn bind(config: &Config) -> anyhow::Result<Self> {
+        let grpc = TcpListener::bind(config.listen).await.with_context(|| format!("--listen: cannot bind {}", config.listen))?;
+        let admin = match config.admin {
+            Some(address) => Some(Admin::bind(address).await.context("--admin")?),
+            None => None,
+        };
+        Ok(Self { grpc, admin })
+    }
+}
+
+/// What every part of a running worker is given.
+#[derive(Debug, Clone)]
+struct Shared {
+    events: Events,
+    status: Arc<SharedStatus>,
+    /// Connections and other tasks that end with `stop`.
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    /// Cancelled when the device thread has ended.
+    ended: CancellationToken,
+}
+
+/// Serves on `sockets` until something of `signals` or of its own accord ends it.
+///
+/// # Errors
+/// A part cannot be started or ends with an error.
+pub async fn serve(config: Config, sockets: Sockets, mut signals: mpsc::Receiver<Signal>) -> anyhow::Result<Ended> {
     let (events, inbox) = Events::channel();
     let status = Arc::new(SharedStatus::new(first_status(&config)));
-    let (checkpoint, identity) = open(&config, &status);
-    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-    let tokenizer = identity.as_ref().and_then(|_| crate::text::open_tokenizer(&config.model));
-    let ended = CancellationToken::new();
-    let mut thread = None;
-    if let (Some(checkpoint), Some(identity)) = (checkpoint, &identity) {
-        let vocab = identity.arch.vocab as u32;
-        let dialer = Dialer {
-            identity: identity.clone(),
-            events: events.clone(),
-            status: status.clone(),
-            tasks: tasks.clone(),
-            generations: Arc::default(),
-        };
-        let known = tokenizer.as_ref().map_or_else(|| AllowedIds::all(vocab), |t| AllowedIds::from_ids(vocab, t.known_ids()));
-        let parts = Parts {
-            checkpoint,
-            known,
-            transport: Box::new(dialer),
-            status: status.clone(),
-            runtime: tokio::runtime::Handle::current(),
-        };
-        thread = Some(device::spawn(&config, parts, inbox, ended.clone())?);
+    let shared = Shared { events, status, tasks: TaskTracker::new(), stop: CancellationToken::new(), ended: Default::default() };
+    let _stopping = shared.stop.clone().drop_guard();
+    if let Some(admin) = sockets.admin {
+        let checks = Probes::new(shared.status.clone(), shared.ended.clone());
+        shared.tasks.spawn(admin.serve(Arc::new(checks), shared.stop.clone().cancelled_owned()));
     }
-    let ticks = tasks.spawn(ticker(events.clone(), stop.clone()));
+    let opening = {
+        let (config, status) = (config.clone(), shared.status.clone());
+        tokio::task::spawn_blocking(move || Opened::open(&config, &status))
+    };
+    let opened = tokio::select! {
+        opened = opening => opened.context("opening the checkpoint failed")?,
+        Some(signal) = signals.recv() => {
+            tracing::info!(?signal, "nothing runs yet, so nothing is drained");
+            return Ok(Ended::Whole);
+        }
+    };
+    let Opened { model, tokenizer, watch } = opened;
+    let identity = model.as_ref().map(|(_, identity)| identity.clone());
+    let thread = match model {
+        Some((checkpoint, identity)) => Some(start_device(&config, &shared, (checkpoint, identity), tokenizer.as_deref(), inbox)?),
+        None => {
+            // Nobody takes messages, so nobody shall wait for an answer to one.
+            drop(inbox);
+            None
+        }
+    };
+    shared.tasks.spawn(ticker(shared.events.clone(), shared.stop.clone()));
+    tracing::info!(address = %sockets.grpc.local_addr()?, pod = config.pod, "m1-worker listens");
+    let mut server = tokio::spawn(listen(config.clone(), shared.clone(), identity, tokenizer, sockets.grpc));
+    tokio::select! {
+        () = until_over(&config, &shared, watch, &mut signals) => {}
+        served = &mut server => return served.context("the gRPC server panicked")?.map(|()| Ended::Whole),
+    }
+    let ends = async {
+        // The device thread may have ended by itself.
+        let _ = shared.events.send(Inbox::Stop).await;
+        shared.stop.cancel();
+        shared.tasks.close();
+        let served = server.await;
+        shared.tasks.wait().await;
+        if let Some(thread) = thread {
+            shared.ended.cancelled().await;
+            thread.join().map_err(|_| anyhow::anyhow!("the device thread panicked"))?;
+        }
+        served.context("the gRPC server panicked")?.map(|()| Ended::Whole)
+    };
+    match tokio::time::timeout(STOP_LIMIT, ends).await {
+        Ok(ended) => ended,
+        Err(_) => {
+            tracing::warn!(limit = ?STOP_LIMIT, "the device thread is in the middle of something long and is left behind");
+            Ok(Ended::DeviceLeftBehind)
+        }
+    }
+}
+
+/// Waits for a reason to end, and drains where it is a signal.
+async fn until_over(config: &Config, shared: &Shared, watch: Watch, signals: &mut mpsc::Receiver<Signal>) {
+    let failed = || shared.status.read().phase() == pb::Phase::Failed;
+    let signal = tokio::select! {
+        Some(signal) = signals.recv() => signal,
+        // Without its device this pod is of no use; whoever supervises it starts it anew.
+        () = shared.ended.cancelled() => return tracing::error!("the device thread has ended"),
+        () = watch.changed(watch::EVERY, failed) => {
+            return tracing::info!("the files of the checkpoint have changed: this process ends, so that another one reads them");
+        }
+    };
+    tracing::info!(?signal, seconds = config.drain.as_secs(), "draining");
+    let drained = tokio::select! {
+        drained = drain(&shared.events, &shared.status, config.drain) => drained,
+        () = shared.ended.cancelled() => return tracing::error!("the device thread has ended"),
+        Some(signal) = signals.recv() => return tracing::warn!(?signal, "a second signal ends the drain"),
+    };
+    match drained {
+        Drained::Done => tracing::info!("drained: no sequence is left, no peer needs this pod"),
+        Drained::PeersLeft => tracing::warn!("drained: no sequence is left; peers still ask for experts"),
+        Drained::SequencesLeft(left) => tracing::warn!(left, "the time to drain is over: what is left of sequences fails"),
+    }
+}
+
+/// Starts the device thread.
+fn start_device(
+    config: &Config,
+    shared: &Shared,
+    (checkpoint, identity): (Checkpoint, Arc<Identity>),
+    tokenizer: Option<&Tokenizer>,
+    inbox: mpsc::Receiver<Inbox>,
+) -> anyhow::Result<JoinHandle<()>> {
+    let vocab = identity.arch.vocab as u32;
+    let dialer = Dialer {
+        identity,
+        events: shared.events.clone(),
+        status: shared.status.clone(),
+        tasks: shared.tasks.clone(),
+        generations: Arc::default(),
+    };
+    let parts = Parts {
+        checkpoint,
+        known: tokenizer.map_or_else(|| AllowedIds::all(vocab), |t| AllowedIds::from_ids(vocab, t.known_ids())),
+        transport: Box::new(dialer),
+        status: shared.status.clone(),
+        runtime: tokio::runtime::Handle::current(),
+    };
+    Ok(device::spawn(config, parts, inbox, shared.ended.clone())?)
+}
+
+/// Serves gRPC until the worker stops and its streams have ended.
+async fn listen(
+    config: Config,
+    shared: Shared,
+    identity: Option<Arc<Identity>>,
+    tokenizer: Option<Arc<Tokenizer>>,
+    listener: TcpListener,
+) -> anyhow::Result<()> {
+    let Shared { events, status, tasks, stop, .. } = shared;
     let dispatch = DispatchService {
         identity: identity.clone(),
         events: events.clone(),
         status: status.clone(),
-        tasks: tasks.clone(),
+        tasks,
         stop: stop.clone(),
         generations: Arc::default(),
     };
     let limits = identity.as_ref().map(|identity| config.limits(&identity.arch));
-    let worker = WorkerService { events: events.clone(), status: status.clone(), identity, tokenizer, limits, stop: stop.clone() };
-    tracing::info!(address = %listener.local_addr()?, pod = config.pod, "m1-worker listens");
-    let shutdown = shutdown(events, status, stop.clone(), ended);
+    let worker = WorkerService { events, status, identity, tokenizer, limits, stop: stop.clone() };
     // Of accepted sockets; the builder's own option does not reach them. Without it answers wait for delayed ACKs: 40 ms.
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     Server::builder()
@@ -90,38 +244,43 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         .initial_connection_window_size(HTTP2_WINDOW)
         .add_service(WorkerServer::new(worker).max_decoding_message_size(MESSAGE_LIMIT))
         .add_service(ExpertDispatchServer::new(dispatch))
-        .serve_with_incoming_shutdown(incoming, shutdown)
+        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
         .await
-        .context("the gRPC server failed")?;
-    ticks.await?;
-    tasks.close();
-    tasks.wait().await;
-    if let Some(thread) = thread {
-        thread.join().map_err(|_| anyhow::anyhow!("the device thread panicked"))?;
-    }
-    Ok(())
+        .context("the gRPC server failed")
 }
 
-/// Opens the checkpoint. A broken one does not end the process: `Status` says what is wrong, and nothing is retried.
-fn open(config: &Config, status: &SharedStatus) -> (Option<Checkpoint>, Option<Arc<Identity>>) {
-    match Checkpoint::open(&config.model) {
-        Ok(checkpoint) => {
-            let identity =
-                Identity { pod: config.pod, digest: checkpoint.digest().to_owned(), arch: checkpoint.architecture().clone() };
-            status.update(|s| {
-                s.weights_digest = identity.digest.clone();
-                s.bytes_checkpoint = checkpoint.total_bytes();
-            });
-            (Some(checkpoint), Some(Arc::new(identity)))
-        }
-        Err(error) => {
-            tracing::error!(error = %error, "the checkpoint cannot be used");
-            status.update(|s| {
-                s.set_phase(pb::Phase::Failed);
-                s.reason = error.reason().into();
-                s.message = error.to_string();
-            });
-            (None, None)
+/// The model's folder, read as far as it goes without weights.
+struct Opened {
+    model: Option<(Checkpoint, Arc<Identity>)>,
+    tokenizer: Option<Arc<Tokenizer>>,
+    watch: Watch,
+}
+
+impl Opened {
+    /// Opens the checkpoint. A broken one does not end the process: `Status` says what is wrong.
+    fn open(config: &Config, status: &SharedStatus) -> Self {
+        let watch = Watch::new(&config.model);
+        match Checkpoint::open(&config.model) {
+            Ok(checkpoint) => {
+                let identity =
+                    Identity { pod: config.pod, digest: checkpoint.digest().to_owned(), arch: checkpoint.architecture().clone() };
+                status.update(|s| {
+                    s.weights_digest = identity.digest.clone();
+                    s.bytes_checkpoint = checkpoint.total_bytes();
+                    s.message = "no placement yet".into();
+                });
+                let tokenizer = crate::text::open_tokenizer(&config.model);
+                Self { model: Some((checkpoint, Arc::new(identity))), tokenizer, watch }
+            }
+            Err(error) => {
+                tracing::error!(reason = error.reason(), error = %error, "the checkpoint cannot be used until its files change");
+                status.update(|s| {
+                    s.set_phase(pb::Phase::Failed);
+                    s.reason = error.reason().into();
+                    s.message = error.to_string();
+                });
+                Self { model: None, tokenizer: None, watch }
+            }
         }
     }
 }
@@ -130,8 +289,9 @@ fn first_status(config: &Config) -> pb::StatusResponse {
     pb::StatusResponse {
         pod: config.pod.into(),
         phase: pb::Phase::Waiting.into(),
-        message: "no placement yet".into(),
+        message: "the checkpoint is being opened".into(),
         state_slots_total: config.slots,
+        kv_blocks_total: m1_torch::Limits::for_tokens(config.slots, config.kv_tokens.into()).kv_blocks,
         max_context_tokens: config.max_context,
         ..Default::default()
     }
@@ -147,30 +307,5 @@ async fn ticker(events: Events, stop: CancellationToken) {
     }
 }
 
-async fn shutdown(events: Events, status: Arc<SharedStatus>, stop: CancellationToken, ended: CancellationToken) {
-    tokio::select! {
-        _ = m1_runtime::shutdown::signal() => {}
-        // Without its device this pod is of no use; the supervisor starts it anew.
-        () = ended.cancelled() => {}
-    }
-    tracing::info!("draining");
-    if events.send(Inbox::Drain).await.is_ok() {
-        drained(&status, GRACE).await;
-    }
-    // The device thread may have ended by itself.
-    let _ = events.send(Inbox::Stop).await;
-    stop.cancel();
-}
-
-/// Waits until no sequence is left or the deadline has passed; returns how many are left.
-pub async fn drained(status: &SharedStatus, deadline: Duration) -> u32 {
-    let began = Instant::now();
-    loop {
-        let now = status.read();
-        let left = now.running + now.waiting;
-        if left == 0 || began.elapsed() >= deadline {
-            return left;
-        }
-        tokio::time::sleep(TICK).await;
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -6,13 +6,19 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use m1_proto::worker::{Phase, StatusResponse};
 use tokio::sync::watch;
 
-/// Shared between the device thread, the gRPC services and the transport.
+use crate::traffic::Traffic;
+
+/// Shared between the device thread, the gRPC services, the transport and the admin server.
 #[derive(Debug)]
 pub struct SharedStatus {
     progress: AtomicU64,
     epoch: AtomicU64,
     bytes_loaded: AtomicU64,
     serves_peers: AtomicBool,
+    started: AtomicBool,
+    clients: AtomicU64,
+    owed: AtomicU64,
+    traffic: Traffic,
     snapshot: watch::Sender<StatusResponse>,
 }
 
@@ -24,6 +30,10 @@ impl SharedStatus {
             epoch: AtomicU64::new(0),
             bytes_loaded: AtomicU64::new(0),
             serves_peers: AtomicBool::new(false),
+            started: AtomicBool::new(false),
+            clients: AtomicU64::new(0),
+            owed: AtomicU64::new(0),
+            traffic: Traffic::default(),
             snapshot: watch::Sender::new(first),
         }
     }
@@ -63,9 +73,43 @@ impl SharedStatus {
         self.serves_peers.load(Ordering::Relaxed)
     }
 
+    /// Sets how many connections of peers are served.
+    pub fn set_clients(&self, connections: usize) {
+        self.clients.store(connections as u64, Ordering::Relaxed);
+    }
+
+    /// Connections of peers that are served now.
+    pub fn clients(&self) -> u64 {
+        self.clients.load(Ordering::Relaxed)
+    }
+
+    /// Sets how many requests of peers wait for their answer.
+    pub fn set_owed(&self, requests: usize) {
+        self.owed.store(requests as u64, Ordering::Relaxed);
+    }
+
+    /// Requests of peers that wait for their answer, the one that is being computed among them.
+    pub fn owed(&self) -> u64 {
+        self.owed.load(Ordering::Relaxed)
+    }
+
+    /// Rows of experts that went between this pod and its peers.
+    pub fn traffic(&self) -> &Traffic {
+        &self.traffic
+    }
+
     /// Changes the snapshot in place.
     pub fn update(&self, change: impl FnOnce(&mut StatusResponse)) {
         self.snapshot.send_modify(change);
+        if !matches!(self.snapshot.borrow().phase(), Phase::Unspecified | Phase::Waiting | Phase::Loading) {
+            self.started.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the worker has ever been past loading, well or not. Once true it stays true: experts that are loaded later,
+    /// for another placement, are no start.
+    pub fn started(&self) -> bool {
+        self.started.load(Ordering::Relaxed)
     }
 
     /// The snapshot with the live counters in it.

@@ -9,6 +9,7 @@ use m1_proto::dispatch::frame::Kind;
 
 use super::Device;
 use super::own_step::Local;
+use crate::traffic::Direction;
 use crate::transport::{Inbound, RequestHead, request_frame};
 
 impl Device {
@@ -39,13 +40,17 @@ impl Device {
                     self.client_down(peer, lane);
                 }
                 self.tell(Event::ClientUp { peer, lane });
+                self.status.set_clients(self.links.clients());
             }
             Inbound::ServerDown { peer, lane, generation } => {
                 if self.links.server_down(peer, lane, generation) {
                     self.client_down(peer, lane);
+                    self.status.set_clients(self.links.clients());
                 }
             }
             Inbound::Request { peer, lane, generation, request } if self.links.serves(peer, lane, generation) => {
+                let bytes = payload(request.hidden.len(), request.experts.len());
+                self.status.traffic().count(peer, lane, Direction::Received, bytes);
                 self.requested(peer, lane, request);
             }
             Inbound::Server { peer, lane, generation, said } if self.links.asks(peer, lane, generation) => {
@@ -59,6 +64,7 @@ impl Device {
         use crate::transport::Said;
         match said {
             Said::Answer { id, tokens, sums } => {
+                self.status.traffic().count(peer, lane, Direction::Received, sums.len());
                 self.answer = sums;
                 self.tell(Event::Answer { peer, lane, id: RequestId(id), rows: tokens as usize });
                 self.answer.clear();
@@ -127,6 +133,7 @@ impl Device {
                 if let Some(sums) = self.requests.take_served((peer, lane, id)) {
                     let row = self.checkpoint.architecture().hidden * size_of::<f32>();
                     let tokens = (sums.len() / row.max(1)) as u32;
+                    self.status.traffic().count(peer, lane, Direction::Sent, sums.len());
                     self.answer_client(peer, lane, Kind::Answer(pb::Answer { id: id.0, tokens, sums }));
                 }
             }
@@ -160,7 +167,9 @@ impl Device {
         let mut weights = Vec::with_capacity(experts.len());
         own.weights_of(&rows, &mut weights);
         let head = RequestHead { id: id.0, epoch, layer, tokens: rows.len() as u32 };
+        let bytes = payload(hidden.len(), experts.len());
         let frame = request_frame(head, &experts, &weights, hidden.freeze());
+        self.status.traffic().count(peer, lane, Direction::Sent, bytes);
         if !self.links.request(peer, lane, Kind::Request(frame)) {
             self.links.drop_requester(peer, lane);
             self.gone.push((peer, lane));
@@ -202,4 +211,9 @@ impl Device {
         let _ = self.links.answer(peer, lane, Kind::Refused(refused));
         self.links.close_server(peer, lane);
     }
+}
+
+/// Bytes of a request's rows: hidden states, and an expert and a weight for every place.
+fn payload(hidden: usize, places: usize) -> usize {
+    hidden + places * (size_of::<u16>() + size_of::<f32>())
 }

@@ -161,11 +161,7 @@ impl Device {
         for id in self.peers.ids() {
             let stays = group.pods.iter().any(|pod| pod.id == id && self.peers.known[&id].address == pod.address);
             if !stays {
-                self.peers.known.remove(&id);
-                for lane in Lane::ALL {
-                    self.links.drop_requester(id, lane);
-                    self.tell(Event::LinkDown { peer: id, lane });
-                }
+                self.let_go(id);
             }
         }
         for pod in group.pods.iter().filter(|pod| pod.id != me) {
@@ -178,6 +174,24 @@ impl Device {
             let (address, holds) = (pod.address.clone(), pod.holds.clone());
             self.peers.known.insert(pod.id, Peer { address, holds, refusal: None, _dialing: stop.drop_guard() });
         }
+    }
+
+    /// Ends the own connections to a peer; its connections to this pod stay.
+    fn let_go(&mut self, peer: PodId) {
+        self.peers.known.remove(&peer);
+        for lane in Lane::ALL {
+            self.links.drop_requester(peer, lane);
+            self.tell(Event::LinkDown { peer, lane });
+        }
+    }
+
+    /// A pod that drains and has no sequence left lets go of all peers. They see that it needs them no more: that ends the
+    /// wait of those that drain too.
+    pub(super) fn leave(&mut self) {
+        for peer in self.peers.ids() {
+            self.let_go(peer);
+        }
+        self.report();
     }
 
     /// Nothing can be served any more: says why, once, and ends every sequence.

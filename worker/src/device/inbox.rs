@@ -67,6 +67,8 @@ pub enum Inbox {
     },
     /// Admit no more.
     Drain,
+    /// The last own sequence of a draining pod has ended: ask peers for nothing more, serve them on.
+    Leave,
     /// Time passes.
     Tick,
     /// End now.

@@ -69,6 +69,11 @@ impl Links {
         }
     }
 
+    /// Connections of peers that are served.
+    pub fn clients(&self) -> usize {
+        self.server.len()
+    }
+
     /// Whether both request lanes to `peer` stand.
     pub fn connected(&self, peer: PodId) -> bool {
         [Lane::Decode, Lane::Prefill].iter().all(|lane| self.requester.contains_key(&(peer, *lane)))

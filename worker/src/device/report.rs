@@ -19,6 +19,7 @@ impl Device {
             // Waiting, loading and failed were said where they began.
             (false, false) => (None, String::new()),
         };
+        self.status.set_owed(self.requests.owed());
         let occupancy = self.sequences.scheduler.occupancy();
         let peers = self.peers.ids().into_iter().map(|peer| self.peer_status(peer)).collect();
         self.status.update(|status| {

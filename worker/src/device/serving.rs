@@ -27,6 +27,11 @@ pub(super) struct Requests {
 }
 
 impl Requests {
+    /// How many wait to be computed.
+    pub fn owed(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// Nobody waits for it.
     pub fn forget(&mut self, key: RequestKey) {
         if self.incoming.take_if(|(incoming, _)| *incoming == key).is_some() {
@@ -60,6 +65,7 @@ impl Device {
         self.tell(Event::Request { peer, lane, id, epoch, layer, rows, experts: &experts });
         if let Some((key, frame)) = self.requests.incoming.take() {
             self.requests.waiting.insert(key, frame);
+            self.status.set_owed(self.requests.owed());
         }
     }
 
@@ -89,6 +95,8 @@ impl Device {
             }
             Err(error) => self.give_up(due, error.reason(), &error.to_string()),
         }
+        // Only now: the one that was being computed was owed until its answer was on its way.
+        self.status.set_owed(self.requests.owed());
         true
     }
 

@@ -1,0 +1,211 @@
+//! Whole workers in this process, with the demo model: what a kubelet sees, and who loses what when a pod is ended.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::Parser;
+use m1_proto::worker::generate_event::Event;
+use m1_proto::worker::worker_client::WorkerClient;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tonic::Streaming;
+use tonic::transport::Channel;
+
+use super::*;
+use crate::config::{Cli, Command};
+
+/// Nothing here takes as long.
+const LONG: Duration = Duration::from_secs(60);
+
+fn demo() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo/m1-demo")
+}
+
+struct Pod {
+    address: SocketAddr,
+    admin: SocketAddr,
+    signals: mpsc::Sender<Signal>,
+    served: JoinHandle<anyhow::Result<Ended>>,
+}
+
+impl Pod {
+    async fn start(model: &Path, pod: &str, drain_seconds: &str) -> Self {
+        let flags = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--expert-wait", "1", "--pod", pod];
+        let line = ["m1-worker", "serve", "--drain-seconds", drain_seconds, "--model", model.to_str().unwrap()];
+        let Command::Serve(args) = Cli::try_parse_from(line.into_iter().chain(flags)).unwrap().command;
+        let config = args.check().unwrap();
+        let sockets = Sockets::bind(&config).await.unwrap();
+        let address = sockets.grpc.local_addr().unwrap();
+        let admin = sockets.admin.as_ref().unwrap().address();
+        let (signals, received) = mpsc::channel(2);
+        let served = tokio::spawn(serve(config, sockets, received));
+        Self { address, admin, signals, served }
+    }
+
+    async fn client(&self) -> WorkerClient<Channel> {
+        WorkerClient::connect(format!("http://{}", self.address)).await.unwrap()
+    }
+
+    /// Status and body of a probe.
+    async fn ask(&self, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.admin).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: pod\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+
+    async fn until(&self, path: &str, status: u16, words: &str) {
+        eventually(&format!("{path}: {status} {words}"), async || {
+            let (given, body) = self.ask(path).await;
+            given == status && body.contains(words)
+        })
+        .await;
+    }
+
+    /// A sequence that ends after so many tokens, running.
+    async fn begin(&self, tokens: u32) -> Streaming<pb::GenerateEvent> {
+        let mut events = self.client().await.generate(request(tokens)).await.unwrap().into_inner();
+        assert!(matches!(events.message().await.unwrap().unwrap().event, Some(Event::Tokens(_))));
+        events
+    }
+
+    async fn signal(&self) {
+        self.signals.send(Signal::Terminate).await.unwrap();
+    }
+
+    /// Waits for its end, which must be a good one.
+    async fn ended(self) {
+        let ended = tokio::time::timeout(LONG, self.served).await.expect("it ends").unwrap().unwrap();
+        assert_eq!(ended, Ended::Whole);
+    }
+}
+
+/// Waits for a condition of another task.
+async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let began = Instant::now();
+    while !condition().await {
+        assert!(began.elapsed() < LONG, "not seen: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn request(tokens: u32) -> pb::GenerateRequest {
+    pb::GenerateRequest { prompt: vec![5, 6, 7], max_tokens: tokens, ..Default::default() }
+}
+
+/// Tells pods that they are a group; the first holds the lower half of the experts, as far as there is a second.
+async fn place(pods: &[&Pod]) {
+    let holds: &[&str] = if pods.len() == 1 { &["ffffffff"] } else { &["ffff0000", "0000ffff"] };
+    let placed = pods.iter().zip(holds).enumerate().map(|(index, (pod, holds))| pb::PodPlacement {
+        pod: index as u32,
+        address: pod.address.to_string(),
+        holds: holds.repeat(8),
+    });
+    let request = pb::ApplyPlacementRequest { lease_transitions: 0, epoch: 3, layers: 8, experts: 32, pods: placed.collect() };
+    for pod in pods {
+        pod.client().await.apply_placement(request.clone()).await.unwrap();
+    }
+    for pod in pods {
+        pod.until("/readyz", 200, "ok").await;
+    }
+}
+
+/// The end of a sequence: (reason, tokens, word of the error).
+async fn end(mut events: Streaming<pb::GenerateEvent>) -> (pb::FinishReason, u32, String) {
+    loop {
+        let event = tokio::time::timeout(LONG, events.message()).await.expect("it goes on").unwrap().unwrap();
+        if let Some(Event::Finished(finished)) = event.event {
+            return (finished.reason(), finished.output_tokens, finished.error_reason);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kubelet_sees_every_phase() {
+    let pod = Pod::start(&demo(), "0", "5").await;
+    pod.until("/startupz", 503, "{\"reason\":\"NoPlacement\",\"message\":\"no placement yet; 0 bytes loaded of a checkpoint of ")
+        .await;
+    assert_eq!(pod.ask("/readyz").await.0, 503);
+    assert_eq!(pod.ask("/livez").await, (200, "ok".into()));
+    let (status, page) = pod.ask("/metrics").await;
+    assert!(status == 200 && page.contains("m1_worker_phase{phase=\"waiting\"} 1"), "{page}");
+    place(&[&pod]).await;
+    assert_eq!(pod.ask("/startupz").await, (200, "ok".into()));
+    assert_eq!(end(pod.begin(8).await).await, (pb::FinishReason::FinishLength, 8, String::new()));
+    let tokens = (3 + 8 - 1) * 8 * 2;
+    pod.until("/metrics", 200, &format!("m1_worker_expert_tokens_total{{outcome=\"executed\"}} {tokens}\n")).await;
+    let (_, page) = pod.ask("/metrics").await;
+    assert!(page.contains("m1_worker_placement_epoch 3\n") && page.contains("m1_worker_phase{phase=\"ready\"} 1\n"), "{page}");
+    pod.signal().await;
+    pod.ended().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkpoint_that_cannot_be_used_is_said_and_is_no_reason_to_restart() {
+    let pod = Pod::start(Path::new("/nowhere/m1"), "0", "5").await;
+    pod.until("/readyz", 503, "{\"reason\":\"CheckpointUnreadable\",\"message\":\"cannot read /nowhere/m1/config.json").await;
+    assert_eq!(pod.ask("/startupz").await, (200, "ok".into()));
+    assert_eq!(pod.ask("/livez").await, (200, "ok".into()));
+    let left = pod.client().await.drain(pb::DrainRequest { deadline_ms: 60_000 }).await.unwrap().into_inner().left;
+    assert_eq!(left, 0, "nothing runs there");
+    assert_eq!(pod.client().await.generate(request(1)).await.unwrap_err().code(), tonic::Code::FailedPrecondition);
+    pod.signal().await;
+    pod.ended().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_draining_pod_admits_nothing_ends_its_own_and_a_second_signal_ends_them() {
+    let pod = Pod::start(&demo(), "0", "60").await;
+    place(&[&pod]).await;
+    let (short, endless) = (pod.begin(40).await, pod.begin(30_000).await);
+    pod.signal().await;
+    pod.until("/readyz", 503, "{\"reason\":\"Draining\",\"message\":\"this worker drains and admits no more\"}").await;
+    let refused = pod.client().await.generate(request(1)).await.unwrap().into_inner().message().await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unavailable);
+    assert_eq!(refused.metadata().get("m1-reason").unwrap(), "Draining");
+    assert_eq!(end(short).await, (pb::FinishReason::FinishLength, 40, String::new()), "what runs may end");
+    assert!(!pod.served.is_finished());
+    assert_eq!(pod.ask("/livez").await.0, 200);
+    pod.signal().await;
+    let (reason, _, word) = end(endless).await;
+    assert_eq!((reason, word.as_str()), (pb::FinishReason::FinishError, "Stopping"));
+    pod.ended().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_draining_pod_serves_its_peers_until_they_need_it_no_more() {
+    let (left, stays) = (Pod::start(&demo(), "0", "60").await, Pod::start(&demo(), "1", "60").await);
+    place(&[&left, &stays]).await;
+    let theirs = stays.begin(400).await;
+    // It has no sequence of its own, so it would end at once; half of the experts would be gone for more than `--expert-wait`.
+    left.signal().await;
+    left.until("/readyz", 503, "Draining").await;
+    assert_eq!(end(theirs).await, (pb::FinishReason::FinishLength, 400, String::new()));
+    let (_, page) = stays.ask("/metrics").await;
+    let sent = |lane: &str| format!("m1_worker_dispatch_frames_total{{direction=\"sent\",lane=\"{lane}\",peer=\"0\"}} ");
+    let frames: f64 = page.lines().find_map(|line| line.strip_prefix(&sent("decode"))?.parse().ok()).unwrap();
+    assert!(frames > 400.0, "{frames} frames");
+    left.ended().await;
+    stays.until("/readyz", 503, "\"reason\":\"ExpertsUnreachable\"").await;
+    assert_eq!(stays.ask("/startupz").await.0, 200);
+    stays.signal().await;
+    stays.ended().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_that_drain_together_do_not_wait_for_each_other() {
+    let (one, other) = (Pod::start(&demo(), "0", "60").await, Pod::start(&demo(), "1", "60").await);
+    place(&[&one, &other]).await;
+    let (mine, yours) = (one.begin(30).await, other.begin(200).await);
+    one.signal().await;
+    other.signal().await;
+    assert_eq!(end(mine).await, (pb::FinishReason::FinishLength, 30, String::new()));
+    assert_eq!(end(yours).await, (pb::FinishReason::FinishLength, 200, String::new()));
+    one.ended().await;
+    other.ended().await;
+}
