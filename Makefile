@@ -1,7 +1,7 @@
 # The four commands of this project. Each says in one line what is missing on this machine.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build quickstart test check lint clean
+.PHONY: help setup build quickstart test e2e check lint clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,12 +23,16 @@ test: build ## build and pass all tests
 	cargo test --workspace
 	scripts/test-e2e.sh
 
+e2e: build ## the same on a real cluster: builds one, or uses KUBECONFIG
+	scripts/e2e.sh
+
 lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo xtask tidy
 	cargo xtask crd --check
 	cargo xtask docs --check
+	cargo xtask chart --check
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
 
 check: setup lint test ## what CI runs: format, lints, docs, tidy, tests

@@ -32,6 +32,105 @@ pub enum Command {
     Forward(ForwardArgs),
     /// Put load on an OpenAI endpoint and report its latencies.
     Bench(BenchArgs),
+    /// Say why a deployment in a cluster is not ready, in words, with the next step.
+    Explain(ExplainArgs),
+    /// Replace the groups of a deployment in a cluster, as its rollout allows.
+    Restart(NamedArgs),
+    /// Give groups that used up their restart budget another one.
+    Resume(NamedArgs),
+    /// Print the CRDs, or apply them to a cluster.
+    Crd(CrdArgs),
+    /// Print a script that completes commands in a shell.
+    Completions(CompletionsArgs),
+    /// Write manual pages into a folder.
+    Man(ManArgs),
+    /// Succeed if an HTTP GET answers 200; for images without a shell.
+    #[command(hide = true)]
+    Probe(ProbeArgs),
+}
+
+/// Which cluster, as kubectl has it.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Cluster")]
+pub struct ClusterArgs {
+    /// File with the connection; default: KUBECONFIG, ~/.kube/config, or the pod's own account.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig; default: its current one.
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
+    /// Namespace; default: the context's.
+    #[arg(short = 'n', long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+}
+
+const EXPLAIN_HELP: &str = "\
+Exit code 0 when the deployment is ready, 1 when it is not.
+
+Examples:
+  m1ctl explain m1
+  kubectl m1 explain m1 -n models";
+
+/// Arguments of `m1ctl explain`.
+#[derive(Debug, Args)]
+#[command(after_long_help = EXPLAIN_HELP)]
+pub struct ExplainArgs {
+    /// Name of the MiniMaxM1Deployment.
+    pub name: String,
+    /// Which cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// A deployment in a cluster.
+#[derive(Debug, Args)]
+pub struct NamedArgs {
+    /// Name of the MiniMaxM1Deployment.
+    pub name: String,
+    /// Which cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// Arguments of `m1ctl crd`.
+#[derive(Debug, Args)]
+pub struct CrdArgs {
+    /// What to do with them.
+    #[arg(value_name = "print|apply")]
+    pub what: CrdDeed,
+    /// Which cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// What to do with the CRDs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CrdDeed {
+    /// YAML on stdout.
+    Print,
+    /// Server-side apply, then wait until the API server serves them.
+    Apply,
+}
+
+/// Arguments of `m1ctl completions`.
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// The shell.
+    pub shell: clap_complete::Shell,
+}
+
+/// Arguments of `m1ctl man`.
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// The folder.
+    pub folder: PathBuf,
+}
+
+/// Arguments of `m1ctl probe`.
+#[derive(Debug, Args)]
+pub struct ProbeArgs {
+    /// The address, http only.
+    pub url: String,
 }
 
 const UP_HELP: &str = "\
@@ -67,7 +166,8 @@ what they are.
 Examples:
   m1ctl plan -f m1.yaml
   m1ctl plan -f m1.yaml --gpu-memory 80GB --link-rtt 300us --link-bandwidth 25Gbit
-  m1ctl plan -f m1.yaml -o json";
+  m1ctl plan -f m1.yaml -o json
+  m1ctl plan -f m1.yaml --diff -n models";
 
 /// Arguments of `m1ctl plan`.
 #[derive(Debug, Args)]
@@ -88,6 +188,15 @@ pub struct PlanArgs {
     /// Memory of one GPU, where spec.worker.memoryPerGpu does not say and no node label is at hand.
     #[arg(long, value_name = "SIZE", value_parser = units::bytes)]
     pub gpu_memory: Option<u64>,
+    /// Compare with the deployment of that name in a cluster: what the edit would restart, for how long, with how many more GPUs.
+    #[arg(long)]
+    pub diff: bool,
+    /// With --diff: bytes per second that a pod reads of its weights.
+    #[arg(long, default_value = "1GB", value_name = "SIZE", value_parser = units::bytes)]
+    pub read_rate: u64,
+    /// Which cluster, for --diff.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
 }
 
 /// How results are printed.

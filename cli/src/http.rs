@@ -1,5 +1,5 @@
 //! A small HTTP client: GET with a whole answer, POST with an answer as it comes. Plain http only: m1ctl talks to routers of
-//! this machine or through `kubectl port-forward`, and links no TLS.
+//! this machine or through `kubectl port-forward`.
 
 use std::time::Duration;
 

@@ -5,16 +5,23 @@
 
 pub mod args;
 pub mod bench;
+pub mod cluster;
+pub mod crd;
 pub mod deployment;
+pub mod diff;
 pub mod error;
+pub mod explain;
 pub mod forward;
 pub mod generate;
 pub mod http;
 pub mod local;
+pub mod manual;
 pub mod model;
 pub mod output;
 pub mod plan;
+pub mod probe;
 pub mod progress;
+pub mod request;
 pub mod units;
 pub mod up;
 
@@ -44,9 +51,16 @@ pub fn run(cli: Cli) -> ExitCode {
 async fn dispatch(command: Command, console: &Console) -> Result<(), Failure> {
     match command {
         Command::Up(args) => up::run(&args, console).await,
-        Command::Plan(args) => plan::run(&args, console),
+        Command::Plan(args) => plan::run(&args, console).await,
         Command::Generate(args) => generate::run(&args, console).await,
         Command::Forward(args) => forward::run(&args, console).await,
         Command::Bench(args) => bench::run(&args, console).await,
+        Command::Explain(args) => explain::run(&args).await,
+        Command::Restart(args) => request::run(&args, request::Wish::Restart).await,
+        Command::Resume(args) => request::run(&args, request::Wish::Resume).await,
+        Command::Crd(args) => crd::run(&args, console).await,
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::pages(&args),
+        Command::Probe(args) => probe::run(&args).await,
     }
 }

@@ -2,8 +2,16 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
+use m1ctl::args::Cli;
 
 fn main() -> ExitCode {
-    m1ctl::run(m1ctl::args::Cli::parse())
+    let mut command = Cli::command();
+    // kubectl starts its plugin `m1` under this name.
+    let called = std::env::args().next().unwrap_or_default();
+    if called.rsplit('/').next() == Some("kubectl-m1") {
+        command = command.bin_name("kubectl m1");
+    }
+    let cli = Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
+    m1ctl::run(cli)
 }

@@ -1,4 +1,4 @@
-//! `m1ctl plan`: the plan of a MiniMaxM1Deployment, printed. Starts nothing and needs no cluster.
+//! `m1ctl plan`: the plan of a MiniMaxM1Deployment, printed. Starts nothing and, without `--diff`, needs no cluster.
 
 use m1_arch::Bytes;
 use m1_operator_plan::{Environment, Link, Plan};
@@ -13,7 +13,10 @@ use crate::output::Console;
 ///
 /// # Errors
 /// A file that is refused, or a spec that has no plan.
-pub fn run(args: &PlanArgs, console: &Console) -> Result<(), Failure> {
+pub async fn run(args: &PlanArgs, console: &Console) -> Result<(), Failure> {
+    if args.diff {
+        return crate::diff::run(args).await;
+    }
     let (plan, remark) = make(args)?;
     if let Some(remark) = remark {
         console.say(remark);

@@ -1,34 +1,86 @@
 //! The command line, checked once. Nothing else reads arguments.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Parser;
+use m1_operator_api::{NameError, ResourceName};
+use m1_router_core::Topology;
+
+use crate::drain::Grace;
+use crate::groups::{Deployment, Source};
+use crate::workers::{Patience, is_address};
 
 /// Serves MiniMax-M1 over HTTP: OpenAI's API, M1's own, and metrics, all on one address.
+///
+/// It sends every request to a worker of a replica group. Which groups there are is said once with --workers, or followed in Kubernetes with --deployment;
+/// one of the two is needed.
 #[derive(Debug, Parser)]
 #[command(name = "m1-router", version)]
 pub struct Args {
-    /// Address to listen on, HOST:PORT; port 0 takes a free one.
+    /// Address to listen on, HOST:PORT. 0.0.0.0:PORT in a pod; port 0 takes a free one.
+    ///
+    /// /health answers from the start, /ready is 503 until a replica group can serve.
     #[arg(long, default_value = "127.0.0.1:8000")]
     pub listen: String,
-    /// Directory with the model's tokenizer and config.json.
-    #[arg(long)]
+    /// Folder with the model's config.json and tokenizer. Weights are not needed here.
+    #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
-    /// The model's name in requests and answers; the directory's name by default.
-    #[arg(long)]
+    /// The model's name in requests, answers and metrics. Default: the name of the --model folder.
+    #[arg(long, value_name = "NAME")]
     pub served_name: Option<String>,
-    /// Longest sequence, prompt and output together, in tokens.
-    #[arg(long)]
+    /// Longest sequence, prompt and output together, in tokens. Workers that hold less bound it further.
+    #[arg(long, value_name = "TOKENS")]
     pub max_context: u32,
-    /// HOST:PORT of every pod of a group, in the order of their numbers, comma separated; once per group.
-    #[arg(long, required = true)]
+
+    /// A replica group that never changes: HOST:PORT of every pod, in the order of their numbers, comma separated. Once per group.
+    #[arg(
+        long,
+        value_name = "HOST:PORT,..",
+        required_unless_present = "deployment",
+        conflicts_with = "deployment",
+        help_heading = "Replica groups"
+    )]
     pub workers: Vec<String>,
-    /// Requests that may wait for a worker; more are answered 429.
-    #[arg(long, default_value_t = 256)]
+    /// Follow the replica groups of this MiniMaxM1Deployment in Kubernetes, while groups and pods come and go.
+    ///
+    /// The router lists and watches ExpertPlacements with the label serving.minimax-m1.dev/name=NAME: its service account, or the user of the kubeconfig,
+    /// needs list and watch on them. While the API server cannot be reached, the groups known last go on serving.
+    #[arg(long, value_name = "NAME", help_heading = "Replica groups")]
+    pub deployment: Option<String>,
+    /// Namespace of --deployment. Default: the pod's own, or that of the kubeconfig's current context.
+    #[arg(long, value_name = "NAMESPACE", requires = "deployment", conflicts_with = "workers", help_heading = "Replica groups")]
+    pub namespace: Option<String>,
+
+    /// Folder with API keys: one file per key, its content is the key. The mount of a Secret.
+    ///
+    /// With it every request but /health, /ready and /metrics needs the header `Authorization: Bearer KEY`, else it is answered 401. Changes of the folder
+    /// are seen within 5 seconds. Without it everybody may ask.
+    #[arg(long, value_name = "DIR", help_heading = "Requests")]
+    pub api_keys: Option<PathBuf>,
+    /// Requests that may wait for a worker with room; one more is answered 429 with Retry-After.
+    #[arg(long, value_name = "REQUESTS", default_value_t = 256, help_heading = "Requests")]
     pub queue_limit: usize,
+    /// Longest wait for a worker with room, 1 to 86400; then the request is answered 429 with Retry-After.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, help_heading = "Requests")]
+    pub queue_wait: u64,
+    /// Most tokens one answer may have; a request for more is answered 400. Default: what the window leaves.
+    ///
+    /// A request that does not say how many it wants ends at this.
+    #[arg(long, value_name = "TOKENS", help_heading = "Requests")]
+    pub max_output_tokens: Option<u32>,
     /// Longest request body in bytes; a longer one is answered 413.
-    #[arg(long, default_value_t = 32 << 20)]
+    #[arg(long, value_name = "BYTES", default_value_t = 32 << 20, help_heading = "Requests")]
     pub body_limit: usize,
+
+    /// After SIGTERM, new requests are still served for this long while /ready is 503, so that load balancers look elsewhere first. 5 in Kubernetes.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, help_heading = "Shutdown")]
+    pub shutdown_delay: u64,
+    /// After that delay, answers under way may go on for this long; then they are cut.
+    ///
+    /// terminationGracePeriodSeconds must be longer than both together. A second signal cuts at once.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, help_heading = "Shutdown")]
+    pub drain_seconds: u64,
 }
 
 /// Why the arguments cannot be used.
@@ -45,12 +97,35 @@ pub enum ConfigError {
     /// An address twice.
     #[error("--workers: {0:?} is given twice")]
     Twice(String),
-    /// A window without room for a prompt and an output.
-    #[error("--max-context: given {0}, allowed: 2 and more")]
-    Window(u32),
+    /// Both, or neither.
+    #[error("--workers, --deployment: given {0}, allowed: one of them")]
+    Groups(&'static str),
+    /// Not the name of a deployment.
+    #[error("--deployment: given {given:?}, allowed: {source}")]
+    Deployment {
+        /// What was given.
+        given: String,
+        /// The rule.
+        source: NameError,
+    },
+    /// A number out of bounds.
+    #[error("--{flag}: given {given}, allowed: {allowed}")]
+    Number {
+        /// The flag.
+        flag: &'static str,
+        /// What was given.
+        given: u64,
+        /// The bounds.
+        allowed: &'static str,
+    },
     /// No name, and none to be had from the directory.
-    #[error("--served-name: given {0:?}, allowed: at least one character")]
-    Name(String),
+    #[error("--{flag}: given {given:?}, allowed: at least one character")]
+    Name {
+        /// The flag.
+        flag: &'static str,
+        /// What was given.
+        given: String,
+    },
 }
 
 impl ConfigError {
@@ -59,8 +134,10 @@ impl ConfigError {
         match self {
             Self::Address { .. } => "BadAddress",
             Self::Twice(_) => "WorkerTwice",
-            Self::Window(_) => "BadWindow",
-            Self::Name(_) => "BadName",
+            Self::Groups(_) => "BadGroups",
+            Self::Deployment { .. } => "BadDeployment",
+            Self::Number { .. } => "BadNumber",
+            Self::Name { .. } => "BadName",
         }
     }
 }
@@ -76,90 +153,88 @@ pub struct Config {
     pub served_name: String,
     /// Tokens of prompt and output together.
     pub max_context: u32,
-    /// Addresses of each group's pods.
-    pub groups: Vec<Vec<String>>,
-    /// Requests that may wait.
-    pub queue_limit: usize,
+    /// Who says which groups there are.
+    pub source: Source,
+    /// Folder with the keys of those who may ask; none: everybody may.
+    pub api_keys: Option<PathBuf>,
+    /// How many may wait for a worker, and how long.
+    pub patience: Patience,
+    /// Tokens of an output.
+    pub max_output_tokens: Option<u32>,
     /// Bytes of a body.
     pub body_limit: usize,
+    /// How it ends.
+    pub grace: Grace,
 }
 
 impl TryFrom<Args> for Config {
     type Error = ConfigError;
 
     fn try_from(args: Args) -> Result<Self, ConfigError> {
-        let groups: Vec<Vec<String>> =
-            args.workers.iter().map(|group| group.split(',').map(|a| a.trim().to_owned()).collect()).collect();
-        let mut seen = Vec::new();
-        for address in groups.iter().flatten() {
-            check_address("workers", address)?;
-            if seen.contains(&address) {
-                return Err(ConfigError::Twice(address.clone()));
-            }
-            seen.push(address);
+        let source = source(&args)?;
+        if !args.listen.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) {
+            return Err(ConfigError::Address { flag: "listen", given: args.listen });
         }
-        check_address("listen", &args.listen)?;
-        if args.max_context < 2 {
-            return Err(ConfigError::Window(args.max_context));
-        }
+        number("max-context", args.max_context.into(), "2 and more", |n| n >= 2)?;
+        number("queue-wait", args.queue_wait, "1 to 86400", |n| (1..=86_400).contains(&n))?;
+        number("max-output-tokens", args.max_output_tokens.unwrap_or(1).into(), "1 and more", |n| n >= 1)?;
+        number("shutdown-delay", args.shutdown_delay, "0 to 3600", |n| n <= 3600)?;
+        number("drain-seconds", args.drain_seconds, "0 to 86400", |n| n <= 86_400)?;
         let directory = || args.model.file_name().map(|name| name.to_string_lossy().into_owned());
         let served_name = args.served_name.clone().or_else(directory).unwrap_or_default();
-        if served_name.trim().is_empty() {
-            return Err(ConfigError::Name(served_name));
-        }
+        named("served-name", &served_name)?;
         Ok(Self {
             listen: args.listen,
             model: args.model,
             served_name,
             max_context: args.max_context,
-            groups,
-            queue_limit: args.queue_limit,
+            source,
+            api_keys: args.api_keys,
+            patience: Patience { limit: args.queue_limit, wait: Duration::from_secs(args.queue_wait) },
+            max_output_tokens: args.max_output_tokens,
             body_limit: args.body_limit,
+            grace: Grace { delay: Duration::from_secs(args.shutdown_delay), drain: Duration::from_secs(args.drain_seconds) },
         })
     }
 }
 
-fn check_address(flag: &'static str, given: &str) -> Result<(), ConfigError> {
-    let fits = given
-        .rsplit_once(':')
-        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0 || flag == "listen"));
-    if fits { Ok(()) } else { Err(ConfigError::Address { flag, given: given.to_owned() }) }
+fn source(args: &Args) -> Result<Source, ConfigError> {
+    match (&args.deployment, args.workers.as_slice()) {
+        (Some(_), [_, ..]) => Err(ConfigError::Groups("both")),
+        (None, []) => Err(ConfigError::Groups("neither")),
+        (None, workers) => fixed(workers).map(Source::Fixed),
+        (Some(given), []) => {
+            let name = ResourceName::new(given).map_err(|source| ConfigError::Deployment { given: given.clone(), source })?;
+            if let Some(namespace) = &args.namespace {
+                named("namespace", namespace)?;
+            }
+            Ok(Source::Kubernetes(Deployment { name, namespace: args.namespace.clone() }))
+        }
+    }
+}
+
+fn fixed(workers: &[String]) -> Result<Topology, ConfigError> {
+    let groups: Vec<Vec<String>> = workers.iter().map(|group| group.split(',').map(|a| a.trim().to_owned()).collect()).collect();
+    let mut seen = Vec::new();
+    for address in groups.iter().flatten() {
+        if !is_address(address) {
+            return Err(ConfigError::Address { flag: "workers", given: address.clone() });
+        }
+        if seen.contains(&address) {
+            return Err(ConfigError::Twice(address.clone()));
+        }
+        seen.push(address);
+    }
+    Ok(Topology::fixed(&groups))
+}
+
+fn number(flag: &'static str, given: u64, allowed: &'static str, fits: impl Fn(u64) -> bool) -> Result<(), ConfigError> {
+    if fits(given) { Ok(()) } else { Err(ConfigError::Number { flag, given, allowed }) }
+}
+
+fn named(flag: &'static str, given: &str) -> Result<(), ConfigError> {
+    if given.trim().is_empty() { Err(ConfigError::Name { flag, given: given.to_owned() }) } else { Ok(()) }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn config(change: impl Fn(&mut Args)) -> Result<Config, ConfigError> {
-        let mut args = Args {
-            listen: "0.0.0.0:0".into(),
-            model: "/models/m1".into(),
-            served_name: None,
-            max_context: 4096,
-            workers: vec!["a:1, b:1".into(), "[::1]:3".into()],
-            queue_limit: 4,
-            body_limit: 1024,
-        };
-        change(&mut args);
-        Config::try_from(args)
-    }
-
-    #[test]
-    fn one_flag_is_one_group() {
-        let config = config(|_| {}).unwrap();
-        assert_eq!(config.groups, [vec!["a:1", "b:1"], vec!["[::1]:3"]]);
-        assert_eq!(config.served_name, "m1");
-    }
-
-    #[test]
-    fn wrong_arguments_are_named() {
-        let reason = |change: fn(&mut Args)| config(change).unwrap_err().reason();
-        assert_eq!(reason(|args| args.workers[0] = "a".into()), "BadAddress");
-        assert_eq!(reason(|args| args.workers[0] = "a:0".into()), "BadAddress");
-        assert_eq!(reason(|args| args.workers[0] = "a:1,a:1".into()), "WorkerTwice");
-        assert_eq!(reason(|args| args.listen = ":80".into()), "BadAddress");
-        assert_eq!(reason(|args| args.max_context = 1), "BadWindow");
-        assert_eq!(reason(|args| args.served_name = Some(" ".into())), "BadName");
-        assert_eq!(reason(|args| args.model = "/".into()), "BadName");
-    }
-}
+mod tests;

@@ -1,11 +1,12 @@
-//! One sequence on one worker: from the queue to its last event. Before the first event another worker may take over; afterwards a lost worker is an
-//! error. Dropping [`Running`] drops the worker's stream and the lease.
+//! One sequence on one worker: from the queue to its last event. Before the first event another worker may take over, of the same revision while that has an
+//! open group; afterwards a lost worker is an error. Dropping [`Running`] drops the worker's stream and the lease.
 
 use std::sync::Arc;
 
 use m1_proto::worker::generate_event::Event as WireEvent;
 use m1_proto::worker::{self as wire, FinishReason};
-use m1_router_core::{Counts, Request, WorkerId};
+use m1_router_core::{Counts, Request};
+use tokio::time::Instant;
 use tonic::{Code, Status, Streaming};
 
 use crate::App;
@@ -65,7 +66,7 @@ enum Fault {
 pub async fn start(app: &Arc<App>, order: &Order, mut meter: Meter) -> Result<Running, ApiError> {
     match begin(app, order).await {
         Ok((lease, stream, head)) => {
-            let address = app.pool.address(lease.worker).to_owned();
+            let address = lease.address().to_owned();
             Ok(Running { app: Arc::clone(app), lease: Some(lease), address, stream, head: Some(head), meter })
         }
         Err(error) => {
@@ -79,17 +80,22 @@ type Begun = (Lease, Streaming<wire::GenerateEvent>, WireEvent);
 
 async fn begin(app: &Arc<App>, order: &Order) -> Result<Begun, ApiError> {
     let mut request = Request::default();
+    let mut patience = app.pool.patience();
     let mut urgent = false;
     loop {
-        let lease = app.pool.lease(request.clone(), urgent).await?;
+        let asked = Instant::now();
+        let lease = app.pool.lease(request.clone(), urgent, patience).await?;
+        // Waiting counts, work on a worker does not.
+        patience = patience.saturating_sub(asked.elapsed());
         let attempt = u32::try_from(request.avoid.len()).unwrap_or(u32::MAX);
         urgent = true;
-        match open(app, order, attempt, lease.worker).await {
+        request.revision.get_or_insert_with(|| lease.revision.clone());
+        match open(app, order, attempt, &lease).await {
             Ok((stream, head)) => return Ok((lease, stream, head)),
             Err(Fault::Final(error)) => return Err(error),
             Err(Fault::Full) => app.pool.refused(lease.worker),
             Err(Fault::Passing(cause)) => {
-                let address = app.pool.address(lease.worker);
+                let address = lease.address();
                 tracing::warn!(id = order.id, worker = address, cause, "attempt failed");
                 request.avoid.push(lease.worker);
                 if request.avoid.len() >= MOST_ATTEMPTS {
@@ -103,14 +109,8 @@ async fn begin(app: &Arc<App>, order: &Order) -> Result<Begun, ApiError> {
     }
 }
 
-async fn open(
-    app: &App,
-    order: &Order,
-    attempt: u32,
-    worker: WorkerId,
-) -> Result<(Streaming<wire::GenerateEvent>, WireEvent), Fault> {
-    let Some(mut client) = app.pool.client(worker) else { return Err(Fault::Passing("no such worker".to_owned())) };
-    let response = client.generate(order.to_wire(&app.model, attempt)).await.map_err(|status| judge(&status))?;
+async fn open(app: &App, order: &Order, attempt: u32, lease: &Lease) -> Result<(Streaming<wire::GenerateEvent>, WireEvent), Fault> {
+    let response = lease.client().generate(order.to_wire(&app.model, attempt)).await.map_err(|status| judge(&status))?;
     let mut stream = response.into_inner();
     match stream.message().await.map_err(|status| judge(&status))?.and_then(|event| event.event) {
         Some(head) => Ok((stream, head)),

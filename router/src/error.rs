@@ -74,6 +74,18 @@ pub enum ApiError {
         /// The queue's bound.
         waiting: usize,
     },
+    /// It waited too long.
+    #[error("no worker had room within {seconds} seconds; try again")]
+    QueueWait {
+        /// The longest wait.
+        seconds: u64,
+    },
+    /// No key, or none that is known.
+    #[error("Authorization: given {given}, allowed: Bearer and an API key of this server")]
+    Unauthorized {
+        /// What there was in its place, in words: never the key.
+        given: &'static str,
+    },
     /// No worker can serve.
     #[error("{0}")]
     NotReady(String),
@@ -122,7 +134,8 @@ impl ApiError {
             Self::UnknownModel { .. } | Self::UnknownPath(_) => StatusCode::NOT_FOUND,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::QueueFull { .. } | Self::QueueWait { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
             Self::NotReady(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::WorkerLost(_) | Self::Engine { .. } => StatusCode::BAD_GATEWAY,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -141,6 +154,8 @@ impl ApiError {
             Self::Method { .. } => "method_not_allowed",
             Self::TooLarge { .. } => "body_too_large",
             Self::QueueFull { .. } => "queue_full",
+            Self::QueueWait { .. } => "queue_timeout",
+            Self::Unauthorized { .. } => "invalid_api_key",
             Self::NotReady(_) => "not_ready",
             Self::WorkerLost(_) => "worker_lost",
             Self::Internal(_) => "internal_error",
@@ -150,7 +165,10 @@ impl ApiError {
 
     /// Whether the same request may succeed later.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::QueueFull { .. } | Self::NotReady(_) | Self::WorkerLost(_) | Self::Engine { .. })
+        matches!(
+            self,
+            Self::QueueFull { .. } | Self::QueueWait { .. } | Self::NotReady(_) | Self::WorkerLost(_) | Self::Engine { .. }
+        )
     }
 
     /// The body.
@@ -162,7 +180,7 @@ impl ApiError {
             _ => None,
         };
         let kind = match self {
-            Self::QueueFull { .. } => "rate_limit_error",
+            Self::QueueFull { .. } | Self::QueueWait { .. } => "rate_limit_error",
             error if error.status().is_server_error() => "server_error",
             _ => "invalid_request_error",
         };
@@ -174,12 +192,15 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status(), Json(self.body())).into_response();
         let retry = match self {
-            Self::QueueFull { .. } => Some(QUEUE_RETRY_SECONDS),
+            Self::QueueFull { .. } | Self::QueueWait { .. } => Some(QUEUE_RETRY_SECONDS),
             Self::NotReady(_) => Some(READY_RETRY_SECONDS),
             _ => None,
         };
         if let Some(seconds) = retry {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if matches!(self, Self::Unauthorized { .. }) {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }

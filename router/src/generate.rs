@@ -14,7 +14,7 @@ use crate::fields::{Fields, ids};
 use crate::generation::{End, Generation, Piece, Reading};
 use crate::metrics::Meter;
 use crate::openai::chat::{conversation, render};
-use crate::order::{Order, room};
+use crate::order::{Limits, Order};
 use crate::params::Drawing;
 use crate::sse::{Dialect, Frames, respond};
 
@@ -51,20 +51,22 @@ fn prepare(app: &App, body: &Value, id: String) -> Result<(Order, bool), ApiErro
     }
     let drawing = Drawing::read(&fields)?;
     let asked = fields.integer("max_output_tokens", 1..=u32::MAX)?;
-    let window = app.window();
+    let limits = app.limits();
+    limits.check_output(asked.map(|most| ("max_output_tokens", most)))?;
     // One that is no narrower than what is served does not bind.
-    let bound = fields.integer("context_window", 2..=u32::MAX)?.filter(|bound| *bound < window);
+    let bound = fields.integer("context_window", 2..=u32::MAX)?.filter(|bound| *bound < limits.window);
     let threshold = fields.number("expert_threshold", "a number above 0.5, at most 1", |t| t > 0.5 && t <= 1.0)?;
     let thinking_budget = fields.integer("thinking_budget", 0..=u32::MAX)?;
     let streamed = fields.flag("stream")?.unwrap_or(false);
     let prompt = read_input(app, &fields)?;
     // The caller's own window cuts the output; the model's is a limit on what may be asked.
-    let mut max_tokens =
-        room("input", prompt.len(), asked.map(|most| ("max_output_tokens", most)).filter(|_| bound.is_none()), window)?;
-    if let Some(bound) = bound {
-        let left = room("input", prompt.len(), None, bound)?;
-        max_tokens = asked.map_or(left, |asked| asked.min(left));
-    }
+    let max_tokens = match bound {
+        None => limits.room("input", prompt.len(), asked.map(|most| ("max_output_tokens", most)))?,
+        Some(window) => {
+            let left = Limits { window, ..limits }.room("input", prompt.len(), None)?;
+            asked.map_or(left, |asked| asked.min(left))
+        }
+    };
     let order = Order {
         id,
         prompt,

@@ -1,11 +1,12 @@
-//! Paths, bodies, health and metrics. Every answer that is not a success has the shape of [`ApiError`].
+//! Paths, keys, bodies, health and metrics. Every answer that is not a success has the shape of [`ApiError`].
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
@@ -37,7 +38,23 @@ pub fn routes(app: Arc<App>) -> Router {
         .route("/detokenize", post(|app: Shared, body: Body| compute(app, body, tokenize::decode)))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
+        .layer(from_fn_with_state(Arc::clone(&app), admit))
         .with_state(app)
+}
+
+/// Paths that need no key: what probes and scrapers ask. All others do, known or not, so that a path added later is not open by oversight.
+const OPEN: [&str; 3] = ["/health", "/ready", "/metrics"];
+
+async fn admit(State(app): Shared, request: Request, next: Next) -> Response {
+    let Some(keys) = app.keys.as_ref().filter(|_| !OPEN.contains(&request.uri().path())) else { return next.run(request).await };
+    match keys.admit(request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(error) => {
+            // Read, so that a client that is sending sees the 401 and not a reset.
+            discard(request.into_body(), app.config.body_limit).await;
+            error.into_response()
+        }
+    }
 }
 
 async fn generate_with(State(app): Shared, body: Body, endpoint: Endpoint) -> Result<Response, ApiError> {
@@ -67,11 +84,12 @@ async fn compute(
 }
 
 async fn ready(State(app): Shared) -> Response {
-    let workers = app.pool.describe();
-    if app.pool.is_ready() {
+    let (workers, leaving) = (app.pool.describe(), app.is_leaving());
+    if app.pool.is_ready() && !leaving {
         return axum::Json(json!({"ready": true, "workers": workers})).into_response();
     }
-    let mut response = (StatusCode::SERVICE_UNAVAILABLE, axum::Json(json!({"ready": false, "workers": workers}))).into_response();
+    let body = json!({"ready": false, "stopping": leaving, "workers": workers});
+    let mut response = (StatusCode::SERVICE_UNAVAILABLE, axum::Json(body)).into_response();
     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(READY_RETRY_SECONDS));
     response
 }
@@ -104,4 +122,15 @@ async fn read(body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
         }
     }
     if length > limit { Err(ApiError::TooLarge { limit }) } else { Ok(all) }
+}
+
+async fn discard(body: Body, limit: usize) {
+    let mut stream = body.into_data_stream();
+    let mut length = 0usize;
+    while let Some(Ok(part)) = stream.next().await {
+        length = length.saturating_add(part.len());
+        if length > limit {
+            break;
+        }
+    }
 }

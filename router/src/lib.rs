@@ -2,15 +2,18 @@
 //! text means is `m1-text`'s. It holds no state that a restart would lose but running answers.
 //!
 //! A request: bytes -> [`fields`] (checked) -> [`order`] -> [`workers`] (queue, lease) -> [`dispatch`] (one worker's stream) -> [`generation`] (text) ->
-//! one body or [`sse`].
+//! one body or [`sse`]. Which workers there are comes from [`groups`], now and while it runs.
 
 pub mod config;
 pub mod dispatch;
+pub mod drain;
 pub mod error;
 pub mod fields;
 pub mod generate;
 pub mod generation;
+pub mod groups;
 pub mod http;
+pub mod keys;
 pub mod metrics;
 pub mod model;
 pub mod openai;
@@ -20,24 +23,25 @@ pub mod sse;
 pub mod tokenize;
 pub mod workers;
 
-use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::serve::ListenerExt;
-use m1_router_core::WorkerId;
+use m1_router_core::Topology;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use config::Config;
+use drain::Stops;
 use error::ApiError;
+use keys::{Keys, KeysError};
 use metrics::Metrics;
 use model::{Model, ModelError};
+use order::Limits;
 use workers::Pool;
-
-/// Answers under way may end within this after the signal; then they are cut, and their clients see the connection close.
-const GRACE: Duration = Duration::from_secs(5);
 
 /// Why the router cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -45,17 +49,17 @@ pub enum RouterError {
     /// The model's files.
     #[error("cannot open the model")]
     Model(#[from] ModelError),
-    /// A worker's address.
-    #[error("a worker's address is wrong")]
-    Address(#[from] tonic::transport::Error),
+    /// The API keys.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
     /// The metrics' names.
     #[error("cannot register metrics")]
     Metrics(#[from] prometheus::Error),
     /// The listening socket.
     #[error("cannot serve HTTP")]
     Serve(#[from] std::io::Error),
-    /// The model could not be opened for want of a thread.
-    #[error("the task that opens the model died")]
+    /// The model or the keys could not be opened for want of a thread.
+    #[error("the task that opens the model and the keys died")]
     Task(#[from] tokio::task::JoinError),
 }
 
@@ -64,7 +68,7 @@ impl RouterError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Model(error) => error.reason(),
-            Self::Address(_) => "BadAddress",
+            Self::Keys(error) => error.reason(),
             Self::Metrics(_) => "BadMetrics",
             Self::Serve(_) => "ServeFailed",
             Self::Task(_) => "TaskDied",
@@ -82,12 +86,30 @@ pub struct App {
     pub pool: Arc<Pool>,
     /// The handles.
     pub metrics: Arc<Metrics>,
+    /// Who may ask; none: everybody may.
+    pub keys: Option<Arc<Keys>>,
+    leaving: AtomicBool,
 }
 
 impl App {
     /// Tokens of prompt and output together: the configured bound, or the workers' own where that is less.
     pub fn window(&self) -> u32 {
         self.config.max_context.min(self.pool.max_context().unwrap_or(u32::MAX))
+    }
+
+    /// What one request may ask for.
+    pub fn limits(&self) -> Limits {
+        Limits { window: self.window(), output: self.config.max_output_tokens }
+    }
+
+    /// The end is near: nobody should send anything more.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the end is near.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
     }
 
     /// Runs what takes long (parsing and tokenising a million tokens) beside the event loop.
@@ -106,47 +128,40 @@ impl App {
     }
 }
 
-/// Serves on `listener` until `stop` completes and running answers have ended, or the grace is over.
+/// Serves the groups of `topologies` on `listener`, until it was asked to stop and running answers have ended or are cut.
 ///
 /// # Errors
-/// The model cannot be opened, or the socket fails.
+/// The model or the keys cannot be opened, or the socket fails.
 pub async fn serve(
     config: Config,
     listener: TcpListener,
-    stop: impl Future<Output = ()> + Send + 'static,
+    topologies: watch::Receiver<Topology>,
+    stops: Stops,
 ) -> Result<(), RouterError> {
-    let (dir, name) = (config.model.clone(), config.served_name.clone());
-    let model = tokio::task::spawn_blocking(move || Model::open(&dir, name)).await??;
+    let (dir, name, key_dir) = (config.model.clone(), config.served_name.clone(), config.api_keys.clone());
+    let open = move || Ok::<_, RouterError>((Model::open(&dir, name)?, key_dir.map(Keys::open).transpose()?));
+    let (model, keys) = tokio::task::spawn_blocking(open).await??;
     let metrics = Arc::new(Metrics::new(&config.served_name)?);
     let seed = RandomState::new().hash_one(now_seconds());
-    let pool = Pool::new(&config.groups, config.queue_limit, seed, Arc::clone(&metrics))?;
+    let pool = Pool::new(config.patience, seed, Arc::clone(&metrics));
     let mut tasks = JoinSet::new();
-    for worker in (0u32..).zip(config.groups.iter().flatten()).map(|(id, _)| WorkerId(id)) {
-        tasks.spawn(Arc::clone(&pool).watch(worker));
-    }
+    tasks.spawn(Arc::clone(&pool).follow(topologies));
     tasks.spawn(Arc::clone(&pool).tick());
-    let app = Arc::new(App { config, model: Arc::new(model), pool, metrics });
+    if let Some(keys) = &keys {
+        tasks.spawn(Arc::clone(keys).follow(keys::INTERVAL));
+    }
+    let grace = config.grace;
+    let app = Arc::new(App { config, model: Arc::new(model), pool, metrics, keys, leaving: AtomicBool::new(false) });
     let listener = listener.tap_io(|stream| {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY refused");
         }
     });
-    let (stopped, mut stopping) = tokio::sync::watch::channel(false);
-    let server = axum::serve(listener, http::routes(app)).with_graceful_shutdown(async move {
-        stop.await;
-        tracing::info!("stopping");
-        stopped.send_replace(true);
-    });
-    let out_of_time = async {
-        if stopping.wait_for(|stopped| *stopped).await.is_ok() {
-            tokio::time::sleep(GRACE).await;
-        } else {
-            std::future::pending::<()>().await;
-        }
-    };
+    let closing = drain::closing(Arc::clone(&app), stops.clone());
+    let server = axum::serve(listener, http::routes(app)).with_graceful_shutdown(closing);
     let served = tokio::select! {
         served = async { server.await } => served,
-        () = out_of_time => {
+        () = drain::cutting(grace, stops) => {
             tracing::warn!("answers under way were cut");
             Ok(())
         }

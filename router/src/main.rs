@@ -3,7 +3,9 @@
 use anyhow::Context;
 use clap::Parser;
 use m1_router::config::{Args, Config};
+use m1_router::drain::Stops;
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 
 fn main() -> anyhow::Result<()> {
     let config = Config::try_from(Args::parse())?;
@@ -16,12 +18,12 @@ fn main() -> anyhow::Result<()> {
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {
-    let signal = m1_runtime::shutdown::signal();
+    let stops = Stops::of_process();
     let listener = TcpListener::bind(&config.listen).await.with_context(|| format!("cannot listen on {}", config.listen))?;
     tracing::info!(address = %listener.local_addr()?, model = config.served_name, "listening");
-    let stop = async {
-        let signal = signal.await;
-        tracing::info!(?signal, "signal");
-    };
-    Ok(m1_router::serve(config, listener, stop).await?)
+    let mut followers = JoinSet::new();
+    let topologies = config.source.open(&mut followers).await?;
+    let served = m1_router::serve(config, listener, topologies, stops).await;
+    followers.shutdown().await;
+    Ok(served?)
 }

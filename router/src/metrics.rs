@@ -11,7 +11,7 @@ use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-pub use experts::Group;
+pub use experts::{Group, Pod};
 pub use meter::{Endpoint, Meter, Outcome};
 
 use experts::ExpertSeries;
@@ -33,7 +33,7 @@ pub struct PoolView {
     pub kv_used: u64,
     /// KV blocks of all workers.
     pub kv_total: u64,
-    /// Per group, its pods and which are ready.
+    /// The groups, their pods and which are ready.
     pub groups: Vec<Group>,
     /// Workers that can be reached.
     pub reachable: usize,
@@ -51,6 +51,7 @@ pub struct Metrics {
     pub routing_rejected: IntCounter,
     queue_depth: IntGauge,
     workers: IntGaugeVec,
+    groups: IntGaugeVec,
     waiting: IntGauge,
     running: IntGauge,
     kv_usage: Gauge,
@@ -80,6 +81,7 @@ impl Metrics {
             routing_rejected: make.counter("m1_router_routing_rejected_total", "Answers whose routing counts did not add up.")?,
             queue_depth: make.gauge("m1_router_queue_depth", "Requests that wait for a worker.")?,
             workers: make.gauges("m1_router_workers", "Workers: configured, reachable, ready.", &["state"])?,
+            groups: make.gauges("m1_router_groups", "Replica groups: open to new requests, or closed to them.", &["state"])?,
             waiting: make.gauge("vllm:num_requests_waiting", "Requests that wait for a worker.")?,
             running: make.gauge("vllm:num_requests_running", "Requests on a worker.")?,
             kv_usage: make.ratio("vllm:kv_cache_usage_perc", "KV blocks in use, of all workers; 1 is full.")?,
@@ -136,10 +138,14 @@ impl Metrics {
         self.waiting.set(count(pool.queued));
         self.running.set(i64::from(pool.running));
         self.kv_usage.set(if pool.kv_total == 0 { 0.0 } else { pool.kv_used as f64 / pool.kv_total as f64 });
-        let ready = pool.groups.iter().flat_map(|group| &group.ready).filter(|ready| **ready).count();
-        let configured = pool.groups.iter().map(|group| group.ready.len()).sum();
+        let ready = pool.groups.iter().flat_map(|group| &group.pods).filter(|pod| pod.ready).count();
+        let configured = pool.groups.iter().map(|group| group.pods.len()).sum();
         for (state, workers) in [("configured", configured), ("reachable", pool.reachable), ("ready", ready)] {
             self.workers.with_label_values(&[state]).set(count(workers));
+        }
+        let open = pool.groups.iter().filter(|group| group.open).count();
+        for (state, groups) in [("open", open), ("closed", pool.groups.len() - open)] {
+            self.groups.with_label_values(&[state]).set(count(groups));
         }
         if let Some(series) = self.experts.get() {
             lock(series).refresh(&pool.groups);

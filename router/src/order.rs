@@ -1,6 +1,7 @@
 //! A checked request for tokens, whatever API it came by, and how it reads on the wire.
 
 use m1_proto::worker::{GenerateRequest, Sampling, ThinkingBudget};
+use serde_json::Value;
 
 use crate::error::ApiError;
 use crate::model::Model;
@@ -56,11 +57,42 @@ impl Order {
     }
 }
 
-/// How many tokens may be generated: what was asked for, else what the window leaves.
-///
-/// # Errors
-/// The prompt is empty, or does not fit with its output.
-pub fn room(param: &'static str, prompt: usize, asked: Option<(&str, u32)>, window: u32) -> Result<u32, ApiError> {
+/// What one request may ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Tokens of prompt and output together.
+    pub window: u32,
+    /// Tokens of an output, where the server bounds them.
+    pub output: Option<u32>,
+}
+
+impl Limits {
+    /// Refuses an output longer than the server gives.
+    ///
+    /// # Errors
+    /// The field, with the bound.
+    pub fn check_output(&self, asked: Option<(&str, u32)>) -> Result<(), ApiError> {
+        match (asked, self.output) {
+            (Some((field, asked)), Some(most)) if asked > most => {
+                Err(ApiError::invalid(field, &Value::from(asked), &format!("at most {most}, this server's limit")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// How many tokens may be generated: what was asked for, else what the window and the server's limit leave.
+    ///
+    /// # Errors
+    /// The prompt is empty, does not fit with its output, or the output is longer than the server gives.
+    pub fn room(&self, param: &'static str, prompt: usize, asked: Option<(&str, u32)>) -> Result<u32, ApiError> {
+        self.check_output(asked)?;
+        let room = room(param, prompt, asked, self.window)?;
+        Ok(room.min(self.output.unwrap_or(u32::MAX)))
+    }
+}
+
+/// How many tokens fit: what was asked for, else what the window leaves.
+fn room(param: &'static str, prompt: usize, asked: Option<(&str, u32)>, window: u32) -> Result<u32, ApiError> {
     if prompt == 0 {
         return Err(ApiError::missing(param, "at least one token"));
     }
@@ -88,6 +120,18 @@ pub fn room(param: &'static str, prompt: usize, asked: Option<(&str, u32)>, wind
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_server_bounds_the_output() {
+        let limits = Limits { window: 16, output: Some(4) };
+        assert_eq!(limits.room("prompt", 10, None), Ok(4));
+        assert_eq!(limits.room("prompt", 14, None), Ok(2));
+        assert_eq!(limits.room("prompt", 10, Some(("max_tokens", 4))), Ok(4));
+        let error = limits.room("prompt", 10, Some(("max_tokens", 5))).unwrap_err();
+        assert_eq!(error.to_string(), "max_tokens: given 5, allowed: at most 4, this server's limit");
+        assert_eq!(error.reason(), "invalid_value");
+        assert_eq!(Limits { output: None, ..limits }.room("prompt", 10, None), Ok(6));
+    }
 
     #[test]
     fn the_window_bounds_prompt_and_output() {

@@ -1,37 +1,42 @@
 //! The workers as the router reaches them: one connection each, a status stream each, and the lease that a running request holds. Deciding is
-//! `m1-router-core`'s; this file books, sends and wakes.
+//! `m1-router-core`'s; this file books and wakes, [`link`] sends, [`streams`] listens.
+
+mod link;
+mod streams;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use m1_proto::worker::worker_client::WorkerClient;
-use m1_proto::worker::{self as wire, StatusResponse, WatchStatsRequest};
-use m1_router_core::{Balancer, Entry, Geometry, Phase, Reason, Request, Rng, TicketId, WorkerId, WorkerStats};
+use m1_router_core::{Balancer, Entry, Geometry, Phase, Reason, Request, Revision, Rng, TicketId, Topology, WorkerId, WorkerStats};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use crate::error::ApiError;
-use crate::metrics::{Group, Metrics, PoolView};
+use crate::metrics::{Group, Metrics, Pod, PoolView};
 
-/// How often a worker may push its status. Also how long a wrong picture lives.
-const STATUS_INTERVAL: Duration = Duration::from_millis(200);
-/// A pod that does not accept a connection this fast is treated as gone.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// A silent connection is probed after this and given up after as much again, so a pod lost with its node is noticed in four seconds.
-const KEEP_ALIVE: Duration = Duration::from_secs(2);
-/// Room for the ids of a long answer whose reader is slow: they wait here, not in a state slot.
-const STREAM_WINDOW: u32 = 4 << 20;
-/// A routing message of 80 layers x 32 experts takes 50 KB; raw logits are never asked for.
-const MESSAGE_LIMIT: usize = 64 << 20;
+use link::Link;
+pub use link::{geometry, is_address};
+
 /// How often refusals are looked at again when nothing else happens.
 const TICK: Duration = Duration::from_millis(250);
 
 type Answer = Result<Lease, Reason>;
 
+/// The bounds of waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// Requests that may wait.
+    pub limit: usize,
+    /// How long one may wait, all its attempts together.
+    pub wait: Duration,
+}
+
 struct Inner {
     balancer: Balancer,
+    links: HashMap<WorkerId, Arc<Link>>,
     waiting: HashMap<TicketId, oneshot::Sender<Answer>>,
     seeds: Rng,
 }
@@ -39,18 +44,31 @@ struct Inner {
 /// All workers of all groups.
 pub struct Pool {
     inner: Mutex<Inner>,
-    clients: Vec<WorkerClient<Channel>>,
-    addresses: Vec<String>,
     metrics: Arc<Metrics>,
     started: Instant,
-    queue_limit: usize,
+    patience: Patience,
 }
 
-/// The right to run one sequence on a worker. Ends when dropped.
+/// The right to run one sequence on a worker. Ends when dropped; outlives the worker's group.
 pub struct Lease {
     pool: Arc<Pool>,
+    link: Arc<Link>,
     /// Where.
     pub worker: WorkerId,
+    /// Of the worker's group when the lease began.
+    pub revision: Revision,
+}
+
+impl Lease {
+    /// The worker's address.
+    pub fn address(&self) -> &str {
+        &self.link.address
+    }
+
+    /// The worker's service.
+    pub fn client(&self) -> WorkerClient<Channel> {
+        self.link.client()
+    }
 }
 
 impl Drop for Lease {
@@ -74,38 +92,24 @@ impl Drop for Waiting<'_> {
     }
 }
 
+/// A worker that came.
+struct Came {
+    worker: WorkerId,
+    link: Arc<Link>,
+}
+
 impl Pool {
-    /// Prepares connections; none is made before it is needed.
-    ///
-    /// # Errors
-    /// An address that is no authority of a URI.
-    pub fn new(
-        groups: &[Vec<String>],
-        queue_limit: usize,
-        seed: u64,
-        metrics: Arc<Metrics>,
-    ) -> Result<Arc<Self>, tonic::transport::Error> {
-        let addresses: Vec<String> = groups.iter().flatten().cloned().collect();
-        let clients = addresses.iter().map(|address| connect(address)).collect::<Result<_, _>>()?;
-        let sizes: Vec<usize> = groups.iter().map(Vec::len).collect();
-        let balancer = Balancer::new(&sizes, queue_limit, Rng::new(seed));
-        let inner = Inner { balancer, waiting: HashMap::new(), seeds: Rng::new(seed.rotate_left(32) ^ 1) };
-        Ok(Arc::new(Self { inner: Mutex::new(inner), clients, addresses, metrics, started: Instant::now(), queue_limit }))
+    /// Without any worker; [`Pool::follow`] brings them.
+    pub fn new(patience: Patience, seed: u64, metrics: Arc<Metrics>) -> Arc<Self> {
+        let balancer = Balancer::new(patience.limit, Rng::new(seed));
+        let seeds = Rng::new(seed.rotate_left(32) ^ 1);
+        let inner = Inner { balancer, links: HashMap::new(), waiting: HashMap::new(), seeds };
+        Arc::new(Self { inner: Mutex::new(inner), metrics, started: Instant::now(), patience })
     }
 
     /// 64 random bits, for ids and for requests without a seed.
     pub fn random(&self) -> u64 {
         self.lock().seeds.next_u64()
-    }
-
-    /// A connection to a worker.
-    pub fn client(&self, worker: WorkerId) -> Option<WorkerClient<Channel>> {
-        self.clients.get(worker.index()).cloned()
-    }
-
-    /// A worker's address.
-    pub fn address(&self, worker: WorkerId) -> &str {
-        self.addresses.get(worker.index()).map_or("?", String::as_str)
     }
 
     /// Whether a request could be served now.
@@ -121,41 +125,52 @@ impl Pool {
     /// Who is in which phase, in words.
     pub fn describe(&self) -> String {
         let inner = self.lock();
-        let phases = inner.balancer.workers().map(|(_, stats)| stats.map_or("unreachable", |stats| stats.phase.as_str()));
-        let named: Vec<String> =
-            self.addresses.iter().zip(phases).map(|(address, phase)| format!("{address} is {phase}")).collect();
-        named.join(", ")
+        let named = inner.balancer.groups().flat_map(|group| {
+            let closed = if group.open { "" } else { " and its group is closed" };
+            let pod = move |pod: m1_router_core::PodView<'_>| {
+                let phase = pod.stats.map_or("unreachable", |stats| stats.phase.as_str());
+                format!("{} is {phase}{closed}", pod.address)
+            };
+            group.pods.into_iter().map(pod)
+        });
+        let named: Vec<String> = named.collect();
+        if named.is_empty() { "there is no replica group".to_owned() } else { named.join(", ") }
     }
 
     /// What metrics show.
     pub fn view(&self) -> PoolView {
         let inner = self.lock();
         let mut view = PoolView { queued: inner.balancer.queued(), running: inner.balancer.running(), ..PoolView::default() };
-        for (group, stats) in inner.balancer.workers() {
-            if view.groups.len() <= group {
-                view.groups.resize(group + 1, Group::default());
+        for group in inner.balancer.groups() {
+            let mut pods = Vec::with_capacity(group.pods.len());
+            for pod in group.pods {
+                let ready = pod.stats.is_some_and(|stats| stats.phase == Phase::Ready);
+                pods.push(Pod { ready, holds: pod.holds.map(Arc::clone) });
+                if let Some(stats) = pod.stats {
+                    view.reachable += 1;
+                    view.kv_used += u64::from(stats.kv_used);
+                    view.kv_total += u64::from(stats.kv_total);
+                }
             }
-            if let Some(group) = view.groups.get_mut(group) {
-                group.ready.push(stats.is_some_and(|stats| stats.phase == Phase::Ready));
-            }
-            if let Some(stats) = stats {
-                view.reachable += 1;
-                view.kv_used += u64::from(stats.kv_used);
-                view.kv_total += u64::from(stats.kv_total);
-            }
+            view.groups.push(Group { open: group.open, pods });
         }
         view
     }
 
-    /// Waits for a worker with room. Dropping the future leaves the queue.
+    /// How long a request may wait in the queue.
+    pub fn patience(&self) -> Duration {
+        self.patience.wait
+    }
+
+    /// Waits for a worker with room, at most `patience`. Dropping the future leaves the queue.
     ///
     /// # Errors
-    /// The queue is full, or nobody can serve.
-    pub async fn lease(self: &Arc<Self>, request: Request, urgent: bool) -> Result<Lease, ApiError> {
+    /// The queue is full, the wait is over, or nobody can serve.
+    pub async fn lease(self: &Arc<Self>, request: Request, urgent: bool, patience: Duration) -> Result<Lease, ApiError> {
         let (ticket, answer) = {
             let mut inner = self.lock();
             match inner.balancer.enter(request, urgent, self.now()) {
-                Entry::Run(worker, _) => return Ok(Lease { pool: Arc::clone(self), worker }),
+                Entry::Run(worker, _) => return self.seat(&inner, worker).map_err(|reason| self.refusal(reason, &inner.balancer)),
                 Entry::Refused(reason) => return Err(self.refusal(reason, &inner.balancer)),
                 Entry::Queued(ticket) => {
                     let (sender, receiver) = oneshot::channel();
@@ -165,10 +180,13 @@ impl Pool {
             }
         };
         let _place = Waiting { pool: self, ticket };
-        let reason = match answer.await {
-            Ok(Ok(lease)) => return Ok(lease),
-            Ok(Err(reason)) => reason,
-            Err(_) => return Err(ApiError::NotReady("the router is shutting down".to_owned())),
+        // It queued behind others, who may have no use for the room there is.
+        self.settle();
+        let reason = match tokio::time::timeout(patience, answer).await {
+            Ok(Ok(Ok(lease))) => return Ok(lease),
+            Ok(Ok(Err(reason))) => reason,
+            Ok(Err(_)) => return Err(ApiError::NotReady("the router is shutting down".to_owned())),
+            Err(_) => return Err(ApiError::QueueWait { seconds: self.patience.wait.as_secs() }),
         };
         let refusal = self.refusal(reason, &self.lock().balancer);
         Err(refusal)
@@ -180,17 +198,6 @@ impl Pool {
         self.lock().balancer.refused(worker, now);
     }
 
-    /// Follows one worker for as long as the router runs.
-    pub async fn watch(self: Arc<Self>, worker: WorkerId) {
-        loop {
-            let error = self.follow(worker).await;
-            let wait = self.lock().balancer.lost(worker);
-            self.settle();
-            tracing::debug!(worker = self.address(worker), error, ?wait, "worker unreachable");
-            tokio::time::sleep(wait).await;
-        }
-    }
-
     /// Looks at refusals again, for as long as the router runs.
     pub async fn tick(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(TICK);
@@ -200,41 +207,54 @@ impl Pool {
         }
     }
 
-    async fn follow(self: &Arc<Self>, worker: WorkerId) -> String {
-        let Some(mut client) = self.client(worker) else { return "no such worker".to_owned() };
-        let interval_ms = u32::try_from(STATUS_INTERVAL.as_millis()).unwrap_or(u32::MAX);
-        let mut stream = match client.watch_stats(WatchStatsRequest { interval_ms }).await {
-            Ok(response) => response.into_inner(),
-            Err(status) => return status.to_string(),
-        };
-        let mut phase = None;
-        loop {
-            match stream.message().await {
-                Ok(Some(status)) => {
-                    let stats = read_status(&status);
-                    if phase.replace(stats.phase) != Some(stats.phase) {
-                        tracing::info!(
-                            worker = self.address(worker),
-                            pod = stats.pod,
-                            phase = stats.phase.as_str(),
-                            status.reason,
-                            "worker"
-                        );
+    /// Takes a whole topology for the one before; says whom to listen to from now on, and whom no longer.
+    fn apply(self: &Arc<Self>, topology: &Topology) -> (Vec<Came>, Vec<WorkerId>) {
+        let mut came = Vec::new();
+        let left = {
+            let mut inner = self.lock();
+            let changes = inner.balancer.apply(topology);
+            for (worker, address) in changes.came {
+                match Link::new(Arc::clone(&address)) {
+                    Ok(link) => {
+                        let link = Arc::new(link);
+                        inner.links.insert(worker, Arc::clone(&link));
+                        came.push(Came { worker, link });
                     }
-                    self.heard(worker, &status, stats);
+                    // Sources check addresses: this worker is never heard of, so its group does not serve.
+                    Err(error) => tracing::error!(worker = &*address, %error, "no address"),
                 }
-                Ok(None) => return "the status stream ended".to_owned(),
-                Err(status) => return status.to_string(),
             }
-        }
+            for worker in &changes.left {
+                inner.links.remove(worker);
+            }
+            changes.left
+        };
+        let open = topology.groups.values().filter(|group| group.open).count();
+        let closed = topology.groups.len() - open;
+        tracing::info!(open, closed, workers_came = came.len(), workers_left = left.len(), "replica groups");
+        self.settle();
+        (came, left)
     }
 
-    fn heard(self: &Arc<Self>, worker: WorkerId, status: &StatusResponse, stats: WorkerStats) {
-        if let Some(routing) = &status.routing {
-            self.metrics.learn(geometry(routing));
+    fn heard(self: &Arc<Self>, worker: WorkerId, shape: Option<Geometry>, stats: WorkerStats) {
+        if let Some(shape) = shape {
+            self.metrics.learn(shape);
         }
         self.lock().balancer.heard(worker, stats);
         self.settle();
+    }
+
+    fn lost(self: &Arc<Self>, worker: WorkerId) -> Duration {
+        let wait = self.lock().balancer.lost(worker);
+        self.settle();
+        wait
+    }
+
+    /// Makes the lease that the balancer has booked.
+    fn seat(self: &Arc<Self>, inner: &Inner, worker: WorkerId) -> Answer {
+        let link = inner.links.get(&worker).map(Arc::clone).ok_or(Reason::NoneReady)?;
+        let revision = inner.balancer.revision(worker).cloned().unwrap_or_default();
+        Ok(Lease { pool: Arc::clone(self), link, worker, revision })
     }
 
     /// Wakes whoever can go on.
@@ -244,7 +264,7 @@ impl Pool {
             let mut inner = self.lock();
             for (ticket, entry) in inner.balancer.grants(self.now()) {
                 let answer = match entry {
-                    Entry::Run(worker, _) => Ok(Lease { pool: Arc::clone(self), worker }),
+                    Entry::Run(worker, _) => self.seat(&inner, worker),
                     Entry::Refused(reason) => Err(reason),
                     Entry::Queued(_) => continue,
                 };
@@ -259,12 +279,9 @@ impl Pool {
 
     fn refusal(&self, reason: Reason, balancer: &Balancer) -> ApiError {
         match reason {
-            Reason::QueueFull => ApiError::QueueFull { waiting: self.queue_limit },
+            Reason::QueueFull => ApiError::QueueFull { waiting: self.patience.limit },
             Reason::AllFailed => ApiError::WorkerLost("every ready worker failed this request before its first token".to_owned()),
-            _ => {
-                let ready = balancer.workers().filter(|(_, stats)| stats.is_some_and(|stats| stats.phase == Phase::Ready)).count();
-                ApiError::NotReady(format!("no replica can serve yet: {ready} of {} workers are ready", self.addresses.len()))
-            }
+            _ => ApiError::NotReady(not_ready(balancer)),
         }
     }
 
@@ -277,40 +294,16 @@ impl Pool {
     }
 }
 
-fn connect(address: &str) -> Result<WorkerClient<Channel>, tonic::transport::Error> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
-        .keep_alive_while_idle(true)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(STREAM_WINDOW.saturating_mul(16));
-    Ok(WorkerClient::new(endpoint.connect_lazy()).max_decoding_message_size(MESSAGE_LIMIT).max_encoding_message_size(MESSAGE_LIMIT))
-}
-
-/// The model's shape as a routing message has it.
-pub fn geometry(routing: &wire::Routing) -> Geometry {
-    Geometry { layers: routing.layers as usize, experts: routing.experts as usize, top_k: routing.top_k as usize }
-}
-
-fn read_status(status: &StatusResponse) -> WorkerStats {
-    WorkerStats {
-        pod: status.pod,
-        phase: match status.phase() {
-            wire::Phase::Unspecified | wire::Phase::Waiting => Phase::Waiting,
-            wire::Phase::Loading => Phase::Loading,
-            wire::Phase::Connecting => Phase::Connecting,
-            wire::Phase::Ready => Phase::Ready,
-            wire::Phase::Draining => Phase::Draining,
-            wire::Phase::Failed => Phase::Failed,
-        },
-        epoch: status.epoch,
-        running: status.running,
-        waiting: status.waiting,
-        slots_total: status.state_slots_total,
-        kv_used: status.kv_blocks_used,
-        kv_total: status.kv_blocks_total,
-        max_context: status.max_context_tokens,
+/// Why nobody can serve.
+fn not_ready(balancer: &Balancer) -> String {
+    let (mut open, mut pods, mut ready) = (0, 0, 0);
+    for group in balancer.groups().filter(|group| group.open) {
+        open += 1;
+        pods += group.pods.len();
+        ready += group.pods.iter().filter(|pod| pod.stats.is_some_and(|stats| stats.phase == Phase::Ready)).count();
+    }
+    match open {
+        0 => "no replica can serve yet: no replica group is open".to_owned(),
+        _ => format!("no replica can serve yet: {ready} of {pods} workers are ready"),
     }
 }

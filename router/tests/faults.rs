@@ -43,7 +43,7 @@ async fn answers_503_until_every_pod_is_ready() {
 
 #[tokio::test]
 async fn the_queue_is_bounded_and_first_come_first_served() {
-    let stand = Stand::with(1, |config| config.queue_limit = 1).await;
+    let stand = Stand::with(1, |config| config.patience.limit = 1).await;
     stand.doubles[0].status(|status| status.state_slots_total = 1);
     stand.wait_ready().await;
     stand.script(&[Act::Say("hi"), Act::Hold, Act::Eos]);
@@ -67,7 +67,7 @@ async fn the_queue_is_bounded_and_first_come_first_served() {
 
 #[tokio::test]
 async fn a_client_that_leaves_the_queue_leaves_no_trace() {
-    let stand = Stand::with(1, |config| config.queue_limit = 1).await;
+    let stand = Stand::with(1, |config| config.patience.limit = 1).await;
     stand.doubles[0].status(|status| status.state_slots_total = 1);
     stand.wait_ready().await;
     stand.script(&[Act::Say("hi"), Act::Hold, Act::Eos]);

@@ -1,6 +1,9 @@
-//! The project's own chores: `crd` writes or checks the CRDs under manifests/crds, `docs` their reference, `tidy` holds the tree to its style.
+//! The project's own chores: `crd` writes or checks the CRDs under manifests/crds, `docs` their reference, `chart` what is generated of the Helm chart, `tidy` holds the
+//! tree to its style, `image` writes container images.
 
+mod chart;
 mod crd;
+mod image;
 mod reference;
 mod tidy;
 
@@ -13,7 +16,14 @@ usage: cargo xtask COMMAND
   crd --check   fail when they differ
   docs          write docs/custom-resource.md from the CRD
   docs --check  fail when it differs
-  tidy          check headers, lengths of files and functions, leftovers, and which crates the pure ones reach";
+  chart         write the chart's CRDs, rights and README
+  chart --check fail when they differ
+  tidy          check headers, lengths of files and functions, leftovers, and which crates the pure ones reach
+  image [operator|router|worker|demo|all]... [--profile dev|release] [--output DIR] [--tag TAG] [--programs DIR]
+                write container images as archives (all, release, target/images, the workspace's version);
+                --programs takes built programs from DIR instead of building them
+  image --check ARCHIVE
+                check digests, and that every program finds its libraries inside";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -22,9 +32,12 @@ fn main() -> ExitCode {
     let outcome = match words.as_slice() {
         ["crd"] => crd::write(&root),
         ["crd", "--check"] => crd::check(&root),
+        ["chart"] => chart::write(&root),
+        ["chart", "--check"] => chart::check(&root),
         ["docs"] => reference::write(&root),
         ["docs", "--check"] => reference::check(&root),
         ["tidy"] => tidy::run(&root),
+        ["image", words @ ..] => image::run(&root, words),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);

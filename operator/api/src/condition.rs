@@ -53,8 +53,20 @@ words! {
         InsufficientMemory,
         /// Pods wait for a node.
         Unschedulable,
+        /// Pods are refused by the cluster: a quota, an admission rule.
+        PodsRefused,
+        /// An image cannot be had.
+        ImageUnavailable,
+        /// A container cannot be made from what the pod says.
+        ContainerNotCreated,
+        /// A process keeps ending.
+        CrashLooping,
+        /// No router answers.
+        RouterUnavailable,
         /// Weights are being read.
         LoadingWeights,
+        /// All weights are where they should be.
+        WeightsLoaded,
         /// Weights cannot be read.
         WeightsUnavailable,
         /// A group is starting.
@@ -71,10 +83,12 @@ words! {
         ExpertsUnavailable,
         /// A change is being rolled out.
         RollingOut,
+        /// Nothing is lost.
+        AllThere,
+        /// A group would have to go and no other can take its requests.
+        NoHandoverTarget,
         /// A rollout waits until it is resumed.
         RolloutPaused,
-        /// A rollout cannot go on without ending sequences.
-        RolloutBlocked,
         /// The number of groups is changing.
         Scaling,
         /// The number of groups is zero.

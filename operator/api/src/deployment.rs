@@ -52,8 +52,8 @@ use crate::{Autoscaling, DeploymentStatus, Experts, Model, Monitoring, Paralleli
         description = "Why it is ready, or why not"
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    validation = Rule::new("self.metadata.name.size() <= 40").message("metadata.name: at most 40 characters, so that the names of its pods and services fit").field_path(".metadata.name"),
-    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name: lower-case letters, digits and '-', beginning with a letter, ending with a letter or digit").field_path(".metadata.name")
+    validation = Rule::new("self.metadata.name.size() <= 40").message("metadata.name: at most 40 characters, so that the names of its pods and services fit"),
+    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name: lower-case letters, digits and '-', beginning with a letter, ending with a letter or digit")
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(

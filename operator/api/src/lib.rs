@@ -10,6 +10,7 @@ mod crd;
 mod deployment;
 mod experts;
 mod field_error;
+pub mod labels;
 mod model;
 mod names;
 mod placement;
@@ -35,13 +36,13 @@ pub use model::{
 };
 pub use names::{MAX_NAME_LENGTH, NameError, ResourceName};
 pub use placement::{
-    AppliedPod, ExpertMove, ExpertPlacement, ExpertPlacementSpec, ExpertPlacementStatus, MAX_MOVES_IN_STATUS, PodHolding,
+    AppliedPod, ExpertMove, ExpertPlacement, ExpertPlacementSpec, ExpertPlacementStatus, MAX_MOVES_IN_STATUS, PodHolding, Traffic,
 };
 pub use quantity::{Quantity, QuantityError, parse_interval};
 pub use router::{Auth, AuthMode, Queue, RequestLimits, Router, Service, ServiceType};
 pub use status::{
-    AutoscalingStatus, Condition, DeploymentStatus, ExpertsStatus, GroupStatus, MemoryStatus, PerGpu, PredictedStatus, ScaleEvent,
-    WeightsStatus,
+    AutoscalingStatus, Condition, DeploymentStatus, ExpertsStatus, GroupStatus, MemoryStatus, PerGpu, PredictedStatus,
+    RestartRecord, ScaleEvent, WeightsStatus,
 };
 pub use structure::{check_deployment, check_structure};
 pub use worker::{LocalObjectRef, Resources, RestartBudget, Toleration, Worker};

@@ -66,6 +66,17 @@ impl ResourceName {
         format!("{}-{group}-{pod}", self.0)
     }
 
+    /// Name of the StatefulSet, headless Service and ExpertPlacement of a group in one revision. At most 51 characters:
+    /// the StatefulSet controller appends 11 to make a label value, which ends at 63.
+    pub fn revised_group(&self, group: u32, revision: &str) -> String {
+        format!("{}-{group}-{revision}", self.0)
+    }
+
+    /// Name of the workers' ServiceAccount and NetworkPolicy.
+    pub fn worker(&self) -> String {
+        format!("{}-worker", self.0)
+    }
+
     /// Name of the router's Deployment and Service.
     pub fn router(&self) -> String {
         format!("{}-router", self.0)

@@ -4,6 +4,8 @@
 use kube::CustomResource;
 use serde::{Deserialize, Serialize};
 
+use crate::words::words;
+
 /// Most moves that status lists: what a person can read, and what keeps the object near 10 KB.
 pub const MAX_MOVES_IN_STATUS: usize = 32;
 
@@ -46,9 +48,28 @@ pub struct ExpertPlacementSpec {
     /// Experts per layer.
     #[schemars(range(min = 1, max = 4096))]
     pub experts: u32,
-    /// One entry per pod of the group.
+    /// Revision that the group's pods carry.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 63))]
+    pub revision: String,
+    /// Whether routers send new requests to the group. `Open`. `Closed`: what runs may end, nothing new comes. Default `Open`.
+    #[serde(default)]
+    pub traffic: Traffic,
+    /// One entry per pod of the group, in the order of their indices.
     #[schemars(length(max = 256), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["pod"]))]
     pub pods: Vec<PodHolding>,
+}
+
+words! {
+    /// Whether routers send new requests to a group.
+    #[derive(Default)]
+    Traffic {
+        /// They do.
+        #[default]
+        Open,
+        /// They do not; what runs may end.
+        Closed,
+    }
 }
 
 /// What one pod should hold.
@@ -58,6 +79,10 @@ pub struct PodHolding {
     /// Name of the pod.
     #[schemars(length(min = 1, max = 253))]
     pub pod: String,
+    /// `HOST:PORT` of its gRPC services.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 320))]
+    pub address: String,
     /// Bitmap in hex: per layer ceil(experts / 4) digits, the lowest expert is the highest bit of the first digit.
     /// 640 digits for MiniMax-M1.
     #[schemars(regex(pattern = "^[0-9a-f]*$"))]

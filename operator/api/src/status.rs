@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ConditionStatus, ConditionType, Reason};
+use crate::{ConditionStatus, ConditionType, Reason, Traffic};
 
 /// What is, as the operator last saw it. Written at most every 10 s and when something changes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -187,7 +187,26 @@ pub struct GroupStatus {
     pub revision: Option<String>,
     /// Epoch of the placement that all its pods have applied.
     pub epoch: u64,
+    /// Whether routers send it new requests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<Traffic>,
     /// What it waits for, when it is not ready.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// The last ends of its processes that were not asked for, newest first, at most 10.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10))]
+    pub restarts: Vec<RestartRecord>,
+}
+
+/// The end of a worker process that nobody asked for.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RestartRecord {
+    /// When, RFC 3339.
+    pub time: String,
+    /// Name of the pod.
+    pub pod: String,
+    /// How, as `exit code 137 (OOMKilled)`.
+    pub how: String,
 }

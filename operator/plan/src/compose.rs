@@ -16,7 +16,7 @@ const CPU_PREFILL_CHUNK: u32 = 256;
 /// The same on GPUs, where smaller chunks leave the tensor cores idle.
 const GPU_PREFILL_CHUNK: u32 = 2048;
 /// What a worker process may take beside weights and caches: libraries, activations of a step, frames of its peers.
-const CPU_PROCESS: Bytes = Bytes(300_000_000);
+pub(crate) const CPU_PROCESS: Bytes = Bytes(300_000_000);
 /// Epoch of the first placement: 0 means that none was applied.
 const FIRST_EPOCH: u64 = 1;
 
@@ -40,13 +40,13 @@ pub fn plan(checked: &Checked, environment: &Environment) -> Result<Plan, PlanEr
     let holds = place(arch.layers.len(), arch.experts, shape.pods as usize, shape.copies as usize, shape.placement);
     let survives_pod_loss = pod_loss(&holds, arch, &shape, checked.replicas);
     let pod = |group: u32, index: usize, holds: &ExpertSet| pod(checked, &shape, arch, memory, (group, index as u32), holds);
-    let groups = (0..checked.replicas)
-        .map(|index| {
-            let pods = holds.iter().enumerate().map(|(pod_index, holds)| pod(index, pod_index, holds)).collect::<Result<_, _>>()?;
-            Ok(GroupPlan { index, name: checked.name.group(index), epoch: FIRST_EPOCH, pods })
-        })
-        .collect::<Result<Vec<_>, PlanError>>()?;
-    fits_the_limit(checked, device, &groups)?;
+    let group = |index: u32| -> Result<GroupPlan, PlanError> {
+        let pods = holds.iter().enumerate().map(|(pod_index, holds)| pod(index, pod_index, holds)).collect::<Result<_, _>>()?;
+        Ok(GroupPlan { index, name: checked.name.group(index), epoch: FIRST_EPOCH, pods })
+    };
+    let every = group(0)?;
+    fits_the_limit(checked, device, &every)?;
+    let groups = (0..checked.replicas).map(group).collect::<Result<Vec<_>, PlanError>>()?;
     Ok(Plan {
         name: checked.name.clone(),
         served_name: checked.served_name.clone(),
@@ -54,6 +54,7 @@ pub fn plan(checked: &Checked, environment: &Environment) -> Result<Plan, PlanEr
         device,
         router: router(checked, &groups),
         groups,
+        every,
         survives_pod_loss,
         predicted: predict(&shape, environment),
     })
@@ -105,8 +106,8 @@ fn fits_the_memory(shape: &Shape, arch: &Architecture, memory: Bytes) -> Result<
 }
 
 /// Holds the pods of a CPU to the memory limit that the spec gives them.
-fn fits_the_limit(checked: &Checked, device: Device, groups: &[GroupPlan]) -> Result<(), PlanError> {
-    let held = groups.iter().flat_map(|group| &group.pods).map(|pod| pod.bytes.total).max();
+fn fits_the_limit(checked: &Checked, device: Device, group: &GroupPlan) -> Result<(), PlanError> {
+    let held = group.pods.iter().map(|pod| pod.bytes.total).max();
     match (device, checked.pod_memory, held) {
         (Device::Cpu, Some(limit), Some(held)) if held + CPU_PROCESS > limit => {
             Err(PlanError::PodMemory { limit, held, process: CPU_PROCESS })

@@ -6,11 +6,17 @@
 
 mod capacity;
 mod compose;
+mod decide;
 mod display;
 mod error;
 mod load;
+mod object;
+mod observed;
 mod placement;
 mod predict;
+pub mod rbac;
+pub mod render;
+mod revision;
 mod rules;
 mod runnable;
 mod shape;
@@ -19,10 +25,16 @@ mod validate;
 
 pub use capacity::Capacity;
 pub use compose::plan;
+pub use decide::{Decision, PlacementWrite, PodDeletion, Refusal, condition, decide, refuse, seconds};
 pub use error::{Offer, PlanError, Shortage};
 pub use load::load;
 pub use m1_operator_api::{FieldError, FieldReason, MiniMaxM1Deployment};
+pub use object::{Kind, Object, holds};
+pub use observed::{
+    ContainerSeen, EndSeen, GroupSeen, NodeSeen, Observed, PlacementSeen, PodSeen, RouterSeen, WorkerPhase, WorkerSeen,
+};
 pub use placement::{place, range_words};
+pub use revision::Revision;
 pub use runnable::{Runtime, runnable, unused};
 pub use types::{
     Device, DeviceBytes, Environment, GroupPlan, Link, ModelPlan, Plan, PodBytes, PodLoss, PodPlan, Predicted, RouterPlan,

@@ -10,6 +10,17 @@ use crate::{Checked, Source};
 pub enum Runtime {
     /// Processes on this machine, started by `m1ctl`.
     Local,
+    /// Pods of a cluster, made by the operator.
+    Cluster,
+}
+
+impl Runtime {
+    fn as_str(self) -> &'static str {
+        match self {
+            Runtime::Local => "the local runtime",
+            Runtime::Cluster => "the operator",
+        }
+    }
 }
 
 /// Refuses what the runtime does not run yet.
@@ -17,51 +28,75 @@ pub enum Runtime {
 /// # Errors
 /// Every field that asks for it, as `NotImplemented`.
 pub fn runnable(checked: &Checked, runtime: Runtime) -> Result<(), Vec<FieldError>> {
-    let Runtime::Local = runtime;
-    let mut wanted = Wanted::default();
+    let mut wanted = Wanted { runtime, errors: Vec::new() };
     model(checked, &mut wanted);
     experts(&checked.spec().experts, &mut wanted);
     serving(checked.spec(), &mut wanted);
-    if wanted.0.is_empty() { Ok(()) } else { Err(wanted.0) }
+    if runtime == Runtime::Local {
+        processes(checked, &mut wanted);
+    }
+    if wanted.errors.is_empty() { Ok(()) } else { Err(wanted.errors) }
 }
 
 /// What is asked for and not built.
-#[derive(Default)]
-struct Wanted(Vec<FieldError>);
+struct Wanted {
+    runtime: Runtime,
+    errors: Vec<FieldError>,
+}
 
 impl Wanted {
     /// Notes the field if it asks for something beyond `only`.
     fn refuse(&mut self, asked: bool, field: &str, given: impl std::fmt::Display, only: &str) {
         if asked {
-            let message = format!("not implemented by the local runtime yet; it runs {only}");
-            self.0.push(FieldError::not_implemented(format!("spec.{field}"), given, message));
+            let message = format!("not implemented by {} yet; it runs {only}", self.runtime.as_str());
+            self.errors.push(FieldError::not_implemented(format!("spec.{field}"), given, message));
         }
     }
 }
 
 fn model(checked: &Checked, wanted: &mut Wanted) {
-    let elsewhere = !matches!(checked.source, Source::HostPath { .. });
-    wanted.refuse(elsewhere, &format!("model.source.{}", checked.source.field()), "given", "hostPath");
+    let (elsewhere, only) = match (wanted.runtime, &checked.source) {
+        (Runtime::Local, source) => (!matches!(source, Source::HostPath { .. }), "hostPath"),
+        (Runtime::Cluster, source) => {
+            (matches!(source, Source::HuggingFace { .. } | Source::Url { .. }), "persistentVolumeClaim, hostPath and image")
+        }
+    };
+    wanted.refuse(elsewhere, &format!("model.source.{}", checked.source.field()), "given", only);
     wanted.refuse(checked.dtype == Dtype::BFloat16, "model.dtype", checked.dtype, "Auto and Float32");
     let quantized = checked.expert_quantization != m1_operator_api::ExpertQuantization::None;
     wanted.refuse(quantized, "model.expertQuantization", checked.expert_quantization, "None");
-    wanted.refuse(checked.memory_per_gpu.is_some(), "worker.memoryPerGpu", "given", "on the CPU, without this field");
     wanted.refuse(checked.tensor != 1, "parallelism.tensor", checked.tensor, "1");
-    wanted.refuse(checked.replicas != 1, "replicas", checked.replicas, "1");
 }
 
 fn experts(experts: &Experts, wanted: &mut Wanted) {
-    let loss = Experts::default().loss;
     wanted.refuse(experts.copies != 1, "experts.copies", experts.copies, "1");
     wanted.refuse(experts.redundant_slots_per_pod != 0, "experts.redundantSlotsPerPod", experts.redundant_slots_per_pod, "0");
     let mode = experts.rebalance.mode;
     wanted.refuse(mode != m1_operator_api::RebalanceMode::Off, "experts.rebalance.mode", mode, "Off");
     wanted.refuse(experts.loss.policy != LossPolicy::Wait, "experts.loss.policy", experts.loss.policy, "Wait");
-    let seconds = experts.loss.wait_seconds;
-    wanted.refuse(seconds != loss.wait_seconds, "experts.loss.waitSeconds", seconds, &loss.wait_seconds.to_string());
 }
 
 fn serving(spec: &MiniMaxM1DeploymentSpec, wanted: &mut Wanted) {
+    use m1_operator_api::AutoscalingMode::{External, Off};
+    let scaling = spec.autoscaling.mode;
+    let (asked, only) = match wanted.runtime {
+        Runtime::Local => (scaling != Off, "Off"),
+        // Somebody else writes `/scale`.
+        Runtime::Cluster => (!matches!(scaling, Off | External), "Off and External"),
+    };
+    wanted.refuse(asked, "autoscaling.mode", scaling, only);
+    wanted.refuse(spec.tls.mode != m1_operator_api::TlsMode::Off, "tls.mode", spec.tls.mode, "Off");
+    wanted.refuse(spec.monitoring.dashboards, "monitoring.dashboards", true, "false");
+}
+
+/// What only pods can be asked for.
+fn processes(checked: &Checked, wanted: &mut Wanted) {
+    let spec = checked.spec();
+    wanted.refuse(checked.memory_per_gpu.is_some(), "worker.memoryPerGpu", "given", "on the CPU, without this field");
+    wanted.refuse(checked.replicas != 1, "replicas", checked.replicas, "1");
+    let seconds = spec.experts.loss.wait_seconds;
+    let usual = Experts::default().loss.wait_seconds;
+    wanted.refuse(seconds != usual, "experts.loss.waitSeconds", seconds, &usual.to_string());
     let (auth, limits, queue) = (&spec.router.auth, &spec.router.limits, &spec.router.queue);
     let usual = m1_operator_api::Queue::default();
     wanted.refuse(spec.router.replicas != 1, "router.replicas", spec.router.replicas, "1");
@@ -69,21 +104,16 @@ fn serving(spec: &MiniMaxM1DeploymentSpec, wanted: &mut Wanted) {
     wanted.refuse(limits.max_output_tokens.is_some(), "router.limits.maxOutputTokens", "given", "without it");
     wanted.refuse(limits.max_body.is_some(), "router.limits.maxBody", "given", "without it");
     wanted.refuse(queue.max_requests != usual.max_requests, "router.queue.maxRequests", queue.max_requests, "the default");
-    wanted.refuse(
-        queue.max_wait_seconds != usual.max_wait_seconds,
-        "router.queue.maxWaitSeconds",
-        queue.max_wait_seconds,
-        "the default",
-    );
-    let scaling = spec.autoscaling.mode;
-    wanted.refuse(scaling != m1_operator_api::AutoscalingMode::Off, "autoscaling.mode", scaling, "Off");
-    wanted.refuse(spec.tls.mode != m1_operator_api::TlsMode::Off, "tls.mode", spec.tls.mode, "Off");
+    let wait = queue.max_wait_seconds;
+    wanted.refuse(wait != usual.max_wait_seconds, "router.queue.maxWaitSeconds", wait, "the default");
     wanted.refuse(spec.rollout.paused, "rollout.paused", true, "false");
 }
 
 /// Fields that are set and mean nothing to the runtime, because it starts processes rather than pods.
 pub fn unused(checked: &Checked, runtime: Runtime) -> Vec<&'static str> {
-    let Runtime::Local = runtime;
+    if runtime == Runtime::Cluster {
+        return Vec::new();
+    }
     let (spec, worker, usual) = (checked.spec(), &checked.spec().worker, Worker::default());
     let requests = !worker.resources.requests.is_empty() || worker.resources.limits.keys().any(|name| name != "cpu");
     let router_resources = !spec.router.resources.requests.is_empty() || !spec.router.resources.limits.is_empty();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use m1_arch::{Architecture, Bytes, ExpertSet, Storage};
-use m1_operator_api::{ExpertPlacementSpec, PodHolding, ResourceName};
+use m1_operator_api::ResourceName;
 use serde::{Serialize, Serializer};
 
 use crate::Source;
@@ -59,6 +59,9 @@ pub struct Plan {
     pub device: Device,
     /// One entry per full copy of the model.
     pub groups: Vec<GroupPlan>,
+    /// What every one of them is, also where none is asked for.
+    #[serde(skip)]
+    pub every: GroupPlan,
     /// The front door.
     pub router: RouterPlan,
     /// What the loss of a pod costs.
@@ -66,6 +69,13 @@ pub struct Plan {
     /// The time per token to be expected; none when no link was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub predicted: Option<Predicted>,
+}
+
+impl Plan {
+    /// A pod that stands for all: in one group they differ only in the experts they hold.
+    pub fn template(&self) -> Option<&PodPlan> {
+        self.every.pods.first()
+    }
 }
 
 /// The model as it will be held.
@@ -96,22 +106,6 @@ pub struct GroupPlan {
     pub epoch: u64,
     /// Its pods.
     pub pods: Vec<PodPlan>,
-}
-
-impl GroupPlan {
-    /// The spec of the group's ExpertPlacement, written under the given number of lease transitions.
-    pub fn placement(&self, deployment: &ResourceName, lease_transitions: u64) -> ExpertPlacementSpec {
-        let size = |of: fn(&ExpertSet) -> usize| self.pods.first().map_or(0, |pod| of(&pod.holds)) as u32;
-        ExpertPlacementSpec {
-            deployment: deployment.to_string(),
-            group: self.index,
-            lease_transitions,
-            epoch: self.epoch,
-            layers: size(ExpertSet::layers),
-            experts: size(ExpertSet::experts),
-            pods: self.pods.iter().map(|pod| PodHolding { pod: pod.name.clone(), holds: pod.holds.to_hex() }).collect(),
-        }
-    }
 }
 
 /// One worker pod.

@@ -134,6 +134,7 @@ pub fn validate(deployment: &MiniMaxM1Deployment) -> Result<Checked, Vec<FieldEr
     let mut errors = check_deployment(&manifest);
     let spec = &deployment.spec;
     errors.extend(broken_rules(spec));
+    errors.extend(spec.worker.pod_template.iter().flat_map(crate::render::check_pod_template));
     let text = deployment.metadata.name.as_deref().unwrap_or_default();
     let name = ResourceName::new(text);
     if let (Err(error), Some(_)) = (&name, &deployment.metadata.name) {

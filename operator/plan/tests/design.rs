@@ -145,15 +145,6 @@ fn every_group_is_a_full_copy() {
 }
 
 #[test]
-fn the_placement_object_carries_bitmaps() {
-    let plan = planned(GOOD).unwrap();
-    let placement = plan.groups[0].placement(&plan.name, 7);
-    assert_eq!((placement.epoch, placement.lease_transitions, placement.layers, placement.experts), (1, 7, 80, 32));
-    assert_eq!(placement.pods[0].holds, "ffff0000".repeat(80));
-    assert_eq!(placement.pods[1].holds, "0000ffff".repeat(80));
-}
-
-#[test]
 fn gpus_of_unknown_memory_are_not_planned_as_a_cpu() {
     let error = planned(&changed("  worker: {memoryPerGpu: 80G}\n", "")).unwrap_err();
     assert!(error.to_string().starts_with("spec.worker.memoryPerGpu: not given: parallelism.tensor: 8 asks for 8 GPUs"), "{error}");

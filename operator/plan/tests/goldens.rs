@@ -73,6 +73,20 @@ fn h800_four_pods_two_copies() {
 }
 
 #[test]
+fn demo_in_a_cluster() {
+    let checked = check(&example("demo-cluster")).unwrap();
+    let config = serde_json::Value::Object(checked.config.clone().unwrap());
+    let described = Environment::new(Architecture::from_value(&config).unwrap());
+    assert!(runnable(&checked, Runtime::Cluster).is_ok());
+    golden("demo-cluster", described);
+}
+
+#[test]
+fn scale_to_zero() {
+    golden("scale-to-zero", m1());
+}
+
+#[test]
 fn every_example_has_a_golden() {
     for entry in fs::read_dir(repository().join("manifests/examples")).unwrap() {
         let name = entry.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned();

@@ -197,7 +197,7 @@ fn local(lines: &str) -> String {
 #[test]
 fn the_local_runtime_refuses_what_it_does_not_run() {
     assert_eq!(not_run(&local("replicas: 1")), [""; 0]);
-    assert_eq!(not_run(GOOD), ["spec.worker.memoryPerGpu", "spec.parallelism.tensor"]);
+    assert_eq!(not_run(GOOD), ["spec.parallelism.tensor", "spec.worker.memoryPerGpu"]);
     for (lines, field) in [
         ("replicas: 2", "spec.replicas"),
         ("experts: {copies: 2}", "spec.experts.copies"),

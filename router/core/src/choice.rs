@@ -1,6 +1,7 @@
 //! Replica choice: `f(candidates, request, rng) -> Decision`. A sequence may run on any ready pod; the least loaded one takes it, ties are drawn.
 
 use crate::rng::Rng;
+use crate::topology::Revision;
 use crate::worker::WorkerId;
 
 /// What the choice needs to know of one reachable, ready worker.
@@ -33,6 +34,15 @@ impl Candidate {
 pub struct Request {
     /// Workers that have failed it.
     pub avoid: Vec<WorkerId>,
+    /// Where its first attempt went; later ones stay there.
+    pub revision: Option<Revision>,
+}
+
+impl Request {
+    /// Whether some worker that has room may be no use to it.
+    pub fn is_bound(&self) -> bool {
+        !self.avoid.is_empty() || self.revision.is_some()
+    }
 }
 
 /// What to do with a request now.
@@ -118,12 +128,12 @@ pub fn choose(candidates: &[Candidate], request: &Request, rng: &mut Rng) -> Dec
 mod tests {
     use super::*;
 
-    fn candidate(worker: u32, inflight: u32, reported: u32, slots: u32) -> Candidate {
+    fn candidate(worker: u64, inflight: u32, reported: u32, slots: u32) -> Candidate {
         Candidate { worker: WorkerId(worker), inflight, reported, slots, refusing: false }
     }
 
-    fn decide(candidates: &[Candidate], avoid: &[u32]) -> (Choice, Reason) {
-        let request = Request { avoid: avoid.iter().map(|id| WorkerId(*id)).collect() };
+    fn decide(candidates: &[Candidate], avoid: &[u64]) -> (Choice, Reason) {
+        let request = Request { avoid: avoid.iter().map(|id| WorkerId(*id)).collect(), revision: None };
         let decision = choose(candidates, &request, &mut Rng::new(3));
         (decision.choice, decision.reason)
     }
@@ -161,7 +171,7 @@ mod tests {
             let decision = choose(&three, &Request::default(), &mut rng);
             assert_eq!(decision.reason, Reason::Drawn);
             if let Choice::Send(worker) = decision.choice {
-                seen[worker.index()] += 1;
+                seen[usize::try_from(worker.0).unwrap()] += 1;
             }
         }
         assert!(seen.iter().all(|n| *n > 60), "{seen:?}");

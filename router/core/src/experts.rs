@@ -1,6 +1,10 @@
 //! The routing log: what the experts did, per answer and in all. Invariant, checked on every booking and in every layer:
 //! `executed + skipped + lost = tokens x top_k x layers`. Arrays are `[layers, experts]`, layer first.
 
+use std::sync::Arc;
+
+use m1_arch::ExpertSet;
+
 /// The shape of a model's experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
@@ -177,29 +181,51 @@ impl Ledger {
         self.executed.iter().map(move |tokens| *tokens as f64 / even)
     }
 
-    /// Per layer: mean over pods / max over pods of the tokens their experts computed, experts held linearly by `pods` pods. 1 where nothing was computed.
-    pub fn balancedness(&self, pods: usize) -> Vec<f64> {
-        let pods = pods.max(1);
-        self.executed.chunks(self.geometry.experts.max(1)).map(|layer| balance(layer, pods)).collect()
+    /// Per layer: mean over pods / max over pods of the tokens their experts computed, by what each of `pods` holds. An expert's tokens count for its
+    /// holders in equal parts; those of an expert that nobody holds any more for none. 1 where nothing was computed.
+    pub fn balancedness(&self, pods: &[Arc<ExpertSet>]) -> Vec<f64> {
+        let copies = copies(self.geometry, pods);
+        let mut loads = vec![vec![0.0; pods.len()]; self.geometry.layers];
+        for (pod, held) in pods.iter().enumerate() {
+            for (layer, pair) in pairs(self.geometry, held) {
+                let tokens = self.executed.get(pair).copied().unwrap_or(0) as f64;
+                let holders = copies.get(pair).copied().unwrap_or(0).max(1);
+                if let Some(load) = loads.get_mut(layer).and_then(|layer| layer.get_mut(pod)) {
+                    *load += tokens / f64::from(holders);
+                }
+            }
+        }
+        loads.iter().map(|loads| balance(loads)).collect()
     }
 }
 
-fn balance(layer: &[u64], pods: usize) -> f64 {
-    let mut loads = vec![0u64; pods];
-    for (expert, tokens) in layer.iter().enumerate() {
-        if let Some(load) = loads.get_mut(holder(expert, layer.len(), pods)) {
-            *load += tokens;
+fn balance(loads: &[f64]) -> f64 {
+    let most = loads.iter().copied().fold(0.0, f64::max);
+    if most > 0.0 { loads.iter().sum::<f64>() / loads.len() as f64 / most } else { 1.0 }
+}
+
+/// How many of `pods` hold each (layer, expert) of the model. Layer first.
+pub fn copies(geometry: Geometry, pods: &[Arc<ExpertSet>]) -> Vec<u32> {
+    let mut copies = vec![0u32; geometry.pairs()];
+    for (_, pair) in pods.iter().flat_map(|held| pairs(geometry, held)) {
+        if let Some(copies) = copies.get_mut(pair) {
+            *copies += 1;
         }
     }
-    match loads.iter().max() {
-        Some(most) if *most > 0 => loads.iter().sum::<u64>() as f64 / pods as f64 / *most as f64,
-        _ => 1.0,
-    }
+    copies
 }
 
-/// The pod that holds an expert in a linear placement of `experts` experts on `pods` pods.
-pub fn holder(expert: usize, experts: usize, pods: usize) -> usize {
-    (0..pods).find(|pod| m1_arch::linear_share(experts, pods, *pod).contains(&expert)).unwrap_or(0)
+/// What each of `pods` pods holds in a linear placement: where nobody says what a pod holds.
+pub fn linear(geometry: Geometry, pods: usize) -> Vec<Arc<ExpertSet>> {
+    let share = |pod| m1_arch::linear_share(geometry.experts, pods, pod);
+    (0..pods).map(|pod| Arc::new(ExpertSet::from_range(geometry.layers, geometry.experts, share(pod)))).collect()
+}
+
+/// Layer and place in a layer-first array of every pair of a set; pairs of another shape than the model's are left out.
+fn pairs(geometry: Geometry, held: &ExpertSet) -> impl Iterator<Item = (usize, usize)> {
+    let ids = held.iter().map(|(layer, expert)| (layer.index(), expert.index()));
+    ids.filter(move |(layer, expert)| *layer < geometry.layers && *expert < geometry.experts)
+        .map(move |(layer, expert)| (layer, layer * geometry.experts + expert))
 }
 
 #[cfg(test)]

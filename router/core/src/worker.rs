@@ -1,15 +1,8 @@
 //! What the router knows of one worker pod.
 
-/// A worker's index in the router's configuration.
+/// A worker's number: given when it comes, never given again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct WorkerId(pub u32);
-
-impl WorkerId {
-    /// As an index.
-    pub fn index(self) -> usize {
-        self.0 as usize
-    }
-}
+pub struct WorkerId(pub u64);
 
 /// What a worker says of itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -105,7 +105,7 @@ impl Meter {
     /// It ended with an error.
     pub fn failed(&mut self, error: &ApiError) {
         self.outcome = match error {
-            ApiError::NotReady(_) | ApiError::QueueFull { .. } => Outcome::Overloaded,
+            ApiError::NotReady(_) | ApiError::QueueFull { .. } | ApiError::QueueWait { .. } => Outcome::Overloaded,
             error if error.status().is_server_error() => Outcome::Failed,
             _ => Outcome::Invalid,
         };

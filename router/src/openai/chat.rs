@@ -15,7 +15,7 @@ use crate::fields::Fields;
 use crate::generation::{Generation, Reading};
 use crate::metrics::Meter;
 use crate::model::Model;
-use crate::order::{Order, room};
+use crate::order::Order;
 use crate::params::{Drawing, MOST_TOP_LOGPROBS, Streaming, stops};
 use crate::sse::{Header, respond};
 
@@ -53,7 +53,7 @@ pub async fn answer(app: Arc<App>, body: Value, id: String, mut meter: Meter) ->
 fn prepare(app: &App, body: &Value, id: String) -> Result<(Order, Chat), ApiError> {
     let chat = read(&app.model, &Fields::of_body(body)?)?;
     let prompt = render(&app.model, &chat.conversation)?;
-    let max_tokens = room("messages", prompt.len(), chat.max_tokens, app.window())?;
+    let max_tokens = app.limits().room("messages", prompt.len(), chat.max_tokens)?;
     let order = Order {
         id,
         prompt,

@@ -13,7 +13,7 @@ use crate::fields::{Fields, ids};
 use crate::generation::{End, Generation, Piece, Reading};
 use crate::metrics::Meter;
 use crate::model::Model;
-use crate::order::{Order, room};
+use crate::order::Order;
 use crate::params::{Drawing, Streaming, stops};
 use crate::sse::{Dialect, Frames, Header, respond};
 
@@ -51,7 +51,7 @@ fn prepare(app: &App, body: &Value, id: String) -> Result<(Order, Streaming), Ap
     let (streaming, stops) = (Streaming::read(&fields)?, stops(&fields)?);
     let logprobs = fields.integer("logprobs", 0..=MOST_LOGPROBS)?;
     let prompt = read_prompt(&app.model, &fields)?;
-    let max_tokens = room("prompt", prompt.len(), asked, app.window())?;
+    let max_tokens = app.limits().room("prompt", prompt.len(), asked)?;
     let order = Order {
         id,
         prompt,

@@ -15,6 +15,7 @@ use serde_json::Value;
 pub struct Client {
     inner: Pooled<HttpConnector, Full<Bytes>>,
     address: SocketAddr,
+    authorization: Option<String>,
 }
 
 /// A whole answer.
@@ -37,7 +38,12 @@ impl Answer {
 
 impl Client {
     pub fn new(address: SocketAddr) -> Self {
-        Self { inner: Pooled::builder(TokioExecutor::new()).build_http(), address }
+        Self { inner: Pooled::builder(TokioExecutor::new()).build_http(), address, authorization: None }
+    }
+
+    /// The same client with an `Authorization` header.
+    pub fn with_authorization(&self, value: &str) -> Self {
+        Self { authorization: Some(value.to_owned()), ..self.clone() }
     }
 
     pub async fn get(&self, path: &str) -> Answer {
@@ -63,10 +69,19 @@ impl Client {
         Events { body: response.into_body(), buffer: Vec::new() }
     }
 
+    /// Whether anybody answers.
+    pub async fn is_answered(&self) -> bool {
+        let uri = format!("http://{}/health", self.address).parse().unwrap();
+        self.inner.get(uri).await.is_ok()
+    }
+
     async fn raw(&self, method: &str, path: &str, body: Vec<u8>) -> http::Response<Incoming> {
         let uri = format!("http://{}{path}", self.address);
-        let request = http::Request::builder().method(method).uri(uri).body(Full::new(Bytes::from(body))).unwrap();
-        self.inner.request(request).await.unwrap()
+        let mut request = http::Request::builder().method(method).uri(uri);
+        if let Some(authorization) = &self.authorization {
+            request = request.header("authorization", authorization);
+        }
+        self.inner.request(request.body(Full::new(Bytes::from(body))).unwrap()).await.unwrap()
     }
 }
 
@@ -87,6 +102,17 @@ impl Events {
             }
             let frame = self.body.frame().await?.expect("the stream does not break");
             self.buffer.extend_from_slice(&frame.into_data().unwrap());
+        }
+    }
+
+    /// Waits for the end; whether the stream broke.
+    pub async fn breaks(mut self) -> bool {
+        loop {
+            match self.body.frame().await {
+                Some(Ok(_)) => {}
+                Some(Err(_)) => return true,
+                None => return false,
+            }
         }
     }
 

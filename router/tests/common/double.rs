@@ -111,6 +111,11 @@ impl Double {
         self.stage.status.send_modify(change);
     }
 
+    /// Status streams that are open.
+    pub fn followers(&self) -> usize {
+        self.stage.status.receiver_count()
+    }
+
     /// Requests so far.
     pub fn seen(&self) -> Vec<GenerateRequest> {
         self.stage.seen.borrow().clone()

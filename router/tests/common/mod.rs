@@ -2,15 +2,23 @@
 #![allow(dead_code)]
 
 pub mod client;
+pub mod cluster;
 pub mod double;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+use m1_router::RouterError;
 use m1_router::config::Config;
+use m1_router::drain::{Grace, Stops};
+use m1_router::groups::Source;
+use m1_router::workers::Patience;
+use m1_router_core::Topology;
 use m1_text::Tokenizer;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 pub use client::Client;
 pub use double::{Act, Double};
@@ -28,10 +36,30 @@ pub fn tokenizer() -> Tokenizer {
     Tokenizer::open(&model_dir()).unwrap()
 }
 
+/// A configuration for tests; the groups come over a channel.
+pub fn config() -> Config {
+    Config {
+        listen: String::new(),
+        model: model_dir(),
+        served_name: NAME.to_owned(),
+        max_context: 4096,
+        source: Source::Fixed(Topology::default()),
+        api_keys: None,
+        patience: Patience { limit: 8, wait: PATIENCE },
+        max_output_tokens: None,
+        body_limit: 64 << 10,
+        grace: Grace { delay: Duration::ZERO, drain: PATIENCE },
+    }
+}
+
 /// A router over groups of doubles, with a client on it.
 pub struct Stand {
     pub client: Client,
     pub doubles: Vec<Double>,
+    pub topologies: watch::Sender<Topology>,
+    /// How often the router was asked to stop.
+    pub stops: watch::Sender<u32>,
+    pub served: JoinHandle<Result<(), RouterError>>,
 }
 
 impl Stand {
@@ -45,20 +73,20 @@ impl Stand {
     /// One group of doubles that are ready, and a changed configuration.
     pub async fn with(pods: usize, change: impl Fn(&mut Config)) -> Self {
         let doubles: Vec<Double> = (0..pods).map(|pod| Double::start(u32::try_from(pod).unwrap())).collect();
-        let mut config = Config {
-            listen: String::new(),
-            model: model_dir(),
-            served_name: NAME.to_owned(),
-            max_context: 4096,
-            groups: vec![doubles.iter().map(|double| double.address.clone()).collect()],
-            queue_limit: 8,
-            body_limit: 64 << 10,
-        };
+        let topology = Topology::fixed(&[doubles.iter().map(|double| double.address.clone()).collect()]);
+        Self::over(doubles, topology, change).await
+    }
+
+    /// Doubles, the groups that they form at first, and a changed configuration.
+    pub async fn over(doubles: Vec<Double>, topology: Topology, change: impl Fn(&mut Config)) -> Self {
+        let (topologies, receiver) = watch::channel(topology);
+        let (stops, signals) = watch::channel(0);
+        let mut config = config();
         change(&mut config);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = Client::new(listener.local_addr().unwrap());
-        tokio::spawn(async move { m1_router::serve(config, listener, std::future::pending()).await.unwrap() });
-        Self { client, doubles }
+        let served = tokio::spawn(m1_router::serve(config, listener, receiver, Stops::new(signals)));
+        Self { client, doubles, topologies, stops, served }
     }
 
     pub async fn wait_ready(&self) {

@@ -1,4 +1,6 @@
-//! Queue, leases and refusals of the balancer.
+//! Queue, leases and refusals of the balancer; groups that come and go are in `changes.rs`.
+mod changes;
+
 use super::*;
 use crate::worker::Phase;
 
@@ -8,9 +10,24 @@ fn stats(phase: Phase, slots: u32) -> WorkerStats {
     WorkerStats { phase, slots_total: slots, ..WorkerStats::default() }
 }
 
-/// One group of two ready pods with one slot each, and a queue of two.
+/// A topology of groups with so many pods each, numbered through from 0.
+fn sizes(groups: &[usize]) -> Topology {
+    let mut next = 0..;
+    let groups: Vec<Vec<String>> =
+        groups.iter().map(|pods| next.by_ref().take(*pods).map(|pod| format!("pod-{pod}:1")).collect()).collect();
+    Topology::fixed(&groups)
+}
+
+/// A balancer of such groups with a queue of two.
+fn balancer(groups: &[usize]) -> Balancer {
+    let mut balancer = Balancer::new(2, Rng::new(5));
+    balancer.apply(&sizes(groups));
+    balancer
+}
+
+/// One group of two ready pods with one slot each.
 fn two_pods() -> Balancer {
-    let mut balancer = Balancer::new(&[2], 2, Rng::new(5));
+    let mut balancer = balancer(&[2]);
     balancer.heard(WorkerId(0), stats(Phase::Ready, 1));
     balancer.heard(WorkerId(1), stats(Phase::Ready, 1));
     balancer
@@ -22,7 +39,7 @@ fn enter(balancer: &mut Balancer) -> Entry {
 
 #[test]
 fn a_group_serves_when_every_pod_is_ready() {
-    let mut balancer = Balancer::new(&[2], 2, Rng::new(5));
+    let mut balancer = balancer(&[2]);
     balancer.heard(WorkerId(0), stats(Phase::Ready, 1));
     assert!(!balancer.is_ready());
     assert_eq!(enter(&mut balancer), Entry::Refused(Reason::NoneReady));
@@ -34,7 +51,7 @@ fn a_group_serves_when_every_pod_is_ready() {
 
 #[test]
 fn one_complete_group_is_enough() {
-    let mut balancer = Balancer::new(&[1, 2], 2, Rng::new(5));
+    let mut balancer = balancer(&[1, 2]);
     balancer.heard(WorkerId(1), stats(Phase::Ready, 1));
     assert!(!balancer.is_ready());
     balancer.heard(WorkerId(0), stats(Phase::Ready, 1));
@@ -70,7 +87,7 @@ fn requests_wait_in_order_and_the_queue_is_bounded() {
 
 #[test]
 fn those_who_wait_are_told_when_nobody_is_left() {
-    let mut balancer = Balancer::new(&[1], 2, Rng::new(5));
+    let mut balancer = balancer(&[1]);
     balancer.heard(WorkerId(0), stats(Phase::Ready, 1));
     enter(&mut balancer);
     let Entry::Queued(ticket) = enter(&mut balancer) else { panic!("it waits") };
@@ -80,7 +97,7 @@ fn those_who_wait_are_told_when_nobody_is_left() {
 
 #[test]
 fn a_refusal_holds_until_a_status_or_a_moment_later() {
-    let mut balancer = Balancer::new(&[1], 2, Rng::new(5));
+    let mut balancer = balancer(&[1]);
     balancer.heard(WorkerId(0), stats(Phase::Ready, 4));
     balancer.refused(WorkerId(0), NOW);
     let Entry::Queued(ordinary) = enter(&mut balancer) else { panic!("it waits") };

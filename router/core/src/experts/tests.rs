@@ -74,18 +74,52 @@ fn mean_weight_is_the_sum_over_the_tokens() {
     }
 }
 
-#[test]
-fn balancedness_is_mean_over_max_of_the_pods() {
+/// Sets of a model of 2 x 4, as objects write them: one hex digit a layer.
+fn sets<const N: usize>(texts: [&str; N]) -> [Arc<ExpertSet>; N] {
+    texts.map(|text| Arc::new(ExpertSet::from_hex(2, 4, text).unwrap()))
+}
+
+fn ledger(executed: [u64; 8]) -> Ledger {
     let mut ledger = Ledger::new(Geometry { layers: 2, experts: 4, top_k: 1 });
-    assert_eq!(ledger.balancedness(2), [1.0, 1.0]);
-    ledger.executed = vec![3, 1, 0, 0, 1, 1, 1, 1];
-    assert_eq!(ledger.balancedness(2), [0.5, 1.0]);
-    assert_eq!(ledger.balancedness(1), [1.0, 1.0]);
+    ledger.executed = executed.to_vec();
+    ledger
 }
 
 #[test]
-fn linear_ranges_cover_every_expert_once() {
-    let held = |pods: usize| (0..32).map(|expert| holder(expert, 32, pods)).collect::<Vec<_>>();
-    assert_eq!(held(2), [vec![0; 16], vec![1; 16]].concat());
-    assert_eq!(held(3), [vec![0; 11], vec![1; 11], vec![2; 10]].concat());
+fn balancedness_is_mean_over_max_of_the_pods() {
+    let shape = Geometry { layers: 2, experts: 4, top_k: 1 };
+    assert_eq!(ledger([0; 8]).balancedness(&linear(shape, 2)), [1.0, 1.0]);
+    let ledger = ledger([3, 1, 0, 0, 1, 1, 1, 1]);
+    assert_eq!(ledger.balancedness(&linear(shape, 2)), [0.5, 1.0]);
+    assert_eq!(ledger.balancedness(&linear(shape, 1)), [1.0, 1.0]);
+    assert_eq!(ledger.balancedness(&[]), [1.0, 1.0]);
+}
+
+#[test]
+fn balancedness_goes_by_what_is_held() {
+    let ledger = ledger([3, 1, 0, 0, 1, 1, 1, 1]);
+    // Expert 0 on one pod, all others on the other one.
+    assert_eq!(ledger.balancedness(&sets(["88", "77"])), [2.0 / 3.0, 2.0 / 3.0]);
+    // Expert 0 on both: its tokens count half for each.
+    assert_eq!(ledger.balancedness(&sets(["88", "ff"])), [2.0 / 2.5, 2.0 / 3.5]);
+    // Nobody holds expert 0 of layer 0 any more.
+    assert_eq!(ledger.balancedness(&sets(["4c", "33"])), [0.5, 1.0]);
+}
+
+#[test]
+fn copies_are_counted_by_pair() {
+    let shape = Geometry { layers: 2, experts: 4, top_k: 1 };
+    assert_eq!(copies(shape, &sets(["c0", "4f"])), [1, 2, 0, 0, 1, 1, 1, 1]);
+    let other = Geometry { layers: 1, experts: 2, top_k: 1 };
+    assert_eq!(copies(other, &sets(["ff", "ff"])), [2, 2], "what the model lacks is left out");
+}
+
+#[test]
+fn linear_sets_cover_every_expert_once() {
+    let shape = Geometry { layers: 3, experts: 32, top_k: 2 };
+    for pods in 1..=5 {
+        assert_eq!(copies(shape, &linear(shape, pods)), vec![1; shape.pairs()]);
+    }
+    let sizes: Vec<usize> = linear(shape, 3).iter().map(|set| set.len() / 3).collect();
+    assert_eq!(sizes, [11, 11, 10]);
 }

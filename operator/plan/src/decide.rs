@@ -1,0 +1,209 @@
+//! What to do about a deployment: observed state and plan -> objects, placements, deletions, status. Pure: whoever carries a
+//! [`Decision`] out has nothing left to decide, and deciding again about the result changes nothing.
+
+mod conditions;
+mod drain;
+mod lost;
+mod restarts;
+mod rollout;
+mod status;
+mod trouble;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use m1_operator_api::{Condition, DeploymentStatus, ExpertPlacementSpec, Reason, Traffic};
+
+use crate::render::{GroupRef, Scene, first_placement as placement_spec};
+use crate::{GroupSeen, Kind, Object, Observed, PlacementSeen, Revision};
+
+pub use conditions::seconds;
+use rollout::Rolling;
+
+/// Why a spec leads to no plan: what stands in `Accepted=False`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The reason.
+    pub reason: Reason,
+    /// The fields, with numbers.
+    pub message: String,
+}
+
+/// Everything that is to be done, and what is to be said.
+#[derive(Clone, Debug, Default)]
+pub struct Decision {
+    /// Objects that should be so.
+    pub apply: Vec<Object>,
+    /// Objects that stay as they are, beside those in `apply`. All others of the deployment's go.
+    pub keep: BTreeSet<(Kind, String)>,
+    /// Placements to write.
+    pub placements: Vec<PlacementWrite>,
+    /// Pods to delete.
+    pub pods: Vec<PodDeletion>,
+    /// The status.
+    pub status: DeploymentStatus,
+    /// When to decide again though nothing happens.
+    pub look_again: Option<Duration>,
+    /// Whether objects that are not named here are to be deleted. Not after a refused spec.
+    pub prune: bool,
+}
+
+/// A placement to write.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlacementWrite {
+    /// Name of the object.
+    pub name: String,
+    /// Group and revision.
+    pub group: GroupRef,
+    /// What it should say.
+    pub spec: ExpertPlacementSpec,
+    /// Since when the group takes no requests.
+    pub closed_since: Option<Timestamp>,
+    /// The version it replaces; none where it is new.
+    pub resource_version: Option<String>,
+}
+
+/// A pod to delete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodDeletion {
+    /// Name of the pod.
+    pub name: String,
+    /// Why, for the event.
+    pub why: String,
+}
+
+/// Decides about an accepted spec. `restarted_at` is part of `revision` already.
+pub fn decide(scene: &Scene<'_>, revision: &Revision, observed: &Observed, lease_transitions: u64) -> Decision {
+    let spec = scene.checked.spec();
+    let size = scene.checked.pods;
+    let rolling = rollout::roll(&rollout::Wish {
+        target: revision,
+        replicas: scene.checked.replicas,
+        rollout: &spec.rollout,
+        drain: Duration::from_secs(spec.worker.drain_seconds.into()),
+        groups: &observed.groups,
+        now: observed.now,
+    });
+    let mut decision = Decision { apply: scene.shared(), prune: true, look_again: rolling.look_again, ..Decision::default() };
+    let opened = drain::opened(&observed.groups, &rolling, spec.rollout.allow_downtime);
+    for group in observed.groups.iter().filter(|group| !group.deleting && !rolling.is_deleted(group)) {
+        existing_group(scene, revision, (group, &observed.groups), &mut decision, opened.group == Some(group.name.as_str()));
+        let traffic = if rolling.is_closed(group) || lost::is_leaving(group) { Traffic::Closed } else { Traffic::Open };
+        decision.placements.extend(placement(scene, revision, group, traffic, lease_transitions, observed.now));
+    }
+    for index in &rolling.create {
+        let group = GroupRef { index: *index, revision: revision.clone(), size };
+        new_group(scene, &group, &mut decision, lease_transitions);
+    }
+    let deletions = lost::pods(&observed.groups, spec.worker.unreachable_seconds, observed.now);
+    decision.pods = deletions.pods;
+    sooner(&mut decision.look_again, deletions.look_again);
+    decision.status = status::of(scene, revision, observed, &rolling, &opened);
+    sooner(&mut decision.look_again, restarts::next_expiry(spec, observed));
+    decision
+}
+
+/// Decides about a spec that was refused: nothing that runs changes, and the status says why.
+pub fn refuse(refusal: &Refusal, observed: &Observed) -> Decision {
+    Decision { status: status::refused(refusal, observed), ..Decision::default() }
+}
+
+/// A group that is there and stays: everything around it is kept right; its StatefulSet only in the present revision.
+fn existing_group(
+    scene: &Scene<'_>,
+    revision: &Revision,
+    (group, all): (&GroupSeen, &[GroupSeen]),
+    decision: &mut Decision,
+    open: bool,
+) {
+    let reference = GroupRef { index: group.index, revision: group.revision.clone(), size: group.size };
+    decision.apply.extend(scene.around(&reference, open));
+    if group.revision == *revision {
+        let replicas = if lost::gives_way(group, all) { 0 } else { group.size };
+        decision.apply.extend(scene.group(&reference, replicas));
+    } else {
+        for kind in [Kind::StatefulSet, Kind::PodGroup, Kind::VolcanoPodGroup] {
+            decision.keep.insert((kind, group.name.clone()));
+        }
+    }
+    decision.keep.insert((Kind::ExpertPlacement, group.name.clone()));
+}
+
+fn new_group(scene: &Scene<'_>, group: &GroupRef, decision: &mut Decision, lease_transitions: u64) {
+    decision.apply.extend(scene.around(group, false));
+    decision.apply.extend(scene.group(group, group.size));
+    let name = scene.group_name(group);
+    decision.keep.insert((Kind::ExpertPlacement, name.clone()));
+    decision.placements.push(PlacementWrite {
+        name,
+        group: group.clone(),
+        spec: placement_spec(scene, group, lease_transitions),
+        closed_since: None,
+        resource_version: None,
+    });
+}
+
+/// The write that brings a group's placement to what it should say, if it does not say so already.
+fn placement(
+    scene: &Scene<'_>,
+    revision: &Revision,
+    group: &GroupSeen,
+    traffic: Traffic,
+    lease_transitions: u64,
+    now: Timestamp,
+) -> Option<PlacementWrite> {
+    let reference = GroupRef { index: group.index, revision: group.revision.clone(), size: group.size };
+    let Some(PlacementSeen { spec, resource_version, closed_since }) = &group.placement else {
+        // Without the old spec nobody knows what an old group held; it serves on with what its workers know.
+        return (group.revision == *revision).then(|| PlacementWrite {
+            name: group.name.clone(),
+            spec: ExpertPlacementSpec { traffic, ..placement_spec(scene, &reference, lease_transitions) },
+            group: reference,
+            closed_since: (traffic == Traffic::Closed).then_some(now),
+            resource_version: None,
+        });
+    };
+    let wanted = match group.revision == *revision {
+        // Holdings are the balancer's from the first placement on; addresses and counts are the plan's.
+        true => {
+            let fresh = placement_spec(scene, &reference, lease_transitions);
+            let same_pods = fresh.pods.iter().map(|pod| &pod.pod).eq(spec.pods.iter().map(|pod| &pod.pod));
+            let shape = (fresh.layers, fresh.experts) == (spec.layers, spec.experts);
+            if same_pods && shape { spec.clone() } else { ExpertPlacementSpec { epoch: spec.epoch + 1, ..fresh } }
+        }
+        false => spec.clone(),
+    };
+    let wanted = ExpertPlacementSpec { traffic, ..wanted };
+    if wanted == *spec {
+        return None;
+    }
+    let closed_since = match traffic {
+        Traffic::Open => None,
+        Traffic::Closed => closed_since.or(Some(now)),
+    };
+    Some(PlacementWrite {
+        name: group.name.clone(),
+        group: reference,
+        spec: ExpertPlacementSpec { lease_transitions, ..wanted },
+        closed_since,
+        resource_version: Some(resource_version.clone()),
+    })
+}
+
+fn sooner(look_again: &mut Option<Duration>, other: Option<Duration>) {
+    *look_again = match (*look_again, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    };
+}
+
+/// Time from `then` to `now`; none where the clock went back.
+fn since(then: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(now.duration_since(then)).unwrap_or_default()
+}
+
+/// The condition of a type, in a status.
+pub fn condition(status: &DeploymentStatus, kind: m1_operator_api::ConditionType) -> Option<&Condition> {
+    status.conditions.iter().find(|condition| condition.kind == kind)
+}

@@ -1,0 +1,36 @@
+//! Draining nodes: which group's budget is open, so that its pods may be evicted. One group at a time, and only where another
+//! takes its requests meanwhile.
+
+use super::Rolling;
+use crate::GroupSeen;
+
+/// What a node that is being emptied leads to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Opened<'a> {
+    /// The group whose pods may be evicted.
+    pub group: Option<&'a str>,
+    /// The node that waits and the group that has nowhere to hand its requests.
+    pub stuck: Option<(&'a str, u32)>,
+}
+
+/// Chooses the group that is opened.
+pub fn opened<'a>(groups: &'a [GroupSeen], rolling: &Rolling, allow_downtime: bool) -> Opened<'a> {
+    let staying = || groups.iter().filter(|group| !group.deleting && !rolling.is_deleted(group));
+    let wanted: Vec<(&GroupSeen, &str)> = staying().filter_map(|group| cordoned_node(group).map(|node| (group, node))).collect();
+    // A group whose pods are already moving goes first; then what serves least.
+    let next = wanted.iter().min_by_key(|(group, _)| {
+        let moving = group.pods.iter().any(|pod| pod.deleting);
+        (!moving, group.is_available(), group.sequences(), group.index)
+    });
+    let Some((group, node)) = next else { return Opened::default() };
+    let others = staying().any(|other| other.name != group.name && other.is_available() && !rolling.is_closed(other));
+    // What does not serve loses nothing by moving.
+    if others || allow_downtime || !group.is_available() {
+        return Opened { group: Some(&group.name), stuck: None };
+    }
+    Opened { group: None, stuck: Some((node, group.index)) }
+}
+
+fn cordoned_node(group: &GroupSeen) -> Option<&str> {
+    group.pods.iter().filter_map(|pod| pod.node.as_ref()).find(|node| node.cordoned).map(|node| node.name.as_str())
+}

@@ -1,0 +1,54 @@
+//! Pods and groups that are lost or in the way: pods on nodes that are gone, groups on their way, groups that give their place to
+//! an older one.
+
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+
+use super::{PodDeletion, since, sooner};
+use crate::GroupSeen;
+
+/// What to delete, and when to look again.
+#[derive(Debug, Default)]
+pub struct Deletions {
+    /// The pods.
+    pub pods: Vec<PodDeletion>,
+    /// When the next node's time is over.
+    pub look_again: Option<Duration>,
+}
+
+/// Pods whose node has given no sign of life for longer than the spec allows. Nobody else would end them: their kubelet is gone,
+/// and their StatefulSet makes no other pod of the same name while they exist.
+pub fn pods(groups: &[GroupSeen], unreachable_seconds: u32, now: Timestamp) -> Deletions {
+    let limit = Duration::from_secs(unreachable_seconds.into());
+    let mut deletions = Deletions::default();
+    for pod in groups.iter().flat_map(|group| &group.pods) {
+        let Some((node, gone)) = pod.node.as_ref().and_then(|node| Some((node, node.gone_since?))) else { continue };
+        let age = since(gone, now);
+        if age < limit {
+            sooner(&mut deletions.look_again, Some(limit - age));
+            continue;
+        }
+        let why = format!("node {} has given no sign of life for {unreachable_seconds} s", node.name);
+        deletions.pods.push(PodDeletion { name: pod.name.clone(), why });
+    }
+    deletions
+}
+
+/// Whether a pod of the group is on its way out: its experts go with it, so the group takes nothing new until it is whole.
+pub fn is_leaving(group: &GroupSeen) -> bool {
+    group.pods.iter().any(|pod| pod.deleting)
+}
+
+/// Whether a group that waits for nodes gives back those it has, because an older group waits too. Less than a whole group
+/// serves nobody, so two halves are worth less than one whole.
+pub fn gives_way(group: &GroupSeen, all: &[GroupSeen]) -> bool {
+    let older = |other: &&GroupSeen| (other.created, other.index) < (group.created, group.index);
+    let whole = group.replicas == group.size && group.pods.len() as u32 == group.size && !waits_for_nodes(group);
+    !whole && all.iter().filter(|other| !other.deleting && other.name != group.name).filter(older).any(waits_for_nodes)
+}
+
+/// Whether pods of a group find no node.
+fn waits_for_nodes(group: &GroupSeen) -> bool {
+    group.pods.iter().any(|pod| pod.unschedulable.is_some() && !pod.deleting)
+}

@@ -1,0 +1,158 @@
+//! Which groups come and go: scale and rollout, in whole groups. A group of an old revision is closed, drained and deleted; one
+//! of the new revision takes a free index. Names hold index and revision, so both may exist side by side.
+//!
+//! Invariants: never more than `replicas + maxSurge` groups (those on their way out included, because they hold GPUs), and of
+//! the available ones never fewer than `replicas - maxUnavailable`, nor none, unless nothing was asked for.
+
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use m1_operator_api::Rollout;
+
+use super::since;
+use crate::{GroupSeen, Revision};
+
+/// After a group was closed: the time routers need to hear of it. What they send in between, the worker still takes.
+const CLOSE_SETTLES: Duration = Duration::from_secs(2);
+
+/// What is asked for, and what there is.
+pub struct Wish<'a> {
+    /// The revision that all groups should have.
+    pub target: &'a Revision,
+    /// Groups that should be.
+    pub replicas: u32,
+    /// How fast.
+    pub rollout: &'a Rollout,
+    /// How long a closed group may take to finish.
+    pub drain: Duration,
+    /// Groups that are.
+    pub groups: &'a [GroupSeen],
+    /// Now.
+    pub now: Timestamp,
+}
+
+/// What comes of it.
+#[derive(Debug, Default)]
+pub struct Rolling {
+    /// Indices of groups to make.
+    pub create: Vec<u32>,
+    /// Names of groups that take no new requests.
+    pub closed: Vec<String>,
+    /// Names of groups that go now.
+    pub deleted: Vec<String>,
+    /// What keeps the rollout from going on.
+    pub blocked: Option<Blocked>,
+    /// When a drain runs out.
+    pub look_again: Option<Duration>,
+}
+
+/// What keeps a rollout from going on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blocked {
+    /// `rollout.paused`.
+    Paused,
+    /// The last group that serves would have to go.
+    NoHandoverTarget,
+}
+
+impl Rolling {
+    /// Whether a group takes no new requests.
+    pub fn is_closed(&self, group: &GroupSeen) -> bool {
+        self.closed.contains(&group.name)
+    }
+
+    /// Whether a group goes now.
+    pub fn is_deleted(&self, group: &GroupSeen) -> bool {
+        self.deleted.contains(&group.name)
+    }
+}
+
+/// Decides which groups come and go.
+pub fn roll(wish: &Wish<'_>) -> Rolling {
+    let mut rolling = Rolling::default();
+    let here: Vec<&GroupSeen> = wish.groups.iter().filter(|group| !group.deleting).collect();
+    let (current, old): (Vec<_>, Vec<_>) = here.iter().copied().partition(|group| group.revision == *wish.target);
+    scale_down(wish, &current, &old, &mut rolling);
+    if wish.rollout.paused && (current.is_empty() || !old.is_empty()) {
+        rolling.blocked = Some(Blocked::Paused);
+        return rolling;
+    }
+    replace(wish, &here, &old, &mut rolling);
+    create(wish, &current, &mut rolling);
+    rolling
+}
+
+/// Takes away what is more than was asked for: of the present revision, or, while paused, of any.
+fn scale_down(wish: &Wish<'_>, current: &[&GroupSeen], old: &[&GroupSeen], rolling: &mut Rolling) {
+    let candidates: Vec<&GroupSeen> = match wish.rollout.paused {
+        true => current.iter().chain(old).copied().collect(),
+        false => current.to_vec(),
+    };
+    let surplus = candidates.len().saturating_sub(wish.replicas as usize);
+    for group in victims(candidates).into_iter().take(surplus) {
+        retire(wish, group, rolling);
+    }
+}
+
+/// Retires groups of old revisions, as many at a time as may be away.
+fn replace(wish: &Wish<'_>, here: &[&GroupSeen], old: &[&GroupSeen], rolling: &mut Rolling) {
+    let staying = |group: &&&GroupSeen, rolling: &Rolling| !rolling.is_closed(group) && !rolling.is_deleted(group);
+    for group in victims(old.to_vec()) {
+        let available = here.iter().filter(|group| group.is_available()).filter(|group| staying(group, rolling)).count();
+        let least = wish.replicas.saturating_sub(wish.rollout.max_unavailable) as usize;
+        let retiring = group.placement.as_ref().is_some_and(|placement| placement.closed_since.is_some());
+        // What serves nobody can go at once; what began to go goes on.
+        if !group.is_available() || retiring {
+            retire(wish, group, rolling);
+        } else if available <= 1 && wish.replicas > 0 && !wish.rollout.allow_downtime {
+            rolling.blocked = Some(Blocked::NoHandoverTarget);
+        } else if available > least {
+            retire(wish, group, rolling);
+        }
+    }
+}
+
+/// Makes groups where there is room for them.
+fn create(wish: &Wish<'_>, current: &[&GroupSeen], rolling: &mut Rolling) {
+    let gone = |group: &&GroupSeen| rolling.is_deleted(group);
+    let staying = current.iter().filter(|group| !rolling.is_closed(group) && !gone(group)).count();
+    let missing = (wish.replicas as usize).saturating_sub(staying);
+    // A deleted group holds its GPUs until its pods are gone.
+    let room = (wish.replicas + wish.rollout.max_surge) as usize;
+    let room = room.saturating_sub(wish.groups.len());
+    let taken = |index: &u32| wish.groups.iter().any(|group| group.index == *index && group.revision == *wish.target);
+    rolling.create = (0..).filter(|index| !taken(index)).take(missing.min(room)).collect();
+}
+
+/// Those with the least to lose first: what does not serve, what runs the least, what is youngest.
+fn victims(mut groups: Vec<&GroupSeen>) -> Vec<&GroupSeen> {
+    groups.sort_by_key(|group| {
+        let closing = group.placement.as_ref().is_some_and(|placement| placement.closed_since.is_some());
+        (!closing, group.is_available(), group.sequences(), std::cmp::Reverse((group.created, group.index)))
+    });
+    groups
+}
+
+/// Closes a group, and deletes it once nothing runs in it or its time is over.
+fn retire(wish: &Wish<'_>, group: &GroupSeen, rolling: &mut Rolling) {
+    let closed = group.placement.as_ref().and_then(|placement| placement.closed_since);
+    let Some(closed) = closed else {
+        // Nobody can be in a group that has never been ready.
+        if group.ready_pods() == 0 && group.sequences() == 0 {
+            rolling.deleted.push(group.name.clone());
+        } else {
+            rolling.closed.push(group.name.clone());
+            super::sooner(&mut rolling.look_again, Some(CLOSE_SETTLES));
+        }
+        return;
+    };
+    let age = since(closed, wish.now);
+    let drained = group.sequences() == 0 && age >= CLOSE_SETTLES;
+    if drained || age >= wish.drain.max(CLOSE_SETTLES) {
+        rolling.deleted.push(group.name.clone());
+        return;
+    }
+    rolling.closed.push(group.name.clone());
+    let left = if age < CLOSE_SETTLES { CLOSE_SETTLES - age } else { wish.drain.saturating_sub(age) };
+    super::sooner(&mut rolling.look_again, Some(left));
+}

@@ -1,0 +1,305 @@
+//! The status: counters, conditions, memory, weights, groups. Says nothing that was not seen.
+
+use m1_operator_api::{
+    AutoscalingMode, ConditionType, DeploymentStatus, ExpertsStatus, GroupStatus, MemoryStatus, PerGpu, PredictedStatus, Reason,
+    Traffic, WeightsStatus,
+};
+
+use super::conditions::Conditions;
+use super::drain::Opened;
+use super::rollout::{Blocked, Rolling};
+use super::trouble::Trouble;
+use super::{Refusal, restarts, trouble};
+use crate::render::{Scene, endpoint, leader_selector};
+use crate::{GroupSeen, Observed, Revision, WorkerPhase};
+
+/// What conditions are made of.
+struct Picture<'a> {
+    scene: &'a Scene<'a>,
+    revision: &'a Revision,
+    observed: &'a Observed,
+    rolling: &'a Rolling,
+    opened: &'a Opened<'a>,
+    groups: Vec<GroupStatus>,
+    /// The first trouble of a group of the present revision; those that need help first.
+    trouble: Option<Trouble>,
+}
+
+/// The status of a deployment whose spec is accepted.
+pub fn of(scene: &Scene<'_>, revision: &Revision, observed: &Observed, rolling: &Rolling, opened: &Opened<'_>) -> DeploymentStatus {
+    let groups = observed.groups.iter().filter(|group| !group.deleting).map(|group| one(group, &observed.status)).collect();
+    let mut troubles: Vec<Trouble> = current(observed, revision).filter_map(trouble::of).collect();
+    troubles.sort_by_key(|trouble| !trouble.needs_help);
+    let trouble = troubles.into_iter().next();
+    let picture = Picture { scene, revision, observed, rolling, opened, groups, trouble };
+    let conditions = conditions(&picture);
+    let mut status = counters(observed, Some(revision));
+    status.observed_generation = Some(observed.generation);
+    status.selector = Some(leader_selector(scene));
+    status.conditions = conditions;
+    status.endpoint = Some(endpoint(scene));
+    status.memory = memory(scene);
+    status.survives_pod_loss = Some(scene.plan.survives_pod_loss.words.clone());
+    status.predicted =
+        scene.plan.predicted.as_ref().map(|p| PredictedStatus { ms_per_token: p.ms_per_token, from: p.from.clone() });
+    status.weights = weights(observed, revision);
+    status.experts = experts(observed);
+    status.groups = picture.groups;
+    status.autoscaling = observed.status.autoscaling.clone();
+    status.worker_image = Some(scene.images.worker.clone());
+    status.router_image = Some(scene.images.router.clone());
+    status
+}
+
+/// The status of a deployment whose spec is refused: what runs runs on, and is counted; what was planned is not touched.
+pub fn refused(refusal: &Refusal, observed: &Observed) -> DeploymentStatus {
+    let before = &observed.status;
+    let mut conditions = Conditions::new(&before.conditions, observed.generation, observed.now);
+    conditions.set(ConditionType::Accepted, false, refusal.reason, &refusal.message);
+    let serving = serving_groups(observed);
+    let words = format!("{serving} {} by an earlier spec", if serving == 1 { "group serves" } else { "groups serve" });
+    if serving > 0 {
+        conditions.set(ConditionType::Available, true, Reason::Serving, words);
+    } else {
+        conditions.set(ConditionType::Available, false, Reason::NoGroupReady, "no group serves, and the spec is refused");
+    }
+    conditions.set(ConditionType::Progressing, false, refusal.reason, "nothing changes until the spec is accepted");
+    conditions.set(ConditionType::Ready, false, refusal.reason, &refusal.message);
+    let counted = counters(observed, None);
+    let groups = observed.groups.iter().filter(|group| !group.deleting).map(|group| one(group, before)).collect();
+    DeploymentStatus {
+        observed_generation: Some(observed.generation),
+        replicas: counted.replicas,
+        ready_replicas: counted.ready_replicas,
+        available_replicas: counted.available_replicas,
+        conditions: conditions.done(),
+        groups,
+        ..before.clone()
+    }
+}
+
+fn current<'a>(observed: &'a Observed, revision: &'a Revision) -> impl Iterator<Item = &'a GroupSeen> {
+    observed.groups.iter().filter(move |group| !group.deleting && group.revision == *revision)
+}
+
+fn serving_groups(observed: &Observed) -> usize {
+    observed.groups.iter().filter(|group| group.is_available()).count()
+}
+
+fn counters(observed: &Observed, revision: Option<&Revision>) -> DeploymentStatus {
+    let count =
+        |of: &dyn Fn(&GroupSeen) -> bool| observed.groups.iter().filter(|group| !group.deleting && of(group)).count() as u32;
+    DeploymentStatus {
+        replicas: count(&|_| true),
+        ready_replicas: count(&GroupSeen::is_ready),
+        updated_replicas: count(&|group| revision == Some(&group.revision)),
+        available_replicas: count(&GroupSeen::is_available),
+        ..DeploymentStatus::default()
+    }
+}
+
+fn one(group: &GroupSeen, before: &DeploymentStatus) -> GroupStatus {
+    let revision = Some(group.revision.to_string());
+    let known = before.groups.iter().find(|known| known.index == group.index && known.revision == revision);
+    let epochs = group.pods.iter().map(|pod| pod.worker.as_ref().map_or(0, |worker| worker.epoch));
+    GroupStatus {
+        index: group.index,
+        ready_pods: group.ready_pods(),
+        pods: group.size,
+        revision,
+        epoch: epochs.min().unwrap_or(0),
+        traffic: Some(if group.is_open() { Traffic::Open } else { Traffic::Closed }),
+        message: trouble::of(group).map(|trouble| trouble.message),
+        restarts: restarts::history(group, known.map_or(&[], |known| &known.restarts)),
+    }
+}
+
+fn conditions(picture: &Picture<'_>) -> Vec<m1_operator_api::Condition> {
+    let observed = picture.observed;
+    let mut conditions = Conditions::new(&observed.status.conditions, observed.generation, observed.now);
+    conditions.set(ConditionType::Accepted, true, Reason::SpecAccepted, "the spec is understood and its plan fits");
+    weights_ready(picture, &mut conditions);
+    available(picture, &mut conditions);
+    progressing(picture, &mut conditions);
+    ready(picture, &mut conditions);
+    degraded(picture, &mut conditions);
+    if picture.scene.checked.spec().autoscaling.mode != AutoscalingMode::Off {
+        conditions.keep(ConditionType::ScalingReady);
+    }
+    conditions.done()
+}
+
+fn weights_ready(picture: &Picture<'_>, conditions: &mut Conditions<'_>) {
+    let pods = || current(picture.observed, picture.revision).flat_map(|group| &group.pods);
+    let asked = picture.scene.checked.replicas * picture.scene.checked.pods;
+    if asked == 0 {
+        return;
+    }
+    let loaded = |phase: WorkerPhase| matches!(phase, WorkerPhase::Connecting | WorkerPhase::Ready | WorkerPhase::Draining);
+    let hold = pods().filter(|pod| pod.worker.as_ref().is_some_and(|worker| loaded(worker.phase))).count() as u32;
+    let message = format!("{hold} of {asked} pods hold their weights");
+    match &picture.trouble {
+        Some(trouble) if trouble.reason == Reason::WeightsUnavailable => {
+            conditions.set(ConditionType::WeightsReady, false, trouble.reason, &trouble.message);
+        }
+        _ if hold >= asked => conditions.set(ConditionType::WeightsReady, true, Reason::WeightsLoaded, message),
+        _ => conditions.set(ConditionType::WeightsReady, false, Reason::LoadingWeights, message),
+    }
+}
+
+fn available(picture: &Picture<'_>, conditions: &mut Conditions<'_>) {
+    let (serving, routers) = (serving_groups(picture.observed), picture.observed.router.available);
+    let kind = ConditionType::Available;
+    if picture.scene.checked.replicas == 0 && serving == 0 {
+        conditions.set(kind, false, Reason::ScaledToZero, "spec.replicas is 0: the router answers 503 with Retry-After");
+    } else if routers == 0 {
+        let why = picture.observed.router.trouble.clone().unwrap_or_else(|| "its pods are starting".to_owned());
+        conditions.set(kind, false, Reason::RouterUnavailable, format!("no router answers: {why}"));
+    } else if serving == 0 {
+        let why = picture.trouble.as_ref().map_or("groups are starting", |trouble| trouble.message.as_str());
+        conditions.set(kind, false, Reason::NoGroupReady, format!("no group serves: {why}"));
+    } else {
+        let groups = if serving == 1 { "1 group serves".to_owned() } else { format!("{serving} groups serve") };
+        conditions.set(kind, true, Reason::Serving, groups);
+    }
+}
+
+/// Whether something is on its way, and whether it gets anywhere.
+fn progressing(picture: &Picture<'_>, conditions: &mut Conditions<'_>) {
+    let (holds, reason, message) = progress(picture);
+    conditions.set(ConditionType::Progressing, holds, reason, message);
+}
+
+fn progress(picture: &Picture<'_>) -> (bool, Reason, String) {
+    let (observed, replicas) = (picture.observed, picture.scene.checked.replicas);
+    let updated = current(observed, picture.revision).count() as u32;
+    let old = observed.groups.iter().filter(|group| group.revision != *picture.revision).count();
+    match picture.rolling.blocked {
+        Some(Blocked::Paused) => {
+            return (false, Reason::RolloutPaused, format!("rollout.paused is set: {updated} of {replicas} groups are up to date"));
+        }
+        Some(Blocked::NoHandoverTarget) => {
+            let message = format!(
+                "{old} of the groups is of an old revision and the only one that serves; replacing it would leave none: set \
+                 rollout.maxSurge: 1 (needs GPUs for one more group) or rollout.allowDowntime: true"
+            );
+            return (false, Reason::NoHandoverTarget, message);
+        }
+        None => {}
+    }
+    if let Some(trouble) = picture.trouble.as_ref().filter(|trouble| trouble.needs_help) {
+        return (false, trouble.reason, trouble.message.clone());
+    }
+    if old > 0 {
+        return (true, Reason::RollingOut, format!("{updated} of {replicas} groups are of revision {}", picture.revision));
+    }
+    let leaving = observed.groups.iter().filter(|group| group.deleting || picture.rolling.is_closed(group)).count();
+    if updated != replicas || leaving > 0 {
+        return (true, Reason::Scaling, format!("{updated} groups, {replicas} asked for"));
+    }
+    match &picture.trouble {
+        Some(trouble) => (true, trouble.reason, trouble.message.clone()),
+        None => (false, Reason::Serving, "everything that was asked for is there".to_owned()),
+    }
+}
+
+fn ready(picture: &Picture<'_>, conditions: &mut Conditions<'_>) {
+    let (observed, replicas) = (picture.observed, picture.scene.checked.replicas);
+    let ready = current(observed, picture.revision).filter(|group| group.is_available()).count() as u32;
+    let all = observed.groups.len() as u32;
+    let kind = ConditionType::Ready;
+    let summary = format!("{ready} of {replicas} groups serve revision {}", picture.revision);
+    if observed.router.available == 0 {
+        let why = observed.router.trouble.clone().unwrap_or_else(|| "its pods are starting".to_owned());
+        conditions.set(kind, false, Reason::RouterUnavailable, format!("no router answers: {why}"));
+    } else if replicas == 0 && all == 0 {
+        conditions.set(kind, true, Reason::ScaledToZero, "spec.replicas is 0, and no group is there");
+    } else if ready == replicas && all == replicas {
+        conditions.set(kind, true, Reason::Serving, summary);
+    } else if let Some(trouble) = &picture.trouble {
+        conditions.set(kind, false, trouble.reason, format!("{summary}; {}", trouble.message));
+    } else {
+        let (_, reason, message) = progress(picture);
+        conditions.set(kind, false, reason, format!("{summary}; {message}"));
+    }
+}
+
+fn degraded(picture: &Picture<'_>, conditions: &mut Conditions<'_>) {
+    let kind = ConditionType::Degraded;
+    let budget = &picture.scene.checked.spec().worker.restart_budget;
+    let (resumed, now) = (picture.observed.resumed_at, picture.observed.now);
+    let worn = picture.groups.iter().find(|group| restarts::exhausted(&group.restarts, budget, resumed, now));
+    let was_ready = |group: &&GroupSeen| {
+        let revision = Some(group.revision.to_string());
+        let known = picture.observed.status.groups.iter().find(|known| known.index == group.index && known.revision == revision);
+        known.is_some_and(|known| known.epoch > 0)
+    };
+    if let Some(group) = worn {
+        let (used, last) = (restarts::used(&group.restarts, budget, resumed, now), group.restarts.first());
+        let how = last.map(|record| format!("; last: pod {}, {}", record.pod, record.how)).unwrap_or_default();
+        let message = format!(
+            "group {}: {used} ends within {} s, the budget is {}{how}; it is kept for diagnosis; kubectl m1 resume gives it another",
+            group.index, budget.window_seconds, budget.restarts
+        );
+        conditions.set(kind, true, Reason::RestartBudgetExhausted, message);
+    } else if let Some((node, group)) = picture.opened.stuck {
+        let message = format!(
+            "node {node} is being drained, and group {group} is the only one that serves: add a group (replicas: 2), or set \
+             rollout.allowDowntime: true"
+        );
+        conditions.set(kind, true, Reason::NoHandoverTarget, message);
+    } else if let Some(trouble) = current(picture.observed, picture.revision).filter(was_ready).find_map(trouble::of) {
+        conditions.set(kind, true, trouble.reason, trouble.message);
+    } else {
+        conditions.set(kind, false, Reason::AllThere, "nothing that served is lost");
+    }
+}
+
+fn memory(scene: &Scene<'_>) -> Option<MemoryStatus> {
+    let bytes = scene.plan.template()?.bytes.per_device;
+    let per_gpu = PerGpu {
+        experts: bytes.experts.0,
+        attention: bytes.attention.0,
+        kv: bytes.kv.0,
+        state: bytes.state.0,
+        snapshots: 0,
+        free: bytes.free.0,
+    };
+    Some(MemoryStatus { per_gpu })
+}
+
+/// Bytes that workers of the present revision have read; none before one has said what it reads.
+fn weights(observed: &Observed, revision: &Revision) -> Option<WeightsStatus> {
+    let workers = || current(observed, revision).flat_map(|group| &group.pods).filter_map(|pod| pod.worker.as_ref());
+    let total: u64 = workers().map(|worker| worker.bytes_total).sum();
+    let loaded: u64 = workers().map(|worker| worker.bytes_loaded.min(worker.bytes_total)).sum();
+    let left = total.saturating_sub(loaded);
+    let eta = observed.pace.filter(|pace| left > 0 && *pace > 0.0).map(|pace| duration((left as f64 / pace).ceil() as u64));
+    (total > 0).then_some(WeightsStatus { bytes_loaded: loaded, bytes_total: total, eta })
+}
+
+fn duration(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m", seconds.div_ceil(60)),
+        _ => format!("{}h{}m", seconds / 3600, seconds % 3600 / 60),
+    }
+}
+
+fn experts(observed: &Observed) -> Option<ExpertsStatus> {
+    let epoch = observed.groups.iter().filter_map(|group| group.placement.as_ref()).map(|placement| placement.spec.epoch).max()?;
+    // With one copy of everything, a pod that is away takes its experts with it.
+    let unavailable = observed.groups.iter().filter(|group| !group.deleting).map(unavailable).max().unwrap_or(0);
+    Some(ExpertsStatus { epoch, balancedness: observed.status.experts.as_ref().and_then(|e| e.balancedness.clone()), unavailable })
+}
+
+/// (layer, expert) pairs of a group's placement that no ready pod holds.
+fn unavailable(group: &GroupSeen) -> u32 {
+    let Some(placement) = &group.placement else { return 0 };
+    let (layers, experts) = (placement.spec.layers as usize, placement.spec.experts as usize);
+    let there = |name: &str| group.pods.iter().any(|pod| pod.name == name && pod.ready && !pod.deleting);
+    let held = placement.spec.pods.iter().filter(|pod| there(&pod.pod));
+    let sets = held.filter_map(|pod| m1_arch::ExpertSet::from_hex(layers, experts, &pod.holds).ok());
+    let covered = sets.fold(m1_arch::ExpertSet::empty(layers, experts), |all, set| all.union(&set));
+    (layers * experts - covered.len()) as u32
+}

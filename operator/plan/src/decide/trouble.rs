@@ -1,0 +1,118 @@
+//! Why a group does not serve yet: the one cause that must be mended first, in one word and one sentence with names and numbers.
+
+use m1_operator_api::Reason;
+
+use crate::{ContainerSeen, GroupSeen, PodSeen, WorkerPhase};
+
+/// What a group waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// The word.
+    pub reason: Reason,
+    /// The sentence.
+    pub message: String,
+    /// Whether somebody has to do something; else it passes by itself.
+    pub needs_help: bool,
+}
+
+impl Trouble {
+    fn help(reason: Reason, message: String) -> Self {
+        Self { reason, message, needs_help: true }
+    }
+
+    fn passing(reason: Reason, message: String) -> Self {
+        Self { reason, message, needs_help: false }
+    }
+}
+
+/// What keeps a group from serving; none when it serves.
+pub fn of(group: &GroupSeen) -> Option<Trouble> {
+    if group.is_ready() {
+        return None;
+    }
+    let name = format!("group {}", group.index);
+    if group.replicas == 0 {
+        let message = format!("{name}: gave its nodes back to an older group, which waits for some too");
+        return Some(Trouble::help(Reason::Unschedulable, message));
+    }
+    if let Some(refusal) = &group.refusal {
+        let missing = group.size.saturating_sub(group.pods.len() as u32);
+        let message = format!("{name}: {missing} of {} pods are refused by the cluster: {refusal}", group.size);
+        return Some(Trouble::help(Reason::PodsRefused, message));
+    }
+    let found = pods_in_trouble(group).or_else(|| unscheduled(group)).or_else(|| failed(group)).or_else(|| ending(group));
+    Some(found.unwrap_or_else(|| passing(group, &name)))
+}
+
+/// Images, containers and volumes.
+fn pods_in_trouble(group: &GroupSeen) -> Option<Trouble> {
+    group.pods.iter().filter(|pod| !pod.deleting).find_map(|pod| {
+        if let Some(message) = &pod.volumes {
+            let message = format!("pod {}: its volumes are not there: {message}", pod.name);
+            return Some(Trouble::help(Reason::WeightsUnavailable, message));
+        }
+        let ContainerSeen::Waiting { reason, message } = &pod.container else { return None };
+        let says = if message.is_empty() { reason.clone() } else { format!("{reason}: {message}") };
+        match reason.as_str() {
+            "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" | "ImageInspectError" => {
+                Some(Trouble::help(Reason::ImageUnavailable, format!("pod {}: {says}", pod.name)))
+            }
+            "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
+                Some(Trouble::help(Reason::ContainerNotCreated, format!("pod {}: {says}", pod.name)))
+            }
+            _ => None,
+        }
+    })
+}
+
+fn unscheduled(group: &GroupSeen) -> Option<Trouble> {
+    let waiting: Vec<&PodSeen> = group.pods.iter().filter(|pod| pod.unschedulable.is_some() && !pod.deleting).collect();
+    let words = waiting.first()?.unschedulable.as_deref()?;
+    let message = format!("group {}: {} of {} pods find no node: {words}", group.index, waiting.len(), group.size);
+    Some(Trouble::help(Reason::Unschedulable, message))
+}
+
+/// A worker that says it cannot serve.
+fn failed(group: &GroupSeen) -> Option<Trouble> {
+    group.pods.iter().find_map(|pod| {
+        let worker = pod.worker.as_ref().filter(|worker| worker.phase == WorkerPhase::Failed)?;
+        let message = format!("pod {}: {}: {}", pod.name, worker.reason, worker.message);
+        Some(Trouble::help(Reason::WeightsUnavailable, message))
+    })
+}
+
+/// A process that keeps ending.
+fn ending(group: &GroupSeen) -> Option<Trouble> {
+    group.pods.iter().find_map(|pod| {
+        let ContainerSeen::Waiting { reason, .. } = &pod.container else { return None };
+        let end = pod.last_end.as_ref().filter(|_| reason == "CrashLoopBackOff")?;
+        let last = end.message.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it left no words").trim();
+        let word = if end.reason.is_empty() || end.reason == "Error" { String::new() } else { format!(" ({})", end.reason) };
+        let message = format!("pod {}: ended with exit code {}{word}: {last}", pod.name, end.code);
+        Some(Trouble::help(Reason::CrashLooping, message))
+    })
+}
+
+/// What passes by itself: pods that leave, start, read or meet.
+fn passing(group: &GroupSeen, name: &str) -> Trouble {
+    let count = |of: fn(&PodSeen) -> bool| group.pods.iter().filter(|pod| of(pod)).count();
+    let phase = |phase: WorkerPhase| move |pod: &&PodSeen| pod.worker.as_ref().is_some_and(|worker| worker.phase == phase);
+    let size = group.size;
+    if let Some(node) = group.pods.iter().filter_map(|pod| pod.node.as_ref()).find(|node| node.gone_since.is_some()) {
+        return Trouble::passing(Reason::PodLost, format!("{name}: node {} gives no sign of life", node.name));
+    }
+    let leaving = count(|pod| pod.deleting);
+    if leaving > 0 {
+        return Trouble::passing(Reason::PodLost, format!("{name}: {leaving} of {size} pods are ending"));
+    }
+    let loading = group.pods.iter().filter(phase(WorkerPhase::Loading)).count();
+    if loading > 0 {
+        return Trouble::passing(Reason::LoadingWeights, format!("{name}: {loading} of {size} pods read their weights"));
+    }
+    if let Some(pod) = group.pods.iter().find(phase(WorkerPhase::Connecting)) {
+        let says = pod.worker.as_ref().map_or("", |worker| worker.message.as_str());
+        return Trouble::passing(Reason::ExpertsUnavailable, format!("pod {}: {says}", pod.name));
+    }
+    let ready = group.ready_pods();
+    Trouble::passing(Reason::Starting, format!("{name}: {ready} of {size} pods are ready"))
+}

@@ -1,0 +1,204 @@
+//! What is, as the operator saw it: the part of a cluster that decisions about one deployment need.
+
+use k8s_openapi::jiff::Timestamp;
+use m1_operator_api::{DeploymentStatus, ExpertPlacementSpec};
+
+use crate::Revision;
+
+/// Everything that belongs to one deployment.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// Generation of the spec.
+    pub generation: i64,
+    /// The status as it was last written.
+    pub status: DeploymentStatus,
+    /// Until when restarts are forgiven: the annotation `resumedAt`.
+    pub resumed_at: Option<Timestamp>,
+    /// Its groups, of all revisions.
+    pub groups: Vec<GroupSeen>,
+    /// Its routers.
+    pub router: RouterSeen,
+    /// Bytes per second that all its pods read together.
+    pub pace: Option<f64>,
+    /// Now.
+    pub now: Timestamp,
+}
+
+/// One replica group of one revision: its StatefulSet, its placement and its pods.
+#[derive(Clone, Debug)]
+pub struct GroupSeen {
+    /// Name of its objects.
+    pub name: String,
+    /// Index.
+    pub index: u32,
+    /// Revision.
+    pub revision: Revision,
+    /// Pods that make it whole.
+    pub size: u32,
+    /// Pods that its StatefulSet is told to have: `size`, or 0 where it gave its place to another.
+    pub replicas: u32,
+    /// When it was made.
+    pub created: Timestamp,
+    /// It is on its way out.
+    pub deleting: bool,
+    /// Why its pods are not made, in the cluster's words.
+    pub refusal: Option<String>,
+    /// Its ExpertPlacement.
+    pub placement: Option<PlacementSeen>,
+    /// Its pods, by index.
+    pub pods: Vec<PodSeen>,
+}
+
+/// The ExpertPlacement of a group.
+#[derive(Clone, Debug)]
+pub struct PlacementSeen {
+    /// What it says.
+    pub spec: ExpertPlacementSpec,
+    /// The version that a change must be based on.
+    pub resource_version: String,
+    /// Since when the group takes no requests.
+    pub closed_since: Option<Timestamp>,
+}
+
+/// One worker pod.
+#[derive(Clone, Debug, Default)]
+pub struct PodSeen {
+    /// Name.
+    pub name: String,
+    /// Index in its group.
+    pub index: u32,
+    /// When it was made.
+    pub created: Option<Timestamp>,
+    /// It is on its way out.
+    pub deleting: bool,
+    /// All its containers are ready.
+    pub ready: bool,
+    /// The node it was given.
+    pub node: Option<NodeSeen>,
+    /// Why no node takes it, in the scheduler's words.
+    pub unschedulable: Option<String>,
+    /// What its container does.
+    pub container: ContainerSeen,
+    /// Why its volumes are not there, in the kubelet's words.
+    pub volumes: Option<String>,
+    /// How its container last ended.
+    pub last_end: Option<EndSeen>,
+    /// What the worker in it says.
+    pub worker: Option<WorkerSeen>,
+}
+
+/// A node, as far as a pod on it cares.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeSeen {
+    /// Name.
+    pub name: String,
+    /// Nothing new may be placed there: it is being emptied.
+    pub cordoned: bool,
+    /// Since when it gives no sign of life.
+    pub gone_since: Option<Timestamp>,
+}
+
+/// What a container does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ContainerSeen {
+    /// Nothing is known yet.
+    #[default]
+    Unknown,
+    /// It waits, for a reason.
+    Waiting {
+        /// The kubelet's word.
+        reason: String,
+        /// The kubelet's sentence.
+        message: String,
+    },
+    /// It runs.
+    Running,
+    /// It has ended.
+    Ended,
+}
+
+/// The end of a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndSeen {
+    /// When.
+    pub time: Timestamp,
+    /// Exit code.
+    pub code: i32,
+    /// The kubelet's word.
+    pub reason: String,
+    /// Its last words.
+    pub message: String,
+}
+
+/// What a worker says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WorkerSeen {
+    /// What it does.
+    pub phase: WorkerPhase,
+    /// Why, in one word.
+    pub reason: String,
+    /// Why, in a sentence.
+    pub message: String,
+    /// Epoch of the placement it has applied.
+    pub epoch: u64,
+    /// Bytes it has read.
+    pub bytes_loaded: u64,
+    /// Bytes it has to read.
+    pub bytes_total: u64,
+    /// Sequences that run or wait in it.
+    pub sequences: u32,
+}
+
+/// What a worker does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WorkerPhase {
+    /// It knows no placement yet.
+    #[default]
+    Waiting,
+    /// It reads weights.
+    Loading,
+    /// It looks for its peers.
+    Connecting,
+    /// It serves.
+    Ready,
+    /// It takes nothing new.
+    Draining,
+    /// It cannot serve.
+    Failed,
+}
+
+/// The routers of a deployment.
+#[derive(Clone, Debug, Default)]
+pub struct RouterSeen {
+    /// Pods of the newest template that can be reached.
+    pub available: u32,
+    /// Why none can, in the cluster's words.
+    pub trouble: Option<String>,
+}
+
+impl GroupSeen {
+    /// Pods that are ready and stay.
+    pub fn ready_pods(&self) -> u32 {
+        self.pods.iter().filter(|pod| pod.ready && !pod.deleting).count() as u32
+    }
+
+    /// Whether all of it serves.
+    pub fn is_ready(&self) -> bool {
+        !self.deleting && self.replicas == self.size && self.ready_pods() == self.size
+    }
+
+    /// Whether routers send it requests.
+    pub fn is_open(&self) -> bool {
+        self.placement.as_ref().is_some_and(|placement| placement.spec.traffic == m1_operator_api::Traffic::Open)
+    }
+
+    /// Whether it can take requests now.
+    pub fn is_available(&self) -> bool {
+        self.is_ready() && self.is_open()
+    }
+
+    /// Sequences that would be lost with it.
+    pub fn sequences(&self) -> u32 {
+        self.pods.iter().filter_map(|pod| pod.worker.as_ref()).map(|worker| worker.sequences).sum()
+    }
+}

@@ -1,0 +1,52 @@
+//! What may reach whom: nothing reaches a pod of a deployment unless one of these policies says so. And what Prometheus scrapes.
+
+use m1_operator_api::labels;
+use serde_json::{Value, json};
+
+use super::{ADMIN_PORT, ROUTER, ROUTER_PORT, Scene, WORKER, WORKER_PORT};
+use crate::{Kind, Object};
+
+/// Default deny, then who may: routers, peers and the operator to workers; everybody to routers; anybody who scrapes.
+pub fn policies(scene: &Scene<'_>) -> Vec<Object> {
+    let name = scene.checked.name.as_str();
+    let all = json!({"matchLabels": {labels::NAME: name}});
+    let deny = json!({"spec": {"podSelector": all, "policyTypes": ["Ingress"]}});
+    let operator = json!({
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": scene.operator_namespace}},
+        "podSelector": {"matchLabels": {labels::APP_NAME: labels::MANAGER}},
+    });
+    let member = |component: &str| json!({"podSelector": {"matchLabels": scene.component_selector(component)}});
+    let worker = json!({"spec": {
+        "podSelector": {"matchLabels": scene.component_selector(WORKER)},
+        "policyTypes": ["Ingress"],
+        "ingress": [
+            {"from": [member(ROUTER), member(WORKER), operator], "ports": [port(WORKER_PORT)]},
+            {"ports": [port(ADMIN_PORT)]},
+        ],
+    }});
+    let router = json!({"spec": {
+        "podSelector": {"matchLabels": scene.component_selector(ROUTER)},
+        "policyTypes": ["Ingress"],
+        "ingress": [{"ports": [port(ROUTER_PORT)]}],
+    }});
+    vec![
+        scene.object(Kind::NetworkPolicy, name, "deployment", deny),
+        scene.object(Kind::NetworkPolicy, &scene.checked.name.worker(), WORKER, worker),
+        scene.object(Kind::NetworkPolicy, &scene.checked.name.router(), ROUTER, router),
+    ]
+}
+
+fn port(port: u16) -> Value {
+    json!({"protocol": "TCP", "port": port})
+}
+
+/// The PodMonitor of routers and workers, where it is asked for.
+pub fn pod_monitor(scene: &Scene<'_>) -> Option<Object> {
+    let name = scene.checked.name.as_str();
+    let body = json!({"spec": {
+        "selector": {"matchLabels": {labels::NAME: name}},
+        "podMetricsEndpoints": [{"port": "http", "path": "/metrics"}, {"port": "admin", "path": "/metrics"}],
+        "podTargetLabels": [labels::APP_COMPONENT, labels::NAME, labels::GROUP_INDEX],
+    }});
+    scene.checked.spec().monitoring.pod_monitor.then(|| scene.object(Kind::PodMonitor, name, "monitoring", body))
+}

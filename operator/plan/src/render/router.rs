@@ -1,0 +1,138 @@
+//! The front door: routers behind a Service. They find groups by watching ExpertPlacements, so a change of groups restarts none.
+
+use m1_operator_api::{AuthMode, labels};
+use serde_json::{Value, json};
+
+use super::pod::{container_security, model, probe, security};
+use super::{ROUTER, ROUTER_PORT, Scene};
+use crate::{Kind, Object};
+
+/// Between the end of readiness and the closing of the listener: what endpoints need to reach every kube-proxy.
+const SHUTDOWN_DELAY: u32 = 5;
+/// Beyond delay and drain, before SIGKILL.
+const GRACE_BEYOND_DRAIN: u32 = 10;
+/// Where the Secret with API keys is mounted.
+const KEYS_MOUNT: &str = "/keys";
+
+/// Deployment and Service.
+pub fn objects(scene: &Scene<'_>) -> Vec<Object> {
+    let name = scene.checked.name.router();
+    vec![
+        scene.object(Kind::Deployment, &name, ROUTER, json!({"spec": deployment(scene)})),
+        scene.object(Kind::Service, &name, ROUTER, service(scene)),
+    ]
+}
+
+fn service(scene: &Scene<'_>) -> Value {
+    let service = &scene.checked.spec().router.service;
+    json!({
+        "metadata": {"annotations": service.annotations},
+        "spec": {
+            "type": service.kind.as_str(),
+            "selector": scene.component_selector(ROUTER),
+            "ports": [{"name": "http", "port": service.port, "targetPort": "http", "protocol": "TCP"}],
+        },
+    })
+}
+
+fn deployment(scene: &Scene<'_>) -> Value {
+    let mut labels = scene.labels();
+    labels.extend(scene.component_selector(ROUTER));
+    json!({
+        "replicas": scene.plan.router.replicas,
+        "selector": {"matchLabels": scene.component_selector(ROUTER)},
+        // A router that is new must serve before an old one goes.
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+        "template": {"metadata": {"labels": labels}, "spec": pod(scene)},
+    })
+}
+
+fn pod(scene: &Scene<'_>) -> Value {
+    let spec = scene.checked.spec();
+    let model = model(&scene.checked.source);
+    let mut volumes = vec![model.volume, json!({"name": "tmp", "emptyDir": {}})];
+    let mut mounts = vec![model.mount, json!({"name": "tmp", "mountPath": "/tmp"})];
+    let mut args = args(scene, &model.folder);
+    if let (AuthMode::ApiKeys, Some(secret)) = (spec.router.auth.mode, &spec.router.auth.secret_ref) {
+        volumes.push(json!({"name": "keys", "secret": {"secretName": secret.name}}));
+        mounts.push(json!({"name": "keys", "mountPath": KEYS_MOUNT, "readOnly": true}));
+        args.extend(["--api-keys".to_owned(), KEYS_MOUNT.to_owned()]);
+    }
+    let container = json!({
+        "name": "router",
+        "image": scene.images.router,
+        "imagePullPolicy": "IfNotPresent",
+        "args": args,
+        "ports": [{"name": "http", "containerPort": ROUTER_PORT}],
+        "resources": spec.router.resources,
+        "securityContext": container_security(),
+        "volumeMounts": mounts,
+        "startupProbe": probe("/health", "http", 1, 120),
+        // A pod is an endpoint as long as it can answer at all: without a group it says 503 with Retry-After, which a client
+        // understands; a refused connection it does not.
+        "readinessProbe": probe("/health", "http", 2, 2),
+        "livenessProbe": probe("/health", "http", 10, 6),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    });
+    let mut pod = json!({
+        "serviceAccountName": scene.checked.name.router(),
+        "enableServiceLinks": false,
+        // As long as a worker may take, or its streams would be cut here.
+        "terminationGracePeriodSeconds": spec.worker.drain_seconds + SHUTDOWN_DELAY + GRACE_BEYOND_DRAIN,
+        "securityContext": security(),
+        "containers": [container],
+        "volumes": volumes,
+        "tolerations": spec.worker.tolerations,
+    });
+    if !spec.worker.image_pull_secrets.is_empty() {
+        pod["imagePullSecrets"] = json!(spec.worker.image_pull_secrets);
+    }
+    if spec.router.replicas > 1 {
+        let term = json!({
+            "labelSelector": {"matchLabels": scene.component_selector(ROUTER)},
+            "topologyKey": "kubernetes.io/hostname",
+        });
+        pod["affinity"] = json!({"podAntiAffinity": {
+            "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}],
+        }});
+    }
+    pod
+}
+
+fn args(scene: &Scene<'_>, folder: &str) -> Vec<String> {
+    let (router, spec) = (&scene.plan.router, scene.checked.spec());
+    let mut line = Vec::new();
+    let mut flag = |name: &str, value: String| line.extend([format!("--{name}"), value]);
+    flag("listen", format!("0.0.0.0:{ROUTER_PORT}"));
+    flag("model", folder.to_owned());
+    flag("served-name", router.served_name.clone());
+    flag("max-context", router.max_context.to_string());
+    flag("deployment", scene.checked.name.to_string());
+    flag("namespace", scene.namespace.to_owned());
+    flag("queue-limit", spec.router.queue.max_requests.to_string());
+    flag("queue-wait", spec.router.queue.max_wait_seconds.to_string());
+    flag("shutdown-delay", SHUTDOWN_DELAY.to_string());
+    flag("drain-seconds", spec.worker.drain_seconds.to_string());
+    if let Some(tokens) = spec.router.limits.max_output_tokens {
+        flag("max-output-tokens", tokens.to_string());
+    }
+    if let Some(bytes) = spec.router.limits.max_body.as_ref().and_then(|body| body.amount().ok()) {
+        flag("body-limit", (bytes as u64).to_string());
+    }
+    line
+}
+
+/// Where clients connect, inside the cluster.
+pub fn endpoint(scene: &Scene<'_>) -> String {
+    let host = format!("http://{}.{}.svc", scene.checked.name.router(), scene.namespace);
+    match scene.checked.spec().router.service.port {
+        80 => host,
+        port => format!("{host}:{port}"),
+    }
+}
+
+/// The label selector of the leader pods, as `/scale` wants it: one pod per group.
+pub fn leader_selector(scene: &Scene<'_>) -> String {
+    let name = scene.checked.name.as_str();
+    format!("{}={name},{}={},{}=0", labels::NAME, labels::APP_COMPONENT, super::WORKER, labels::POD_INDEX)
+}

@@ -1,0 +1,239 @@
+//! Carries a decision out: writes what differs, deletes what is no longer wanted, and nothing else. What is as it should be is not
+//! written again; what somebody else owns is not touched.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+use kube::api::{DeleteParams, DynamicObject, Patch, PostParams, Preconditions, PropagationPolicy};
+use kube::{Client, ResourceExt};
+use m1_operator_api::labels;
+use m1_operator_plan::{Decision, Kind, Object, PlacementWrite, holds, seconds};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::cache::{Cache, Family, Key};
+use crate::cluster::{api, apply_params, owner_uid, owner_words};
+use crate::error::{Error, code};
+
+/// One thing that was done, for events and logs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deed {
+    /// The word.
+    pub reason: &'static str,
+    /// The sentence.
+    pub message: String,
+    /// Whether it is worth a warning.
+    pub warning: bool,
+}
+
+/// Where and for whom a decision is carried out.
+pub struct Hand<'a> {
+    /// The API server.
+    pub client: &'a Client,
+    /// What is known.
+    pub cache: &'a Cache,
+    /// The deployment.
+    pub key: &'a Key,
+    /// Its uid.
+    pub uid: &'a str,
+    /// Version of this operator.
+    pub version: &'a str,
+}
+
+impl Hand<'_> {
+    /// Carries out everything but the status.
+    ///
+    /// # Errors
+    /// The first write that failed; what was done before stays done and is found so the next time.
+    pub async fn carry_out(
+        &self,
+        decision: &Decision,
+        scene_object: impl Fn(&PlacementWrite) -> Object,
+    ) -> Result<Vec<Deed>, Error> {
+        let family = self.cache.family(self.key);
+        let mut deeds = Vec::new();
+        // A placement says that its group is closed before anything of the group goes.
+        for write in &decision.placements {
+            deeds.extend(self.place(&family, write, scene_object(write)).await?);
+        }
+        // A binding is refused before its role is there; nothing else has an order.
+        let (bindings, others): (Vec<&Object>, Vec<&Object>) =
+            decision.apply.iter().partition(|object| object.kind == Kind::RoleBinding);
+        for objects in [others, bindings] {
+            let mut failed = None;
+            for written in join_all(objects.into_iter().map(|object| self.apply(&family, object))).await {
+                match written {
+                    Ok(deed) => deeds.extend(deed),
+                    Err(error) => failed = failed.or(Some(error)),
+                }
+            }
+            failed.map_or(Ok(()), Err)?;
+        }
+        if decision.prune {
+            deeds.extend(self.prune(&family, decision).await?);
+        }
+        for pod in &decision.pods {
+            let pods: kube::Api<k8s_openapi::api::core::v1::Pod> = kube::Api::namespaced(self.client.clone(), &self.key.namespace);
+            let force = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+            gone(pods.delete(&pod.name, &force).await).map_err(Error::api("delete", format!("Pod {}", pod.name)))?;
+            let message = format!("pod {} was deleted by force: {}", pod.name, pod.why);
+            deeds.push(Deed { reason: "PodForceDeleted", message, warning: true });
+        }
+        Ok(())
+    }
+
+    /// Writes an object if it is not as it should be.
+    async fn apply(&self, family: &Family, object: &Object) -> Result<Option<Deed>, Error> {
+        let known = family.objects.get(&(object.kind, object.name.clone()));
+        let digest = digest(&object.value);
+        let mut wanted = object.clone();
+        wanted.value["metadata"]["annotations"][labels::APPLIED] = json!(digest);
+        let Some(known) = known else {
+            self.nobody_elses(object).await?;
+            self.write(&wanted).await?;
+            let message = format!("{} {}", object.kind.as_str(), object.name);
+            return Ok(Some(Deed { reason: "Created", message: format!("created {message}"), warning: false }));
+        };
+        if owner_uid(known) != Some(self.uid) {
+            return Err(foreign(object, known));
+        }
+        if known.metadata.deletion_timestamp.is_some() {
+            // It is made anew once it is gone.
+            return Ok(None);
+        }
+        if object.kind == Kind::StatefulSet {
+            freeze(&mut wanted, known, self.version);
+        }
+        let live = serde_json::to_value(known.as_ref())?;
+        let same = known.annotations().get(labels::APPLIED) == Some(&digest) || is_frozen(known, self.version);
+        if same && holds(&live, &wanted.value) {
+            return Ok(None);
+        }
+        self.write(&wanted).await?;
+        let name = format!("{} {}", object.kind.as_str(), object.name);
+        let deed = match same {
+            true => Deed {
+                reason: "DriftCorrected",
+                message: format!("{name} was changed by somebody else and is set back"),
+                warning: true,
+            },
+            false => Deed { reason: "Updated", message: format!("updated {name}"), warning: false },
+        };
+        Ok(Some(deed))
+    }
+
+    async fn write(&self, object: &Object) -> Result<(), Error> {
+        let written = crate::cluster::apply(self.client, &self.key.namespace, object).await?;
+        self.cache.wrote(self.key, object.kind, written);
+        Ok(())
+    }
+
+    /// Server-side apply would take an object over; so the first write of a name looks first.
+    async fn nobody_elses(&self, object: &Object) -> Result<(), Error> {
+        let api = api(self.client, object.kind, &self.key.namespace);
+        let found = api.get_opt(&object.name).await;
+        match found.map_err(Error::api("get", format!("{} {}", object.kind.as_str(), object.name)))? {
+            Some(found) if owner_uid(&found) != Some(self.uid) => Err(foreign(object, &found)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes a placement on top of the version it was decided for, so that a leader that was deposed cannot undo a newer one.
+    async fn place(&self, family: &Family, write: &PlacementWrite, mut object: Object) -> Result<Option<Deed>, Error> {
+        let api = api(self.client, Kind::ExpertPlacement, &self.key.namespace);
+        object.value["spec"] = serde_json::to_value(&write.spec)?;
+        if let Some(since) = write.closed_since {
+            object.value["metadata"]["annotations"][labels::CLOSED_SINCE] = json!(seconds(since));
+        }
+        let what = format!("ExpertPlacement {}", write.name);
+        let written = match &write.resource_version {
+            None => {
+                let object: DynamicObject = serde_json::from_value(object.value)?;
+                let params = PostParams { field_manager: Some(labels::MANAGER.to_owned()), ..PostParams::default() };
+                api.create(&params, &object).await.map_err(Error::api("create", what))?
+            }
+            Some(version) => {
+                object.value["metadata"]["resourceVersion"] = json!(version);
+                let params = apply_params();
+                api.patch(&write.name, &params, &Patch::Apply(&object.value)).await.map_err(Error::api("apply", what))?
+            }
+        };
+        let known = family.objects.get(&(Kind::ExpertPlacement, write.name.clone()));
+        let before = known.and_then(|known| known.data.pointer("/spec/traffic").cloned());
+        self.cache.wrote(self.key, Kind::ExpertPlacement, written);
+        let traffic = write.spec.traffic;
+        let changed = before.is_some_and(|before| before != json!(traffic.as_str()));
+        let message =
+            format!("group {} ({}) is {} for new requests", write.group.index, write.name, traffic.as_str().to_lowercase());
+        Ok(changed.then_some(Deed { reason: "TrafficChanged", message, warning: false }))
+    }
+
+    /// Deletes what belongs to the deployment and is not wanted.
+    async fn prune(&self, family: &Family, decision: &Decision) -> Result<Vec<Deed>, Error> {
+        let wanted: BTreeSet<(Kind, &str)> = decision.apply.iter().map(|object| (object.kind, object.name.as_str())).collect();
+        let kept = |kind: Kind, name: &str| wanted.contains(&(kind, name)) || decision.keep.contains(&(kind, name.to_owned()));
+        let mut deeds = Vec::new();
+        for ((kind, name), object) in &family.objects {
+            let ours = owner_uid(object) == Some(self.uid) && object.metadata.deletion_timestamp.is_none();
+            if !ours || kept(*kind, name) {
+                continue;
+            }
+            self.delete(*kind, name, object).await?;
+            deeds.push(Deed { reason: "Deleted", message: format!("deleted {} {name}", kind.as_str()), warning: false });
+        }
+        Ok(deeds)
+    }
+
+    async fn delete(&self, kind: Kind, name: &str, object: &Arc<DynamicObject>) -> Result<(), Error> {
+        // A group's StatefulSet stays until its pods are gone, so that what still holds nodes is seen.
+        let policy = if kind == Kind::StatefulSet { PropagationPolicy::Foreground } else { PropagationPolicy::Background };
+        let params = DeleteParams {
+            propagation_policy: Some(policy),
+            preconditions: Some(Preconditions { uid: object.uid(), resource_version: None }),
+            ..DeleteParams::default()
+        };
+        let api = api(self.client, kind, &self.key.namespace);
+        gone(api.delete(name, &params).await).map_err(Error::api("delete", format!("{} {name}", kind.as_str())))?;
+        if kind != Kind::StatefulSet {
+            self.cache.deleted(self.key, kind, name);
+        }
+        Ok(())
+    }
+}
+
+/// A StatefulSet's template never changes: its name says which revision it is. Another version of the operator would render it
+/// differently and must not restart it, so the template of another version is taken as it is.
+fn freeze(wanted: &mut Object, known: &DynamicObject, version: &str) {
+    if !is_frozen(known, version) {
+        return;
+    }
+    let replicas = wanted.value["spec"]["replicas"].take();
+    wanted.value["spec"] = known.data.get("spec").cloned().unwrap_or(Value::Null);
+    wanted.value["spec"]["replicas"] = replicas;
+    for annotation in [labels::RENDERED_BY, labels::APPLIED] {
+        wanted.value["metadata"]["annotations"][annotation] = json!(known.annotations().get(annotation));
+    }
+}
+
+fn is_frozen(known: &DynamicObject, version: &str) -> bool {
+    known.annotations().get(labels::RENDERED_BY).is_some_and(|rendered| rendered != version)
+}
+
+fn foreign(object: &Object, found: &DynamicObject) -> Error {
+    Error::Foreign { kind: object.kind, name: object.name.clone(), owner: owner_words(found) }
+}
+
+/// A deletion of what is gone already, or was replaced, has succeeded.
+fn gone<T>(result: Result<T, kube::Error>) -> Result<(), kube::Error> {
+    match result {
+        Ok(_) => Ok(()),
+        Err(error) if matches!(code(&error), Some(404 | 409)) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn digest(value: &Value) -> String {
+    let hash = Sha256::digest(value.to_string().as_bytes());
+    hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}

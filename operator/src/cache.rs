@@ -1,0 +1,340 @@
+//! What the operator knows of the cluster: the objects it writes and their pods, by deployment, and the nodes. Fed by watches
+//! that list again whenever a stream breaks; every change names the deployments to look at.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use futures_util::{Stream, StreamExt, TryStreamExt};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::ResourceExt;
+use kube::api::DynamicObject;
+use kube::runtime::watcher::{self, Event};
+use m1_arch::Bytes;
+use m1_operator_api::labels;
+use m1_operator_plan::{Kind, NodeSeen};
+use tokio::sync::mpsc;
+
+use crate::seen;
+
+/// A deployment: namespace and name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+/// What belongs to one deployment.
+#[derive(Clone, Debug, Default)]
+pub struct Family {
+    /// Objects that the operator writes.
+    pub objects: BTreeMap<(Kind, String), Arc<DynamicObject>>,
+    /// Worker and router pods by name.
+    pub pods: BTreeMap<String, Arc<Pod>>,
+}
+
+/// What is known.
+#[derive(Debug)]
+pub struct Cache {
+    families: RwLock<HashMap<Key, Family>>,
+    nodes: RwLock<HashMap<String, NodeSeen>>,
+    gpu_memory: RwLock<BTreeMap<String, u64>>,
+    served: Vec<Kind>,
+    changes: mpsc::Sender<Key>,
+}
+
+/// Something that a watch delivers.
+trait Member: Clone + Send + 'static {
+    /// Its deployment and its name within a watch.
+    fn place(&self) -> Option<(Key, String)>;
+    /// Into the family.
+    fn enter(self, family: &mut Family);
+    /// Out of the family.
+    fn leave(kind: Option<Kind>, name: &str, family: &mut Family);
+}
+
+impl Cache {
+    /// Knows nothing but which kinds the cluster has. Changes are told on the channel.
+    pub fn new(changes: mpsc::Sender<Key>, served: Vec<Kind>) -> Self {
+        Self { families: RwLock::default(), nodes: RwLock::default(), gpu_memory: RwLock::default(), served, changes }
+    }
+
+    /// Whether the cluster has a kind.
+    pub fn is_served(&self, kind: Kind) -> bool {
+        self.served.contains(&kind)
+    }
+
+    /// The least memory of a GPU that a node's label tells; none where no node has GPUs.
+    pub fn gpu_memory(&self) -> Option<Bytes> {
+        let nodes = self.gpu_memory.read().unwrap_or_else(PoisonError::into_inner);
+        nodes.values().min().map(|mebibytes| Bytes(mebibytes << 20))
+    }
+
+    /// What belongs to a deployment.
+    pub fn family(&self, key: &Key) -> Family {
+        self.read().get(key).cloned().unwrap_or_default()
+    }
+
+    /// A node, if it is there.
+    pub fn node(&self, name: &str) -> Option<NodeSeen> {
+        self.nodes.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// Takes in what was just written, so that the next look does not see what was before.
+    pub fn wrote(&self, key: &Key, kind: Kind, object: DynamicObject) {
+        Written { kind, object }.enter(self.write().entry(key.clone()).or_default());
+    }
+
+    /// Forgets what was just deleted for good.
+    pub fn deleted(&self, key: &Key, kind: Kind, name: &str) {
+        if let Some(family) = self.write().get_mut(key) {
+            family.objects.remove(&(kind, name.to_owned()));
+        }
+    }
+
+    /// Pods and objects known, for metrics.
+    pub fn size(&self) -> (usize, usize) {
+        let families = self.read();
+        families.values().fold((0, 0), |(objects, pods), family| (objects + family.objects.len(), pods + family.pods.len()))
+    }
+
+    /// Follows the objects of a kind until the process ends. `listed` is told once everything is known.
+    pub async fn follow_objects(
+        self: Arc<Self>,
+        kind: Kind,
+        events: impl Stream<Item = watcher::Result<Event<DynamicObject>>> + Send,
+        listed: mpsc::Sender<()>,
+    ) {
+        let events = events.map_ok(|event| event.modify(|object| object.managed_fields_mut().clear()));
+        self.follow(Some(kind), events.map_ok(|event| map_event(event, |object| Written { kind, object })), listed).await;
+    }
+
+    /// Follows pods until the process ends.
+    pub async fn follow_pods(
+        self: Arc<Self>,
+        events: impl Stream<Item = watcher::Result<Event<Pod>>> + Send,
+        listed: mpsc::Sender<()>,
+    ) {
+        self.follow(None, events.map_ok(|event| event.modify(seen::strip)), listed).await;
+    }
+
+    /// Follows nodes until the process ends.
+    pub async fn follow_nodes(
+        self: Arc<Self>,
+        events: impl Stream<Item = watcher::Result<Event<Node>>> + Send,
+        listed: mpsc::Sender<()>,
+    ) {
+        let mut events = std::pin::pin!(events);
+        let mut fresh = HashMap::new();
+        while let Some(event) = events.next().await {
+            let changed = match event {
+                Ok(Event::Init) => {
+                    fresh.clear();
+                    continue;
+                }
+                Ok(Event::InitApply(node)) => {
+                    self.note_gpus(&node, true);
+                    fresh.insert(node.name_any(), seen::node(&node));
+                    continue;
+                }
+                Ok(Event::InitDone) => {
+                    let _ = listed.try_send(());
+                    self.replace_nodes(std::mem::take(&mut fresh))
+                }
+                Ok(Event::Apply(node)) => {
+                    self.note_gpus(&node, true);
+                    self.set_node(node.name_any(), Some(seen::node(&node)))
+                }
+                Ok(Event::Delete(node)) => {
+                    self.note_gpus(&node, false);
+                    self.set_node(node.name_any(), None)
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the watch of nodes broke; it starts anew");
+                    continue;
+                }
+            };
+            for key in self.on_nodes(&changed) {
+                self.tell(key).await;
+            }
+        }
+    }
+
+    async fn follow<M: Member>(
+        &self,
+        kind: Option<Kind>,
+        events: impl Stream<Item = watcher::Result<Event<M>>> + Send,
+        listed: mpsc::Sender<()>,
+    ) {
+        let mut events = std::pin::pin!(events);
+        // What this watch has delivered, so that a new list shows what is gone.
+        let (mut known, mut fresh) = (HashSet::new(), HashSet::new());
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(Event::Init) => fresh.clear(),
+                Ok(Event::InitApply(member)) => {
+                    if let Some(place) = member.place() {
+                        fresh.insert(place.clone());
+                        self.enter(place, member).await;
+                    }
+                }
+                Ok(Event::InitDone) => {
+                    for gone in known.difference(&fresh) {
+                        self.leave::<M>(kind, gone).await;
+                    }
+                    known = std::mem::take(&mut fresh);
+                    // Nobody waits after the first list.
+                    let _ = listed.try_send(());
+                }
+                Ok(Event::Apply(member)) => {
+                    if let Some(place) = member.place() {
+                        known.insert(place.clone());
+                        self.enter(place, member).await;
+                    }
+                }
+                Ok(Event::Delete(member)) => {
+                    if let Some(place) = member.place() {
+                        known.remove(&place);
+                        self.leave::<M>(kind, &place).await;
+                    }
+                }
+                Err(error) => tracing::warn!(%error, kind = kind.map_or("Pod", Kind::as_str), "a watch broke; it starts anew"),
+            }
+        }
+    }
+
+    async fn enter<M: Member>(&self, (key, _): (Key, String), member: M) {
+        member.enter(self.write().entry(key.clone()).or_default());
+        self.tell(key).await;
+    }
+
+    async fn leave<M: Member>(&self, kind: Option<Kind>, (key, name): &(Key, String)) {
+        {
+            let mut families = self.write();
+            if let Some(family) = families.get_mut(key) {
+                M::leave(kind, name, family);
+                if family.objects.is_empty() && family.pods.is_empty() {
+                    families.remove(key);
+                }
+            }
+        }
+        self.tell(key.clone()).await;
+    }
+
+    async fn tell(&self, key: Key) {
+        // Closed at the end of the process only.
+        let _ = self.changes.send(key).await;
+    }
+
+    fn note_gpus(&self, node: &Node, present: bool) {
+        let memory = node.labels().get("nvidia.com/gpu.memory").and_then(|mebibytes| mebibytes.parse().ok());
+        let mut nodes = self.gpu_memory.write().unwrap_or_else(PoisonError::into_inner);
+        match memory.filter(|_| present) {
+            Some(memory) => nodes.insert(node.name_any(), memory),
+            None => nodes.remove(&node.name_any()),
+        };
+    }
+
+    fn set_node(&self, name: String, node: Option<NodeSeen>) -> Vec<String> {
+        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        let before = match &node {
+            Some(node) => nodes.insert(name.clone(), node.clone()),
+            None => nodes.remove(&name),
+        };
+        if before == node { Vec::new() } else { vec![name] }
+    }
+
+    fn replace_nodes(&self, fresh: HashMap<String, NodeSeen>) -> Vec<String> {
+        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        let names: HashSet<&String> = nodes.keys().chain(fresh.keys()).collect();
+        let changed = names.into_iter().filter(|name| nodes.get(*name) != fresh.get(*name)).cloned().collect();
+        *nodes = fresh;
+        changed
+    }
+
+    /// Deployments with a pod on one of these nodes.
+    fn on_nodes(&self, names: &[String]) -> Vec<Key> {
+        if names.is_empty() {
+            return Vec::new();
+        }
+        let on =
+            |pod: &Arc<Pod>| pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()).is_some_and(|node| names.contains(node));
+        self.read().iter().filter(|(_, family)| family.pods.values().any(on)).map(|(key, _)| key.clone()).collect()
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, HashMap<Key, Family>> {
+        self.families.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, HashMap<Key, Family>> {
+        self.families.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An object that the operator writes, with its kind.
+#[derive(Clone)]
+struct Written {
+    kind: Kind,
+    object: DynamicObject,
+}
+
+impl Member for Written {
+    fn place(&self) -> Option<(Key, String)> {
+        Some((key_of(&self.object)?, self.object.name_any()))
+    }
+
+    fn enter(self, family: &mut Family) {
+        let slot = family.objects.entry((self.kind, self.object.name_any()));
+        let object = Arc::new(self.object);
+        slot.and_modify(|known| {
+            // A watch may be behind what a write answered.
+            if known.uid() != object.uid() || newer(&object, known) {
+                *known = Arc::clone(&object);
+            }
+        })
+        .or_insert(object);
+    }
+
+    fn leave(kind: Option<Kind>, name: &str, family: &mut Family) {
+        if let Some(kind) = kind {
+            family.objects.remove(&(kind, name.to_owned()));
+        }
+    }
+}
+
+impl Member for Pod {
+    fn place(&self) -> Option<(Key, String)> {
+        Some((key_of(self)?, self.name_any()))
+    }
+
+    fn enter(self, family: &mut Family) {
+        family.pods.insert(self.name_any(), Arc::new(self));
+    }
+
+    fn leave(_: Option<Kind>, name: &str, family: &mut Family) {
+        family.pods.remove(name);
+    }
+}
+
+/// The deployment that an object belongs to, by its label.
+fn key_of(object: &impl ResourceExt) -> Option<Key> {
+    let name = object.labels().get(labels::NAME)?.clone();
+    Some(Key { namespace: object.namespace()?, name })
+}
+
+/// Whether an object is at least as new as the one known: resource versions of one object grow.
+fn newer(object: &DynamicObject, known: &DynamicObject) -> bool {
+    let version = |object: &DynamicObject| object.resource_version().and_then(|version| version.parse::<u64>().ok());
+    version(object) >= version(known)
+}
+
+fn map_event<A, B>(event: Event<A>, map: impl Fn(A) -> B) -> Event<B> {
+    match event {
+        Event::Apply(object) => Event::Apply(map(object)),
+        Event::Delete(object) => Event::Delete(map(object)),
+        Event::Init => Event::Init,
+        Event::InitApply(object) => Event::InitApply(map(object)),
+        Event::InitDone => Event::InitDone,
+    }
+}

@@ -1,0 +1,56 @@
+//! The API server as the operator uses it: kinds as dynamic APIs, and the one field manager.
+
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, ValidationDirective};
+use kube::{Client, ResourceExt};
+use m1_operator_api::labels;
+use m1_operator_plan::{Kind, Object};
+
+use crate::error::Error;
+
+/// Where a kind is found.
+pub fn resource(kind: Kind) -> ApiResource {
+    let (group, version, name, plural) = kind.names();
+    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, name), plural)
+}
+
+/// The objects of a kind in a namespace.
+pub fn api(client: &Client, kind: Kind, namespace: &str) -> Api<DynamicObject> {
+    Api::namespaced_with(client.clone(), namespace, &resource(kind))
+}
+
+/// The objects of a kind in one namespace, or in all.
+pub fn api_in(client: &Client, kind: Kind, namespace: Option<&str>) -> Api<DynamicObject> {
+    match namespace {
+        Some(namespace) => api(client, kind, namespace),
+        None => Api::all_with(client.clone(), &resource(kind)),
+    }
+}
+
+/// Server-side apply as this operator does it. Unknown fields are errors: a typing mistake must not be dropped silently.
+pub fn apply_params() -> PatchParams {
+    PatchParams { field_validation: Some(ValidationDirective::Strict), ..PatchParams::apply(labels::MANAGER).force() }
+}
+
+/// Brings an object to what it should be. Fields of other writers stay.
+///
+/// # Errors
+/// The API server's.
+pub async fn apply(client: &Client, namespace: &str, object: &Object) -> Result<DynamicObject, Error> {
+    let api = api(client, object.kind, namespace);
+    let patched = api.patch(&object.name, &apply_params(), &Patch::Apply(&object.value)).await;
+    patched.map_err(Error::api("apply", format!("{} {}", object.kind.as_str(), object.name)))
+}
+
+/// Uid of the controller that owns an object.
+pub fn owner_uid(object: &DynamicObject) -> Option<&str> {
+    let owner = object.owner_references().iter().find(|owner| owner.controller == Some(true))?;
+    Some(&owner.uid)
+}
+
+/// Who owns an object, in words.
+pub fn owner_words(object: &DynamicObject) -> String {
+    match object.owner_references().iter().find(|owner| owner.controller == Some(true)) {
+        Some(owner) => format!("{} {}", owner.kind, owner.name),
+        None => "nobody known to Kubernetes".to_owned(),
+    }
+}

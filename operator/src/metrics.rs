@@ -1,0 +1,100 @@
+//! The operator's metrics. Labels are words of closed lists.
+
+use std::time::Instant;
+
+use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, Opts, Registry};
+
+/// Seconds of one reconcile.
+pub const RECONCILE_DURATION: &str = "m1_operator_reconcile_duration_seconds";
+/// Reconciles by outcome.
+pub const RECONCILES: &str = "m1_operator_reconciles_total";
+/// Reconciles that failed, by reason.
+pub const RECONCILE_ERRORS: &str = "m1_operator_reconcile_errors_total";
+/// Writes to the API server, by what was done.
+pub const WRITES: &str = "m1_operator_writes_total";
+/// Deployments known.
+pub const DEPLOYMENTS: &str = "m1_operator_deployments";
+/// Objects known.
+pub const OBJECTS: &str = "m1_operator_cached_objects";
+/// Pods known.
+pub const PODS: &str = "m1_operator_cached_pods";
+/// Whether this process leads.
+pub const LEADER: &str = "m1_operator_leader";
+
+/// Handles.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    registry: Registry,
+    duration: Histogram,
+    reconciles: IntCounterVec,
+    errors: IntCounterVec,
+    writes: IntCounterVec,
+    /// Deployments known.
+    pub deployments: IntGauge,
+    /// Objects known.
+    pub objects: IntGauge,
+    /// Pods known.
+    pub pods: IntGauge,
+    /// 1 on the process that leads.
+    pub leader: IntGauge,
+}
+
+impl Metrics {
+    /// Registers every series.
+    ///
+    /// # Errors
+    /// A name is taken or malformed.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let buckets = vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+        let duration = Histogram::with_opts(
+            HistogramOpts::new(RECONCILE_DURATION, "Time of one reconcile, calls to the API server included.").buckets(buckets),
+        )?;
+        let vec = |name: &str, help: &str, label: &str| IntCounterVec::new(Opts::new(name, help), &[label]);
+        let gauge = |name: &str, help: &str| IntGauge::new(name, help);
+        let metrics = Self {
+            duration,
+            reconciles: vec(RECONCILES, "Reconciles by outcome: ok, failed.", "result")?,
+            errors: vec(RECONCILE_ERRORS, "Reconciles that failed, by reason.", "reason")?,
+            writes: vec(WRITES, "Writes to the API server, by what was done.", "deed")?,
+            deployments: gauge(DEPLOYMENTS, "MiniMaxM1Deployments known.")?,
+            objects: gauge(OBJECTS, "Objects known that the operator writes.")?,
+            pods: gauge(PODS, "Pods known that belong to a deployment.")?,
+            leader: gauge(LEADER, "1 on the process that leads, 0 on those that wait.")?,
+            registry,
+        };
+        for outcome in ["ok", "failed"] {
+            metrics.reconciles.with_label_values(&[outcome]);
+        }
+        metrics.registry.register(Box::new(metrics.duration.clone()))?;
+        for counter in [&metrics.reconciles, &metrics.errors, &metrics.writes] {
+            metrics.registry.register(Box::new(counter.clone()))?;
+        }
+        for gauge in [&metrics.deployments, &metrics.objects, &metrics.pods, &metrics.leader] {
+            metrics.registry.register(Box::new(gauge.clone()))?;
+        }
+        Ok(metrics)
+    }
+
+    /// Books a reconcile.
+    pub fn reconciled(&self, began: Instant, error: Option<&'static str>) {
+        self.duration.observe(began.elapsed().as_secs_f64());
+        self.reconciles.with_label_values(&[if error.is_some() { "failed" } else { "ok" }]).inc();
+        if let Some(reason) = error {
+            self.errors.with_label_values(&[reason]).inc();
+        }
+    }
+
+    /// Books a write.
+    pub fn wrote(&self, deed: &'static str) {
+        self.writes.with_label_values(&[deed]).inc();
+    }
+
+    /// Everything in Prometheus' text format.
+    ///
+    /// # Errors
+    /// A series cannot be written.
+    pub fn text(&self) -> Result<String, prometheus::Error> {
+        prometheus::TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}

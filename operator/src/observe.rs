@@ -1,0 +1,192 @@
+//! What is, of one deployment: cache, workers' words and the cluster's events -> [`Observed`]. Reads the API server only for
+//! events, and only of pods that do not start.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::Event;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, DynamicObject, ListParams};
+use kube::{Client, ResourceExt};
+use m1_operator_api::{ExpertPlacementSpec, MiniMaxM1Deployment, labels};
+use m1_operator_plan::render::{ROUTER, WORKER};
+use m1_operator_plan::{ContainerSeen, GroupSeen, Kind, Observed, PlacementSeen, PodSeen, Revision, RouterSeen};
+
+use crate::cache::{Cache, Family, Key};
+use crate::workers::Workers;
+
+/// A pod that is younger than this is not asked why it does not start.
+const PATIENCE_SECONDS: i64 = 3;
+
+/// Everything about one deployment, and whether something is waited for whose end no watch tells.
+pub struct Look {
+    /// What the planner sees.
+    pub observed: Observed,
+    /// Pods wait for volumes or are refused: their events are worth another look.
+    pub waits: bool,
+}
+
+/// Looks at a deployment.
+pub async fn look(client: &Client, cache: &Cache, workers: &Workers, deployment: &MiniMaxM1Deployment, key: &Key) -> Look {
+    let now = Timestamp::now();
+    let family = cache.family(key);
+    let mut groups = groups(&family, workers, cache, key, now);
+    let waits = explain(client, key, &mut groups, now).await;
+    let resumed = deployment.annotations().get(labels::RESUMED_AT).and_then(|time| time.parse().ok());
+    let observed = Observed {
+        generation: deployment.metadata.generation.unwrap_or_default(),
+        status: deployment.status.clone().unwrap_or_default(),
+        resumed_at: resumed,
+        groups,
+        router: router(&family),
+        pace: workers.pace(key, now),
+        now,
+    };
+    Look { observed, waits }
+}
+
+/// Groups by name: of StatefulSets, and of pods whose StatefulSet is gone already, because they still hold their nodes.
+fn groups(family: &Family, workers: &Workers, cache: &Cache, key: &Key, now: Timestamp) -> Vec<GroupSeen> {
+    let mut groups: BTreeMap<String, GroupSeen> = BTreeMap::new();
+    for ((kind, name), object) in &family.objects {
+        if *kind == Kind::StatefulSet {
+            groups.extend(group(name, object).map(|group| (name.clone(), group)));
+        }
+    }
+    for pod in family.pods.values().filter(|pod| pod.labels().get(labels::APP_COMPONENT).is_some_and(|c| c == WORKER)) {
+        let Some((name, labelled)) = of_labels(&pod.name_any(), pod.labels()) else { continue };
+        let group = groups.entry(name).or_insert_with(|| GroupSeen { deleting: true, created: now, ..labelled });
+        let mut seen = crate::seen::pod(pod);
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+        seen.node = node.and_then(|node| cache.node(node));
+        seen.worker = workers.seen(key, &seen.name, pod.uid().as_deref());
+        group.pods.push(seen);
+    }
+    for ((kind, name), object) in &family.objects {
+        if let (Kind::ExpertPlacement, Some(group)) = (kind, groups.get_mut(name)) {
+            group.placement = placement(object);
+        }
+    }
+    let mut groups: Vec<GroupSeen> = groups.into_values().collect();
+    for group in &mut groups {
+        group.pods.sort_by_key(|pod| pod.index);
+    }
+    groups.sort_by(|a, b| (a.index, a.created, &a.name).cmp(&(b.index, b.created, &b.name)));
+    groups
+}
+
+fn group(name: &str, object: &DynamicObject) -> Option<GroupSeen> {
+    let (_, group) = of_labels(&format!("{name}-0"), object.labels())?;
+    let replicas = object.data.pointer("/spec/replicas").and_then(serde_json::Value::as_u64).unwrap_or(1);
+    Some(GroupSeen {
+        name: name.to_owned(),
+        replicas: replicas as u32,
+        created: object.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
+        deleting: object.metadata.deletion_timestamp.is_some(),
+        ..group
+    })
+}
+
+/// The group that labels speak of, and its name: a pod's without its index.
+fn of_labels(pod: &str, given: &BTreeMap<String, String>) -> Option<(String, GroupSeen)> {
+    let number = |key: &str| given.get(key).and_then(|text| text.parse::<u32>().ok());
+    let name = pod.rsplit_once('-')?.0.to_owned();
+    let size = number(labels::SIZE)?;
+    let group = GroupSeen {
+        name: name.clone(),
+        index: number(labels::GROUP_INDEX)?,
+        revision: Revision::from_label(given.get(labels::REVISION)?),
+        size,
+        replicas: size,
+        created: Timestamp::UNIX_EPOCH,
+        deleting: false,
+        refusal: None,
+        placement: None,
+        pods: Vec::new(),
+    };
+    Some((name, group))
+}
+
+fn placement(object: &DynamicObject) -> Option<PlacementSeen> {
+    let spec: ExpertPlacementSpec = serde_json::from_value(object.data.get("spec")?.clone()).ok()?;
+    Some(PlacementSeen {
+        spec,
+        resource_version: object.resource_version()?,
+        closed_since: object.annotations().get(labels::CLOSED_SINCE).and_then(|time| time.parse().ok()),
+    })
+}
+
+fn router(family: &Family) -> RouterSeen {
+    let deployment = family.objects.iter().find(|((kind, _), _)| *kind == Kind::Deployment).map(|(_, object)| object);
+    let available = deployment.and_then(|object| object.data.pointer("/status/availableReplicas")?.as_u64()).unwrap_or(0);
+    let routers = family.pods.values().filter(|pod| pod.labels().get(labels::APP_COMPONENT).is_some_and(|c| c == ROUTER));
+    let trouble = routers.filter_map(|pod| router_trouble(pod)).next();
+    RouterSeen { available: available as u32, trouble }
+}
+
+fn router_trouble(pod: &k8s_openapi::api::core::v1::Pod) -> Option<String> {
+    let name = pod.name_any();
+    let status = pod.status.as_ref()?;
+    let unscheduled = status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "False");
+    if let Some(condition) = unscheduled {
+        return Some(format!("pod {name} finds no node: {}", condition.message.clone().unwrap_or_default()));
+    }
+    let container = status.container_statuses.iter().flatten().next()?;
+    let waiting = container.state.as_ref()?.waiting.as_ref()?;
+    let reason = waiting.reason.clone().unwrap_or_default();
+    if matches!(reason.as_str(), "ContainerCreating" | "PodInitializing") {
+        return None;
+    }
+    Some(format!("pod {name}: {reason}: {}", waiting.message.clone().unwrap_or_default()))
+}
+
+/// Asks the cluster's events why pods are missing or do not start. True where one is waited for.
+async fn explain(client: &Client, key: &Key, groups: &mut [GroupSeen], now: Timestamp) -> bool {
+    let mut waits = false;
+    for group in groups.iter_mut().filter(|group| !group.deleting && !group.is_ready()) {
+        let missing = (group.pods.len() as u32) < group.replicas;
+        if missing {
+            waits = true;
+            if age(Some(group.created), now) >= PATIENCE_SECONDS {
+                group.refusal = warning(client, key, "StatefulSet", &group.name, &["FailedCreate"]).await;
+            }
+        }
+        // The pods of a group share their volumes: one tells for all.
+        if let Some(pod) = group.pods.iter_mut().find(|pod| waits_for_volumes(pod)) {
+            waits = true;
+            if age(pod.created, now) >= PATIENCE_SECONDS {
+                pod.volumes = warning(client, key, "Pod", &pod.name, &["FailedMount", "FailedAttachVolume"]).await;
+            }
+        }
+    }
+    waits
+}
+
+fn waits_for_volumes(pod: &PodSeen) -> bool {
+    let creating = match &pod.container {
+        ContainerSeen::Unknown => true,
+        ContainerSeen::Waiting { reason, .. } => reason == "ContainerCreating",
+        ContainerSeen::Running | ContainerSeen::Ended => false,
+    };
+    creating && pod.node.is_some() && !pod.deleting
+}
+
+fn age(since: Option<Timestamp>, now: Timestamp) -> i64 {
+    since.map_or(0, |since| now.duration_since(since).as_secs())
+}
+
+/// The newest warning about an object with one of the reasons.
+async fn warning(client: &Client, key: &Key, kind: &str, name: &str, reasons: &[&str]) -> Option<String> {
+    let api: Api<Event> = Api::namespaced(client.clone(), &key.namespace);
+    let fields = format!("involvedObject.kind={kind},involvedObject.name={name},type=Warning");
+    let events = api.list(&ListParams::default().fields(&fields)).await;
+    let events = match events {
+        Ok(events) => events.items,
+        Err(error) => {
+            tracing::debug!(%error, name, "events cannot be read");
+            return None;
+        }
+    };
+    let wanted = events.into_iter().filter(|event| event.reason.as_deref().is_some_and(|reason| reasons.contains(&reason)));
+    let newest = wanted.max_by_key(|event| event.last_timestamp.as_ref().map(|time| time.0))?;
+    newest.message
+}

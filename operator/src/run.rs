@@ -1,0 +1,239 @@
+//! The process: admin server, lease, watches, reconciles; and the order in which they end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context as _;
+use futures_util::{FutureExt, StreamExt, TryStreamExt};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::{WatchStreamExt, controller, watcher};
+use kube::{Api, Client, ResourceExt};
+use m1_operator_api::{MiniMaxM1Deployment, labels};
+use m1_operator_plan::Kind;
+use m1_runtime::admin::{Admin, Checks, Unwell};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::cache::{Cache, Key};
+use crate::cluster::{self, resource};
+use crate::config::Config;
+use crate::leader::Leadership;
+use crate::metrics::Metrics;
+use crate::reconcile::{Context, reconcile, retry, selector, served_kinds};
+use crate::workers::Workers;
+
+/// Changes that wait for the queue; watches pause when it is full.
+const CHANGES: usize = 4096;
+
+/// What the admin server says.
+struct Health {
+    started: AtomicBool,
+    metrics: Metrics,
+}
+
+impl Checks for Health {
+    fn started(&self) -> Result<(), Unwell> {
+        match self.started.load(Ordering::Relaxed) {
+            true => Ok(()),
+            false => Err(Unwell::new("Starting", "the API server has not answered yet")),
+        }
+    }
+
+    // Ready whether it leads or waits: a candidate that waits is as well as it can be.
+    fn ready(&self) -> Result<(), Unwell> {
+        self.started()
+    }
+
+    fn live(&self) -> Result<(), Unwell> {
+        Ok(())
+    }
+
+    fn metrics(&self) -> Result<String, Unwell> {
+        self.metrics.text().map_err(|error| Unwell::new("MetricsFailed", error.to_string()))
+    }
+}
+
+/// Runs until SIGTERM or SIGINT, or until another process leads.
+///
+/// # Errors
+/// The cluster cannot be reached at the start, an address cannot be bound, or leadership was lost.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let mut stop = Box::pin(m1_runtime::shutdown::signal());
+    let metrics = Metrics::new().context("cannot register metrics")?;
+    let admin = Admin::bind(config.admin).await.context("--admin")?;
+    let health = Arc::new(Health { started: AtomicBool::new(false), metrics: metrics.clone() });
+    let ended = CancellationToken::new();
+    let server = tokio::spawn(admin.serve(health.clone(), ended.clone().cancelled_owned()));
+    let client = Client::try_default().await.context("no cluster: neither a kubeconfig nor a service account")?;
+    let version = client.apiserver_version().await.context("the API server does not answer")?;
+    tracing::info!(version = version.git_version, "the API server answers");
+    health.started.store(true, Ordering::Relaxed);
+    let outcome = lead(&config, client, &metrics, &mut stop).await;
+    ended.cancel();
+    server.await.ok();
+    outcome
+}
+
+async fn lead(
+    config: &Config,
+    client: Client,
+    metrics: &Metrics,
+    stop: &mut (impl Future<Output = m1_runtime::shutdown::Signal> + Unpin),
+) -> anyhow::Result<()> {
+    let Some(lease) = &config.lease else {
+        act(config, client, metrics, 0, stop.map(|_| ())).await;
+        return Ok(());
+    };
+    let leadership = Leadership::new(client.clone(), &config.namespace, &config.identity, lease.clone());
+    tracing::info!(lease = lease.name, namespace = config.namespace, "waits for the lease");
+    let transitions = tokio::select! {
+        transitions = leadership.acquire() => transitions,
+        _ = &mut *stop => return Ok(()),
+    };
+    tracing::info!(transitions, "leads");
+    metrics.leader.set(1);
+    let lost = AtomicBool::new(false);
+    let kept = leadership.keep();
+    let end = async {
+        tokio::select! {
+            () = kept => lost.store(true, Ordering::Relaxed),
+            _ = stop => {}
+        }
+    };
+    act(config, client, metrics, transitions, end).await;
+    metrics.leader.set(0);
+    if lost.load(Ordering::Relaxed) {
+        anyhow::bail!("another process may lead now; this one ends and begins anew as a candidate");
+    }
+    // After everything that acts has ended: the next leader must not meet this one.
+    leadership.release().await;
+    Ok(())
+}
+
+/// Watches and reconciles until `end`; then lets reconciles that run come to their end.
+async fn act(config: &Config, client: Client, metrics: &Metrics, lease_transitions: u64, end: impl Future<Output = ()>) {
+    let (changes, changed) = mpsc::channel(CHANGES);
+    let served = served_kinds(&client).await;
+    let cache = Arc::new(Cache::new(changes.clone(), served.clone()));
+    let workers = Arc::new(Workers::new(changes.clone()));
+    let mut tasks = JoinSet::new();
+    let store = watch_all(&mut tasks, config, &client, &cache, &served, changes).await;
+    let reporter = Reporter { controller: labels::MANAGER.to_owned(), instance: Some(config.identity.clone()) };
+    let context = Arc::new(Context {
+        client: client.clone(),
+        config: config.clone(),
+        cache: Arc::clone(&cache),
+        workers: Arc::clone(&workers),
+        recorder: Recorder::new(client, reporter),
+        metrics: metrics.clone(),
+        lease_transitions,
+        notes: std::sync::Mutex::default(),
+    });
+    let (halt, halted) = tokio::sync::oneshot::channel::<()>();
+    let requests = tokio_stream_of(changed).take_until(halted.map(|_| ()));
+    let requests = requests
+        .map(|key: Key| Ok::<_, std::convert::Infallible>(ObjectRef::<MiniMaxM1Deployment>::new(&key.name).within(&key.namespace)));
+    let settings = controller::Config::default().concurrency(config.concurrency);
+    let gauges = (metrics.clone(), store.clone(), Arc::clone(&cache));
+    let reconciles = controller::applier(
+        |deployment, context| Box::pin(reconcile(deployment, context)),
+        retry,
+        context,
+        store,
+        requests,
+        settings,
+    );
+    let reconciles = reconciles.for_each(move |_| {
+        let (metrics, store, cache) = &gauges;
+        let (objects, pods) = cache.size();
+        metrics.deployments.set(store.len() as i64);
+        metrics.objects.set(objects as i64);
+        metrics.pods.set(pods as i64);
+        std::future::ready(())
+    });
+    let mut reconciles = std::pin::pin!(reconciles);
+    let mut end = std::pin::pin!(end);
+    tokio::select! {
+        () = &mut end => {}
+        () = &mut reconciles => {}
+        Some(ended) = tasks.join_next() => tracing::error!(?ended, "a watch ended"),
+    }
+    tracing::info!("stopping");
+    drop(halt);
+    // The queue is closed: what runs comes to its end, what waits is the next leader's.
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(5), reconciles).await;
+    workers.forget_all();
+    tasks.shutdown().await;
+}
+
+fn tokio_stream_of<T>(receiver: mpsc::Receiver<T>) -> impl futures_util::Stream<Item = T> {
+    futures_util::stream::unfold(receiver, |mut receiver| async move { receiver.recv().await.map(|item| (item, receiver)) })
+}
+
+/// Starts every watch and waits until each has listed once: what is not known yet must not be taken for missing.
+async fn watch_all(
+    tasks: &mut JoinSet<()>,
+    config: &Config,
+    client: &Client,
+    cache: &Arc<Cache>,
+    served: &[Kind],
+    changes: mpsc::Sender<Key>,
+) -> Store<MiniMaxM1Deployment> {
+    let (listed, mut lists) = mpsc::channel(64);
+    let mut awaited = 0;
+    let namespaces: Vec<Option<&str>> = match config.watch.is_empty() {
+        true => vec![None],
+        false => config.watch.iter().map(|namespace| Some(namespace.as_str())).collect(),
+    };
+    let ours = watcher::Config::default().labels(&selector());
+    for namespace in &namespaces {
+        for kind in served {
+            let events = watcher(cluster::api_in(client, *kind, *namespace), ours.clone()).default_backoff();
+            tasks.spawn(Arc::clone(cache).follow_objects(*kind, events, listed.clone()));
+            awaited += 1;
+        }
+        let pods: Api<Pod> = match namespace {
+            Some(namespace) => Api::namespaced(client.clone(), namespace),
+            None => Api::all(client.clone()),
+        };
+        tasks.spawn(Arc::clone(cache).follow_pods(watcher(pods, ours.clone()).default_backoff(), listed.clone()));
+        awaited += 1;
+    }
+    let nodes: Api<Node> = Api::all(client.clone());
+    let nodes = watcher(nodes, watcher::Config::default()).default_backoff();
+    tasks.spawn(Arc::clone(cache).follow_nodes(nodes, listed));
+    awaited += 1;
+    for _ in 0..awaited {
+        lists.recv().await;
+    }
+    let (reader, writer) = reflector::store();
+    let streams: Vec<_> = namespaces
+        .iter()
+        .map(|namespace| {
+            let api: Api<MiniMaxM1Deployment> = match namespace {
+                Some(namespace) => Api::namespaced(client.clone(), namespace),
+                None => Api::all(client.clone()),
+            };
+            watcher(api, watcher::Config::default()).default_backoff().boxed()
+        })
+        .collect();
+    let events =
+        futures_util::stream::select_all(streams).map_ok(|event| event.modify(|object| object.managed_fields_mut().clear()));
+    let events = reflector::reflector(writer, events).touched_objects();
+    tasks.spawn(async move {
+        let mut events = std::pin::pin!(events);
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(deployment) => {
+                    let key = Key { namespace: deployment.namespace().unwrap_or_default(), name: deployment.name_any() };
+                    let _ = changes.send(key).await;
+                }
+                Err(error) => tracing::warn!(%error, resource = resource(Kind::ExpertPlacement).group, "the watch of deployments broke; it starts anew"),
+            }
+        }
+    });
+    reader
+}

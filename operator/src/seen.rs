@@ -1,0 +1,83 @@
+//! From Kubernetes' objects to what the planner sees of them. Says nothing that the object does not.
+
+use k8s_openapi::api::core::v1::{ContainerStatus, Node, Pod};
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+use m1_operator_api::labels;
+use m1_operator_plan::{ContainerSeen, EndSeen, NodeSeen, PodSeen};
+
+/// A node.
+pub fn node(node: &Node) -> NodeSeen {
+    let mut conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref()).into_iter().flatten();
+    let silent = conditions.find(|condition| condition.type_ == "Ready" && condition.status != "True");
+    NodeSeen {
+        name: node.name_any(),
+        cordoned: node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false),
+        gone_since: silent.and_then(|condition| condition.last_transition_time.as_ref()).map(|time| time.0),
+    }
+}
+
+/// Drops what nobody here asks of a pod: with ten thousand of them it is most of the memory.
+pub fn strip(pod: &mut Pod) {
+    pod.metadata.managed_fields = None;
+    pod.metadata.annotations = None;
+    if let Some(spec) = &mut pod.spec {
+        let node = spec.node_name.take();
+        *spec = k8s_openapi::api::core::v1::PodSpec { node_name: node, ..Default::default() };
+    }
+    if let Some(status) = &mut pod.status {
+        status.host_ips = None;
+        status.pod_ips = None;
+        status.init_container_statuses = None;
+        for container in status.container_statuses.iter_mut().flatten() {
+            container.image_id = String::new();
+            container.volume_mounts = None;
+            container.resources = None;
+            container.allocated_resources = None;
+        }
+    }
+}
+
+/// A worker pod. What its worker says and where its node is comes from elsewhere.
+pub fn pod(pod: &Pod) -> PodSeen {
+    let status = pod.status.as_ref();
+    let conditions = || status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
+    let is = |kind: &str| conditions().any(|condition| condition.type_ == kind && condition.status == "True");
+    let unscheduled = conditions().find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
+    let container = status.and_then(|status| status.container_statuses.as_ref()?.iter().find(|status| status.name == "worker"));
+    PodSeen {
+        name: pod.name_any(),
+        index: pod.labels().get(labels::POD_INDEX).and_then(|index| index.parse().ok()).unwrap_or(0),
+        created: pod.creation_timestamp().map(|time| time.0),
+        deleting: pod.metadata.deletion_timestamp.is_some(),
+        ready: is("Ready"),
+        unschedulable: unscheduled.map(|condition| condition.message.clone().unwrap_or_default()),
+        container: container.map(container_state).unwrap_or_default(),
+        last_end: container.and_then(last_end),
+        ..PodSeen::default()
+    }
+}
+
+fn container_state(status: &ContainerStatus) -> ContainerSeen {
+    let Some(state) = &status.state else { return ContainerSeen::Unknown };
+    if let Some(waiting) = &state.waiting {
+        let text = |text: &Option<String>| text.clone().unwrap_or_default();
+        return ContainerSeen::Waiting { reason: text(&waiting.reason), message: text(&waiting.message) };
+    }
+    if state.running.is_some() {
+        return ContainerSeen::Running;
+    }
+    if state.terminated.is_some() { ContainerSeen::Ended } else { ContainerSeen::Unknown }
+}
+
+/// The newest end of a container: its present one, or its last.
+fn last_end(status: &ContainerStatus) -> Option<EndSeen> {
+    let states = [&status.state, &status.last_state];
+    let end = states.into_iter().flatten().find_map(|state| state.terminated.as_ref())?;
+    Some(EndSeen {
+        time: end.finished_at.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
+        code: end.exit_code,
+        reason: end.reason.clone().unwrap_or_default(),
+        message: end.message.clone().unwrap_or_default(),
+    })
+}

@@ -1,0 +1,309 @@
+//! The workers' own words, and placements pushed to them. One task follows each worker pod that has an address; a placement is pushed
+//! by level: whenever a worker speaks that has not accepted the group's newest, it is told.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+use m1_operator_api::{ExpertPlacementSpec, labels};
+use m1_operator_plan::render::{WORKER, WORKER_PORT};
+use m1_operator_plan::{Kind, WorkerPhase, WorkerSeen};
+use m1_proto::worker::worker_client::WorkerClient;
+use m1_proto::worker::{ApplyPlacementRequest, Phase, PodPlacement, StatusResponse, WatchStatsRequest};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::cache::{Family, Key};
+
+/// How often a worker may report: what a person who watches a start sees as alive.
+const REPORTS: Duration = Duration::from_millis(500);
+/// A pod that does not accept a connection this fast is not up yet.
+const CONNECT: Duration = Duration::from_secs(2);
+/// A silent connection is probed after this: a node that is gone sends no FIN.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Shortest and longest pause between attempts.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(15));
+/// How often loading alone makes the operator look again: the pace of `status.weights`.
+const PROGRESS: i64 = 2;
+
+/// A worker pod in one of its lives.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Life {
+    key: Key,
+    pod: String,
+    uid: String,
+    address: String,
+}
+
+struct Link {
+    placement: watch::Sender<Option<Arc<ApplyPlacementRequest>>>,
+    seen: Option<WorkerSeen>,
+    told: Timestamp,
+    _task: DropGuard,
+}
+
+/// Bytes read by a deployment's pods at a time.
+#[derive(Clone, Copy)]
+struct Sample {
+    time: Timestamp,
+    bytes: u64,
+}
+
+#[derive(Default)]
+struct Inner {
+    links: HashMap<Life, Link>,
+    samples: HashMap<Key, (Sample, Sample)>,
+}
+
+/// All workers that are followed.
+pub struct Workers {
+    inner: Arc<Mutex<Inner>>,
+    changes: mpsc::Sender<Key>,
+}
+
+impl Workers {
+    /// Follows nobody. Changes are told on the channel.
+    pub fn new(changes: mpsc::Sender<Key>) -> Self {
+        Self { inner: Arc::default(), changes }
+    }
+
+    /// What a worker said last, in the pod's present life.
+    pub fn seen(&self, key: &Key, pod: &str, uid: Option<&str>) -> Option<WorkerSeen> {
+        let inner = self.lock();
+        let (_, link) =
+            inner.links.iter().find(|(life, _)| life.key == *key && life.pod == pod && Some(life.uid.as_str()) == uid)?;
+        link.seen.clone()
+    }
+
+    /// Bytes per second that a deployment's workers read of late; none where they do not.
+    pub fn pace(&self, key: &Key, now: Timestamp) -> Option<f64> {
+        let (before, last) = *self.lock().samples.get(key)?;
+        let seconds = last.time.duration_since(before.time).as_secs_f64();
+        let stale = now.duration_since(last.time).as_secs() > 30;
+        (seconds > 0.0 && !stale).then(|| last.bytes.saturating_sub(before.bytes) as f64 / seconds)
+    }
+
+    /// Follows exactly the workers of a family and gives each the placement of its group.
+    pub fn follow(&self, key: &Key, family: &Family) {
+        let placements = placements(family);
+        let mut present = HashSet::new();
+        for pod in family.pods.values() {
+            let Some(life) = life(key, pod) else { continue };
+            let group = life.pod.rsplit_once('-').map(|(group, _)| group);
+            let placement = group.and_then(|group| placements.get(group)).cloned();
+            present.insert(life.clone());
+            self.link(life, placement);
+        }
+        let mut inner = self.lock();
+        inner.links.retain(|life, _| life.key != *key || present.contains(life));
+        if present.is_empty() {
+            inner.samples.remove(key);
+        }
+    }
+
+    /// Lets go of everybody: another operator leads.
+    pub fn forget_all(&self) {
+        *self.lock() = Inner::default();
+    }
+
+    fn link(&self, life: Life, placement: Option<Arc<ApplyPlacementRequest>>) {
+        let mut inner = self.lock();
+        if let Some(link) = inner.links.get(&life) {
+            link.placement.send_if_modified(|known| {
+                let changed = *known != placement;
+                known.clone_from(&placement);
+                changed
+            });
+            return;
+        }
+        let (sender, receiver) = watch::channel(placement);
+        let stop = CancellationToken::new();
+        let task =
+            Follower { life: life.clone(), placement: receiver, inner: Arc::clone(&self.inner), changes: self.changes.clone() };
+        let stopped = stop.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = stopped.cancelled() => {}
+                () = task.run() => {}
+            }
+        });
+        inner.links.insert(life, Link { placement: sender, seen: None, told: Timestamp::UNIX_EPOCH, _task: stop.drop_guard() });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The task that follows one worker.
+struct Follower {
+    life: Life,
+    placement: watch::Receiver<Option<Arc<ApplyPlacementRequest>>>,
+    inner: Arc<Mutex<Inner>>,
+    changes: mpsc::Sender<Key>,
+}
+
+impl Follower {
+    async fn run(mut self) {
+        let mut pause = PAUSES.0;
+        loop {
+            let began = tokio::time::Instant::now();
+            match self.follow().await {
+                Ok(()) => tracing::debug!(pod = self.life.pod, "the worker ended its reports"),
+                Err(error) => tracing::debug!(pod = self.life.pod, error, "the worker cannot be reached"),
+            }
+            self.lost().await;
+            // A connection that lasted starts the pauses anew.
+            pause = if began.elapsed() > PAUSES.1 { PAUSES.0 } else { (pause * 2).min(PAUSES.1) };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn follow(&mut self) -> Result<(), String> {
+        let mut client = connect(&self.life.address).await.map_err(|error| error.to_string())?;
+        let request = WatchStatsRequest { interval_ms: REPORTS.as_millis() as u32 };
+        let mut stream = client.watch_stats(request).await.map_err(|status| status.to_string())?.into_inner();
+        let mut last: Option<StatusResponse> = None;
+        loop {
+            tokio::select! {
+                message = stream.message() => match message.map_err(|status| status.to_string())? {
+                    Some(status) => {
+                        self.heard(&status).await;
+                        last = Some(status);
+                    }
+                    None => return Ok(()),
+                },
+                changed = self.placement.changed() => changed.map_err(|_| "the deployment is gone".to_owned())?,
+            }
+            if let Some(status) = &last {
+                self.push(&mut client, status).await;
+            }
+        }
+    }
+
+    /// Pushes the group's placement to a worker that runs another.
+    async fn push(&mut self, client: &mut WorkerClient<Channel>, status: &StatusResponse) {
+        let Some(placement) = self.placement.borrow_and_update().clone() else { return };
+        let waits = status.phase() == Phase::Waiting;
+        if !(waits || status.epoch < placement.epoch) || matches!(status.phase(), Phase::Failed | Phase::Draining) {
+            return;
+        }
+        match client.apply_placement(placement.as_ref().clone()).await {
+            Ok(_) => tracing::info!(pod = self.life.pod, epoch = placement.epoch, "placement applied"),
+            Err(status) => {
+                tracing::warn!(pod = self.life.pod, epoch = placement.epoch, error = status.message(), "placement refused")
+            }
+        }
+    }
+
+    async fn heard(&self, status: &StatusResponse) {
+        let seen = read(status);
+        let now = Timestamp::now();
+        let tell = {
+            let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(link) = inner.links.get_mut(&self.life) else { return };
+            let progress = WorkerSeen { bytes_loaded: 0, ..seen.clone() }
+                == WorkerSeen { bytes_loaded: 0, ..link.seen.clone().unwrap_or_default() };
+            let same = link.seen.as_ref() == Some(&seen);
+            let due = now.duration_since(link.told).as_secs() >= PROGRESS;
+            link.seen = Some(seen);
+            let tell = !same && (!progress || due);
+            if tell {
+                link.told = now;
+                sample(&mut inner, &self.life.key, now);
+            }
+            tell
+        };
+        if tell {
+            let _ = self.changes.send(self.life.key.clone()).await;
+        }
+    }
+
+    async fn lost(&self) {
+        let known = {
+            let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+            inner.links.get_mut(&self.life).and_then(|link| link.seen.take()).is_some()
+        };
+        if known {
+            let _ = self.changes.send(self.life.key.clone()).await;
+        }
+    }
+}
+
+/// Notes how much a deployment's workers have read.
+fn sample(inner: &mut Inner, key: &Key, time: Timestamp) {
+    let bytes = inner.links.iter().filter(|(life, _)| life.key == *key).filter_map(|(_, link)| link.seen.as_ref());
+    let sample = Sample { time, bytes: bytes.map(|seen| seen.bytes_loaded).sum() };
+    let (before, last) = inner.samples.get(key).copied().unwrap_or((sample, sample));
+    // The older of the two moves on slowly, so that the pace is that of some seconds.
+    let before = if last.time.duration_since(before.time).as_secs() >= 5 || sample.bytes < last.bytes { last } else { before };
+    inner.samples.insert(key.clone(), (before, sample));
+}
+
+fn life(key: &Key, pod: &Pod) -> Option<Life> {
+    let status = pod.status.as_ref()?;
+    let worker = pod.labels().get(labels::APP_COMPONENT).is_some_and(|component| component == WORKER);
+    let runs = status
+        .container_statuses
+        .iter()
+        .flatten()
+        .any(|container| container.name == "worker" && container.state.as_ref().is_some_and(|state| state.running.is_some()));
+    let ip = status.pod_ip.as_ref().filter(|_| worker && runs)?;
+    let host = if ip.contains(':') { format!("[{ip}]") } else { ip.clone() };
+    Some(Life { key: key.clone(), pod: pod.name_any(), uid: pod.uid()?, address: format!("{host}:{WORKER_PORT}") })
+}
+
+/// What each group's workers are told, by the group's name.
+fn placements(family: &Family) -> HashMap<String, Arc<ApplyPlacementRequest>> {
+    let objects = family.objects.iter().filter(|((kind, _), _)| *kind == Kind::ExpertPlacement);
+    let specs = objects.filter_map(|((_, name), object)| {
+        let spec: ExpertPlacementSpec = serde_json::from_value(object.data.get("spec")?.clone()).ok()?;
+        Some((name.clone(), Arc::new(request(&spec))))
+    });
+    specs.collect()
+}
+
+fn request(spec: &ExpertPlacementSpec) -> ApplyPlacementRequest {
+    let pods = (0..).zip(&spec.pods);
+    let pods = pods.map(|(pod, holding)| PodPlacement { pod, address: holding.address.clone(), holds: holding.holds.clone() });
+    ApplyPlacementRequest {
+        lease_transitions: spec.lease_transitions,
+        epoch: spec.epoch,
+        layers: spec.layers,
+        experts: spec.experts,
+        pods: pods.collect(),
+    }
+}
+
+fn read(status: &StatusResponse) -> WorkerSeen {
+    WorkerSeen {
+        phase: match status.phase() {
+            Phase::Unspecified | Phase::Waiting => WorkerPhase::Waiting,
+            Phase::Loading => WorkerPhase::Loading,
+            Phase::Connecting => WorkerPhase::Connecting,
+            Phase::Ready => WorkerPhase::Ready,
+            Phase::Draining => WorkerPhase::Draining,
+            Phase::Failed => WorkerPhase::Failed,
+        },
+        reason: status.reason.clone(),
+        message: status.message.clone(),
+        epoch: status.epoch,
+        bytes_loaded: status.bytes_loaded,
+        bytes_total: status.bytes_to_load,
+        sequences: status.running + status.waiting,
+    }
+}
+
+async fn connect(address: &str) -> Result<WorkerClient<Channel>, tonic::transport::Error> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))?
+        .connect_timeout(CONNECT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .keep_alive_while_idle(true);
+    Ok(WorkerClient::new(endpoint.connect().await?))
+}

@@ -1,0 +1,244 @@
+//! The groups and their workers as they are now: who belongs where, who is alive, how many leases each has. The queue is [`crate::Balancer`]'s.
+//!
+//! A group serves once all its pods were ready together; from then on every pod that calls itself ready takes requests, because a pod knows best whether
+//! it can do without a lost peer. It starts again from nothing when no pod is ready. A closed group serves nobody new, however ready it is.
+//!
+//! A worker is a pod's address in a group. Its number is never given again, so a lease means the same worker for as long as it lives; a worker that has
+//! left is kept until its last lease ends.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use m1_arch::ExpertSet;
+
+use crate::choice::Candidate;
+use crate::health::Health;
+use crate::topology::{GroupSpec, Revision, Topology};
+use crate::worker::{WorkerId, WorkerStats};
+
+#[derive(Debug, Default)]
+struct Worker {
+    health: Health,
+    inflight: u32,
+    refused_until: Duration,
+    left: bool,
+}
+
+#[derive(Debug)]
+struct Pod {
+    worker: WorkerId,
+    address: Arc<str>,
+    holds: Option<Arc<ExpertSet>>,
+}
+
+#[derive(Debug, Default)]
+struct Group {
+    revision: Revision,
+    open: bool,
+    complete: bool,
+    pods: Vec<Pod>,
+}
+
+/// What a new topology changed: whom to follow from now on, and whom no longer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Workers that came, with their addresses.
+    pub came: Vec<(WorkerId, Arc<str>)>,
+    /// Workers that left; leases on them go on.
+    pub left: Vec<WorkerId>,
+}
+
+/// One group as it is.
+#[derive(Clone, Debug)]
+pub struct GroupView<'a> {
+    /// Its key in the topology.
+    pub key: &'a str,
+    /// Whether it gets new requests.
+    pub open: bool,
+    /// In the order of their numbers.
+    pub pods: Vec<PodView<'a>>,
+}
+
+/// One pod as it is.
+#[derive(Clone, Copy, Debug)]
+pub struct PodView<'a> {
+    /// `HOST:PORT`.
+    pub address: &'a str,
+    /// The experts it should hold, where that is known.
+    pub holds: Option<&'a Arc<ExpertSet>>,
+    /// Its status, while it can be reached.
+    pub stats: Option<&'a WorkerStats>,
+}
+
+/// The groups and their workers.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    groups: BTreeMap<String, Group>,
+    workers: BTreeMap<WorkerId, Worker>,
+    next: u64,
+}
+
+impl Table {
+    /// Takes a whole topology for the one before.
+    pub fn apply(&mut self, topology: &Topology) -> Changes {
+        let mut changes = Changes::default();
+        let mut old = std::mem::take(&mut self.groups);
+        for (key, spec) in &topology.groups {
+            let group = self.regroup(old.remove(key).unwrap_or_default(), spec, &mut changes);
+            self.groups.insert(key.clone(), group);
+        }
+        old.into_values().flat_map(|group| group.pods).for_each(|pod| self.dismiss(pod.worker, &mut changes));
+        self.judge_groups();
+        changes
+    }
+
+    fn regroup(&mut self, before: Group, spec: &GroupSpec, changes: &mut Changes) -> Group {
+        let mut known = before.pods;
+        let mut pods = Vec::with_capacity(spec.pods.len());
+        for pod in &spec.pods {
+            let same = known.iter().position(|old| old.address == pod.address).map(|at| known.swap_remove(at).worker);
+            let worker = same.unwrap_or_else(|| self.hire(&pod.address, changes));
+            pods.push(Pod { worker, address: Arc::clone(&pod.address), holds: pod.holds.clone() });
+        }
+        known.into_iter().for_each(|pod| self.dismiss(pod.worker, changes));
+        Group { revision: spec.revision.clone(), open: spec.open, complete: before.complete, pods }
+    }
+
+    fn hire(&mut self, address: &Arc<str>, changes: &mut Changes) -> WorkerId {
+        let worker = WorkerId(self.next);
+        self.next += 1;
+        self.workers.insert(worker, Worker::default());
+        changes.came.push((worker, Arc::clone(address)));
+        worker
+    }
+
+    fn dismiss(&mut self, worker: WorkerId, changes: &mut Changes) {
+        changes.left.push(worker);
+        if let Some(leaving) = self.workers.get_mut(&worker) {
+            leaving.left = true;
+        }
+        self.forget(worker);
+    }
+
+    /// Drops a worker that has left and has no lease.
+    fn forget(&mut self, worker: WorkerId) {
+        if self.workers.get(&worker).is_some_and(|worker| worker.left && worker.inflight == 0) {
+            self.workers.remove(&worker);
+        }
+    }
+
+    /// A lease begins.
+    pub fn lease(&mut self, worker: WorkerId) {
+        if let Some(worker) = self.workers.get_mut(&worker) {
+            worker.inflight += 1;
+        }
+    }
+
+    /// A lease ends.
+    pub fn release(&mut self, worker: WorkerId) {
+        if let Some(worker) = self.workers.get_mut(&worker) {
+            worker.inflight = worker.inflight.saturating_sub(1);
+        }
+        self.forget(worker);
+    }
+
+    /// A worker has refused a sequence and is not asked again before this.
+    pub fn refused(&mut self, worker: WorkerId, until: Duration) {
+        if let Some(worker) = self.workers.get_mut(&worker) {
+            worker.refused_until = until;
+        }
+    }
+
+    /// A status came.
+    pub fn heard(&mut self, worker: WorkerId, stats: WorkerStats) {
+        if let Some(worker) = self.workers.get_mut(&worker) {
+            worker.health.heard(stats);
+            worker.refused_until = Duration::ZERO;
+        }
+        self.judge_groups();
+    }
+
+    /// A worker cannot be reached; gives what `judge` makes of its health, or nothing where it is not known.
+    pub fn lost<T>(&mut self, worker: WorkerId, judge: impl FnOnce(&mut Health) -> T) -> Option<T> {
+        let judged = self.workers.get_mut(&worker).map(|worker| judge(&mut worker.health));
+        self.judge_groups();
+        judged
+    }
+
+    /// Leases on all workers, those that have left included.
+    pub fn running(&self) -> u32 {
+        self.workers.values().map(|worker| worker.inflight).sum()
+    }
+
+    /// Statuses of the workers that take new requests.
+    pub fn serving(&self) -> impl Iterator<Item = (WorkerId, &WorkerStats)> {
+        self.groups.values().flat_map(|group| self.serving_of(group))
+    }
+
+    /// Whether new requests may go to a group of this revision, be it ready or not.
+    pub fn has_open(&self, revision: &Revision) -> bool {
+        self.groups.values().any(|group| group.open && group.revision == *revision)
+    }
+
+    /// The revision of a worker's group.
+    pub fn revision(&self, worker: WorkerId) -> Option<&Revision> {
+        let group = self.groups.values().find(|group| group.pods.iter().any(|pod| pod.worker == worker));
+        group.map(|group| &group.revision)
+    }
+
+    /// Who may take a request now; of one revision only, where one is given.
+    pub fn candidates(&self, revision: Option<&Revision>, now: Duration) -> Vec<Candidate> {
+        let groups = self.groups.values().filter(|group| revision.is_none_or(|revision| group.revision == *revision));
+        let candidates = groups.flat_map(|group| self.serving_of(group)).filter_map(|(id, stats)| {
+            let worker = self.workers.get(&id)?;
+            Some(Candidate {
+                worker: id,
+                inflight: worker.inflight,
+                reported: stats.running.saturating_add(stats.waiting),
+                slots: stats.slots_total,
+                refusing: worker.refused_until > now,
+            })
+        });
+        candidates.collect()
+    }
+
+    /// The groups, by their keys.
+    pub fn groups(&self) -> impl Iterator<Item = GroupView<'_>> {
+        self.groups.iter().map(|(key, group)| {
+            let pods = group.pods.iter().map(|pod| PodView {
+                address: &pod.address,
+                holds: pod.holds.as_ref(),
+                stats: self.stats(pod.worker),
+            });
+            GroupView { key, open: group.open, pods: pods.collect() }
+        })
+    }
+
+    fn serving_of<'a>(&'a self, group: &'a Group) -> impl Iterator<Item = (WorkerId, &'a WorkerStats)> {
+        let pods = group.pods.iter().filter(|pod| group.open && group.complete && self.is_ready(pod.worker));
+        pods.filter_map(|pod| Some((pod.worker, self.stats(pod.worker)?)))
+    }
+
+    fn stats(&self, worker: WorkerId) -> Option<&WorkerStats> {
+        self.workers.get(&worker)?.health.stats()
+    }
+
+    fn is_ready(&self, worker: WorkerId) -> bool {
+        is_ready(&self.workers, worker)
+    }
+
+    fn judge_groups(&mut self) {
+        for group in self.groups.values_mut() {
+            let mut ready = group.pods.iter().map(|pod| is_ready(&self.workers, pod.worker));
+            group.complete = match group.complete {
+                true => ready.any(|ready| ready),
+                false => !group.pods.is_empty() && ready.all(|ready| ready),
+            };
+        }
+    }
+}
+
+fn is_ready(workers: &BTreeMap<WorkerId, Worker>, worker: WorkerId) -> bool {
+    workers.get(&worker).is_some_and(|worker| worker.health.is_ready())
+}

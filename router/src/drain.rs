@@ -1,0 +1,75 @@
+//! How the router ends. The first signal: `/ready` is 503 at once, new requests are served for a while more, so that whoever routes to this router has
+//! looked elsewhere; then the listener closes and answers under way may end; then they are cut. The second signal cuts at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::App;
+
+/// How long each part of the end takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grace {
+    /// New requests are still served for this long.
+    pub delay: Duration,
+    /// Answers under way may go on for this long after that.
+    pub drain: Duration,
+}
+
+/// How often this process was asked to end.
+#[derive(Clone, Debug)]
+pub struct Stops(watch::Receiver<u32>);
+
+impl Stops {
+    /// The receiver holds the number of signals so far.
+    pub fn new(signals: watch::Receiver<u32>) -> Self {
+        Self(signals)
+    }
+
+    /// Counts the signals of this process from now on; call it inside a tokio runtime.
+    pub fn of_process() -> Self {
+        let (sender, receiver) = watch::channel(0);
+        let mut next = Box::pin(m1_runtime::shutdown::signal());
+        tokio::spawn(async move {
+            loop {
+                let signal = next.await;
+                // Listening again before anybody is told: a signal that comes in answer is not missed.
+                next = Box::pin(m1_runtime::shutdown::signal());
+                tracing::info!(?signal, "signal");
+                sender.send_modify(|signals| *signals += 1);
+            }
+        });
+        Self(receiver)
+    }
+
+    /// Completes once there were so many; never, when nobody is left to count.
+    async fn reached(&self, count: u32) {
+        let mut signals = self.0.clone();
+        if signals.wait_for(|signals| *signals >= count).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Completes when the listener should close. Until then `/ready` tells that the end is near.
+pub async fn closing(app: Arc<App>, stops: Stops) {
+    stops.reached(1).await;
+    app.leave();
+    let Grace { delay, drain } = app.config.grace;
+    tracing::info!(?delay, ?drain, "stopping");
+    within(delay, &stops).await;
+}
+
+/// Completes when answers under way are cut.
+pub async fn cutting(grace: Grace, stops: Stops) {
+    stops.reached(1).await;
+    within(grace.delay + grace.drain, &stops).await;
+}
+
+async fn within(time: Duration, stops: &Stops) {
+    tokio::select! {
+        () = tokio::time::sleep(time) => {}
+        () = stops.reached(2) => {}
+    }
+}

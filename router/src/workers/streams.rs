@@ -1,0 +1,75 @@
+//! Keeps a status stream to every worker of the newest topology: one starts when a worker comes, ends when it leaves, and is made again after it broke.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use m1_proto::worker::WatchStatsRequest;
+use m1_router_core::{Topology, WorkerId};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::link::{Link, geometry, read_status};
+use super::{Came, Pool};
+
+/// How often a worker may push its status. Also how long a wrong picture lives.
+const STATUS_INTERVAL: Duration = Duration::from_millis(200);
+
+impl Pool {
+    /// Applies every topology that comes, for as long as the router runs. When nobody speaks any more the last one stands.
+    pub async fn follow(self: Arc<Self>, mut topologies: watch::Receiver<Topology>) {
+        let (mut streams, mut handles) = (JoinSet::new(), HashMap::new());
+        loop {
+            let topology = topologies.borrow_and_update().clone();
+            let (came, left) = self.apply(&topology);
+            for worker in left {
+                if let Some(stream) = handles.remove(&worker) {
+                    let stream: tokio::task::AbortHandle = stream;
+                    stream.abort();
+                }
+            }
+            for Came { worker, link } in came {
+                handles.insert(worker, streams.spawn(Arc::clone(&self).watch(worker, link)));
+            }
+            // What was aborted is collected, so that its memory goes.
+            while streams.try_join_next().is_some() {}
+            if topologies.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// Follows one worker until it is aborted.
+    async fn watch(self: Arc<Self>, worker: WorkerId, link: Arc<Link>) {
+        loop {
+            let error = self.listen(worker, &link).await;
+            let wait = self.lost(worker);
+            tracing::debug!(worker = &*link.address, error, ?wait, "worker unreachable");
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Listens to one worker until its stream ends; says why it did.
+    async fn listen(self: &Arc<Self>, worker: WorkerId, link: &Link) -> String {
+        let interval_ms = u32::try_from(STATUS_INTERVAL.as_millis()).unwrap_or(u32::MAX);
+        let mut stream = match link.client().watch_stats(WatchStatsRequest { interval_ms }).await {
+            Ok(response) => response.into_inner(),
+            Err(status) => return status.to_string(),
+        };
+        let mut phase = None;
+        loop {
+            match stream.message().await {
+                Ok(Some(status)) => {
+                    let stats = read_status(&status);
+                    if phase.replace(stats.phase) != Some(stats.phase) {
+                        let (pod, phase) = (stats.pod, stats.phase.as_str());
+                        tracing::info!(worker = &*link.address, pod, phase, status.reason, "worker");
+                    }
+                    self.heard(worker, status.routing.as_ref().map(geometry), stats);
+                }
+                Ok(None) => return "the status stream ended".to_owned(),
+                Err(status) => return status.to_string(),
+            }
+        }
+    }
+}

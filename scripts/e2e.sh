@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# The whole on a real cluster. Without KUBECONFIG it builds and starts a cluster of its own (tests/cluster), loads the images and
+# ends it afterwards; with KUBECONFIG it runs the same suite there, where the images must be known to the nodes already.
+#   scripts/e2e.sh [pytest arguments]     M1_E2E_KEEP=1 leaves the cluster running
+set -euo pipefail
+cd "$(dirname "$0")/.."
+scripts/test-e2e.sh prepare
+profile=${M1_E2E_PROFILE:-dev}
+
+if [ -z "${KUBECONFIG:-}" ]; then
+  images=${M1_E2E_IMAGES:-target/images}
+  [ -n "${M1_E2E_IMAGES:-}" ] || cargo xtask image operator router worker --profile "$profile" --output "$images"
+  finish() { [ -n "${M1_E2E_KEEP:-}" ] || tests/cluster/down.sh; }
+  trap finish EXIT
+  eval "$(tests/cluster/up.sh --nodes 2)"
+  tests/cluster/load.sh "$images"/minimax-m1-{operator,router,worker}.tar
+  # How the suite reaches nodes and pods of this cluster; elsewhere it does without.
+  export M1_E2E_DIRECT=1 M1_E2E_NODE_EXEC="$PWD/tests/cluster/node.sh" M1_E2E_STOP_NODE="$PWD/tests/cluster/stop-node.sh" \
+    M1_E2E_START_NODE="$PWD/tests/cluster/start-node.sh"
+fi
+tests/chart/check.sh
+target/venv/bin/python -m pytest -p no:cacheprovider -q -x --tb=short -rA --show-capture=no tests/e2e "$@"

@@ -1,0 +1,52 @@
+#!/bin/bash
+# Adds fake nodes, on which pods only seem to run: for the scheduler and the
+# operator with more nodes than this machine can hold. Only pods that tolerate
+# the taint kwok.x-k8s.io/node land there.
+#
+#   kwok.sh up N   fake-1 to fake-N, each with 8 GPUs
+#   kwok.sh down   remove them
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$here/env.sh"
+need_cluster
+export KUBECONFIG=$conf/admin.kubeconfig PATH=$M1_CLUSTER_BUILD/bin:$PATH
+
+# The program runs beside the control plane and so ends with it.
+beside() { "$here/node.sh" control "$@"; }
+
+fake_node() {
+    cat <<YAML
+---
+apiVersion: v1
+kind: Node
+metadata:
+  name: fake-$1
+  annotations: {kwok.x-k8s.io/node: fake}
+  labels: {type: kwok, kubernetes.io/hostname: fake-$1, kubernetes.io/os: linux, nvidia.com/gpu.memory: "81559"}
+spec:
+  taints: [{key: kwok.x-k8s.io/node, value: fake, effect: NoSchedule}]
+status:
+  capacity: &room {cpu: "64", memory: 512Gi, pods: "110", nvidia.com/gpu: "8"}
+  allocatable: *room
+YAML
+}
+
+case ${1:-} in
+up)
+    [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || die "usage: kwok.sh up N"
+    if ! beside pgrep -x kwok >/dev/null; then
+        stages=()
+        for file in "$M1_CLUSTER_BUILD"/kwok/*.yaml; do stages+=(--config "$file"); done
+        setsid "$here/node.sh" control kwok --kubeconfig "$KUBECONFIG" "${stages[@]}" \
+            --manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake --node-lease-duration-seconds 40 \
+            >"$dir/control/logs/kwok.log" 2>&1 </dev/null &
+    fi
+    for i in $(seq "$2"); do fake_node "$i"; done | kubectl apply -f - >/dev/null
+    kubectl wait --for=condition=Ready node -l type=kwok --timeout=120s >/dev/null
+    ;;
+down)
+    kubectl delete node -l type=kwok --timeout=60s >/dev/null
+    beside pkill -x kwok || true
+    ;;
+*) die "usage: kwok.sh up N | down" ;;
+esac
