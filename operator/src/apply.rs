@@ -42,20 +42,28 @@ pub struct Hand<'a> {
 }
 
 impl Hand<'_> {
-    /// Carries out everything but the status.
-    ///
-    /// # Errors
-    /// The first write that failed; what was done before stays done and is found so the next time.
+    /// Carries out everything but the status. Says what was done also where something failed: it stays done and is found so the
+    /// next time.
     pub async fn carry_out(
         &self,
         decision: &Decision,
-        scene_object: impl Fn(&PlacementWrite) -> Object,
-    ) -> Result<Vec<Deed>, Error> {
-        let family = self.cache.family(self.key);
+        object: impl Fn(&PlacementWrite) -> Object,
+    ) -> (Vec<Deed>, Result<(), Error>) {
         let mut deeds = Vec::new();
+        let carried = self.carry_out_into(&mut deeds, decision, object).await;
+        (deeds, carried)
+    }
+
+    async fn carry_out_into(
+        &self,
+        deeds: &mut Vec<Deed>,
+        decision: &Decision,
+        object: impl Fn(&PlacementWrite) -> Object,
+    ) -> Result<(), Error> {
+        let family = self.cache.family(self.key);
         // A placement says that its group is closed before anything of the group goes.
         for write in &decision.placements {
-            deeds.extend(self.place(&family, write, scene_object(write)).await?);
+            deeds.extend(self.place(&family, write, object(write)).await?);
         }
         // A binding is refused before its role is there; nothing else has an order.
         let (bindings, others): (Vec<&Object>, Vec<&Object>) =

@@ -125,8 +125,8 @@ async fn accepted(
     };
     let decision = decide(&scene, &settled.revision, observed, context.lease_transitions);
     let object = |write: &PlacementWrite| -> Object { placement_object(&scene, &write.group) };
-    let deeds = hand.carry_out(&decision, object).await;
-    (decision, deeds)
+    let carried = hand.carry_out(&decision, object).await;
+    (decision, carried)
 }
 
 /// Refuses what needs a kind that the cluster does not have: somebody else's CRD that is not installed.

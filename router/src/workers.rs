@@ -1,5 +1,5 @@
 //! The workers as the router reaches them: one connection each, a status stream each, and the lease that a running request holds. Deciding is
-//! `m1-router-core`'s; this file books and wakes, [`link`] sends, [`streams`] listens.
+//! `m1-router-core`'s; this file books and wakes, `link` sends, `streams` listens.
 
 mod link;
 mod streams;

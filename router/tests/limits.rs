@@ -5,7 +5,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Act, Stand, chat, completion, merge};
+use common::{Act, PATIENCE, Stand, chat, completion, merge};
 use serde_json::{Value, json};
 use tonic::Code;
 
@@ -38,7 +38,9 @@ async fn a_worker_that_always_refuses_ends_the_wait_too() {
     let stand = Stand::with(1, |config| config.patience.wait = Duration::from_secs(1)).await;
     stand.wait_ready().await;
     (0..1000).for_each(|_| stand.doubles[0].refuse_once(Code::ResourceExhausted));
-    let answer = stand.client.post(CHAT, &chat(json!({}))).await;
+    let request = chat(json!({}));
+    let asked = stand.client.post(CHAT, &request);
+    let answer = tokio::time::timeout(PATIENCE, asked).await.expect("all its waits together are bounded");
     assert_eq!((answer.status, &answer.json()["error"]["code"]), (429, &json!("queue_timeout")));
 }
 

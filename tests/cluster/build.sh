@@ -168,8 +168,8 @@ build_images() {
 
 # ---- extras -------------------------------------------------------------------
 
-# LeaderWorkerSet's controller as an image, and its chart. Its own Kubernetes
-# modules are older and are left so: it does not compile with those of kubernetes/.
+# LeaderWorkerSet's controller as an image, and its chart. Its Kubernetes modules
+# are older than those of kubernetes/ and stay so.
 build_lws() {
     mkdir "$out/images" "$out/rootfs"
     cd tools/lws

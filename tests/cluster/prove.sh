@@ -124,9 +124,10 @@ traces() {
         ip route show table all | sed 's/^/route /'
         awk '{print "mount", $5}' /proc/self/mountinfo
         find /sys/fs/cgroup -type d -name "$M1_CLUSTER_CGROUP*" -printf 'cgroup %p\n'
-        # A process of a cluster is in a namespace of the cluster.
-        readlink /proc/[0-9]*/ns/{pid,net,mnt} 2>/dev/null | sed 's/^/namespace /'
-        pgrep -af "$dir" | grep -v prove.sh | sed 's/^/process /'
+        # A daemon has the cluster's folder among its arguments, and what runs in
+        # a pod is in a cgroup of the cluster.
+        pgrep -af "$dir/" | sed 's/^/process /'
+        grep -l "/$M1_CLUSTER_CGROUP/" /proc/[0-9]*/cgroup 2>/dev/null | sed 's/^/process /'
         ls -d "$dir" /var/lib/{cni,kubelet} /run/containerd /var/log/{containers,pods} 2>/dev/null | sed 's/^/folder /'
         sysctl vm.overcommit_memory vm.panic_on_oom kernel.panic kernel.panic_on_oops net.ipv4.ip_forward
         nft list ruleset | sed 's/^/rule /'

@@ -36,12 +36,12 @@ def endpoint(name):
 
 
 def get(url):
-    """Status and body of a GET."""
+    """Status, body and headers of a GET."""
     try:
         with urllib.request.urlopen(url, timeout=10) as answer:
-            return answer.status, answer.read().decode(), dict(answer.headers)
+            return answer.status, answer.read().decode(), answer.headers
     except urllib.error.HTTPError as error:
-        return error.code, error.read().decode(), dict(error.headers)
+        return error.code, error.read().decode(), error.headers
 
 
 def chat(url, content, model, **options):

@@ -56,7 +56,7 @@ def eventually(look, what, timeout=120, pause=0.3):
             last = look()
             if last:
                 return last
-        except (KubectlError, KeyError, IndexError, AssertionError) as error:
+        except (KubectlError, KeyError, IndexError, AssertionError, OSError) as error:
             last = error
         if time.monotonic() > end:
             raise AssertionError(f"not within {timeout} s: {what}; last: {last}")

@@ -50,7 +50,7 @@ pub struct DeploymentStatus {
     /// One entry per replica group.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<GroupStatus>,
-    /// Images as they were resolved once, so that an upgrade of the operator restarts nothing.
+    /// The worker's image where the spec names none, as it was resolved once, so that an upgrade of the operator restarts nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub worker_image: Option<String>,
     /// The router's image, likewise.

@@ -233,7 +233,7 @@ impl Table {
             let mut ready = group.pods.iter().map(|pod| is_ready(&self.workers, pod.worker));
             group.complete = match group.complete {
                 true => ready.any(|ready| ready),
-                false => !group.pods.is_empty() && ready.all(|ready| ready),
+                false => ready.all(|ready| ready),
             };
         }
     }

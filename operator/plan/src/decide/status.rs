@@ -46,8 +46,10 @@ pub fn of(scene: &Scene<'_>, revision: &Revision, observed: &Observed, rolling: 
     status.experts = experts(observed);
     status.groups = picture.groups;
     status.autoscaling = observed.status.autoscaling.clone();
-    status.worker_image = Some(scene.images.worker.clone());
-    status.router_image = Some(scene.images.router.clone());
+    // What the spec names is there already; what a default named is kept, so that another default changes nothing.
+    let spec = scene.checked.spec();
+    status.worker_image = spec.worker.image.is_none().then(|| scene.images.worker.clone());
+    status.router_image = spec.router.image.is_none().then(|| scene.images.router.clone());
     status
 }
 
@@ -209,7 +211,10 @@ fn ready(picture: &Picture<'_>, conditions: &mut Conditions<'_>) {
     let all = observed.groups.len() as u32;
     let kind = ConditionType::Ready;
     let summary = format!("{ready} of {replicas} groups serve revision {}", picture.revision);
-    if observed.router.available == 0 {
+    let helpless = picture.trouble.as_ref().filter(|trouble| trouble.needs_help);
+    if let Some(trouble) = helpless {
+        conditions.set(kind, false, trouble.reason, format!("{summary}; {}", trouble.message));
+    } else if observed.router.available == 0 {
         let why = observed.router.trouble.clone().unwrap_or_else(|| "its pods are starting".to_owned());
         conditions.set(kind, false, Reason::RouterUnavailable, format!("no router answers: {why}"));
     } else if replicas == 0 && all == 0 {

@@ -1,5 +1,6 @@
 //! What every pod has in common: who it runs as, what it may not do, and the model's files.
 
+use m1_operator_api::Worker;
 use serde_json::{Value, json};
 
 use super::USER;
@@ -50,6 +51,15 @@ pub fn model(source: &Source) -> ModelVolume {
         path => format!("{MODEL_MOUNT}/{path}"),
     };
     ModelVolume { volume, mount, folder }
+}
+
+/// What the spec accepts, and a node that is gone for as long as the spec says.
+pub fn tolerations(worker: &Worker) -> Vec<Value> {
+    let mut tolerations: Vec<Value> = worker.tolerations.iter().map(|toleration| json!(toleration)).collect();
+    tolerations.extend(["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"].map(
+        |key| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": worker.unreachable_seconds}),
+    ));
+    tolerations
 }
 
 /// A probe of the admin port.

@@ -3,7 +3,7 @@
 use m1_operator_api::{AuthMode, labels};
 use serde_json::{Value, json};
 
-use super::pod::{container_security, model, probe, security};
+use super::pod::{container_security, model, probe, security, tolerations};
 use super::{ROUTER, ROUTER_PORT, Scene};
 use crate::{Kind, Object};
 
@@ -11,6 +11,8 @@ use crate::{Kind, Object};
 const SHUTDOWN_DELAY: u32 = 5;
 /// Beyond delay and drain, before SIGKILL.
 const GRACE_BEYOND_DRAIN: u32 = 10;
+/// `router.limits.maxBody` where the spec says nothing: 16 Mi.
+const USUAL_BODY: u64 = 16 << 20;
 /// Where the Secret with API keys is mounted.
 const KEYS_MOUNT: &str = "/keys";
 
@@ -82,7 +84,7 @@ fn pod(scene: &Scene<'_>) -> Value {
         "securityContext": security(),
         "containers": [container],
         "volumes": volumes,
-        "tolerations": spec.worker.tolerations,
+        "tolerations": tolerations(&spec.worker),
     });
     if !spec.worker.image_pull_secrets.is_empty() {
         pod["imagePullSecrets"] = json!(spec.worker.image_pull_secrets);
@@ -116,9 +118,8 @@ fn args(scene: &Scene<'_>, folder: &str) -> Vec<String> {
     if let Some(tokens) = spec.router.limits.max_output_tokens {
         flag("max-output-tokens", tokens.to_string());
     }
-    if let Some(bytes) = spec.router.limits.max_body.as_ref().and_then(|body| body.amount().ok()) {
-        flag("body-limit", (bytes as u64).to_string());
-    }
+    let body = spec.router.limits.max_body.as_ref().and_then(|body| body.amount().ok()).map_or(USUAL_BODY, |bytes| bytes as u64);
+    flag("body-limit", body.to_string());
     line
 }
 

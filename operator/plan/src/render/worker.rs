@@ -3,7 +3,7 @@
 use m1_operator_api::{Gang, labels};
 use serde_json::{Map, Value, json};
 
-use super::pod::{ModelVolume, container_security, model, probe, security};
+use super::pod::{ModelVolume, container_security, model, probe, security, tolerations};
 use super::{ADMIN_PORT, GroupRef, Scene, WORKER_PORT, map, overrides};
 use crate::{Device, Kind, Object, PodPlan};
 
@@ -68,7 +68,7 @@ fn template(scene: &Scene<'_>, group: &GroupRef, pod: &PodPlan) -> Value {
         "securityContext": security(),
         "containers": [container(scene, group, pod, &model)],
         "volumes": [model.volume, {"name": "tmp", "emptyDir": {}}],
-        "tolerations": tolerations(scene),
+        "tolerations": tolerations(&spec.worker),
         "affinity": affinity(scene, group),
     });
     let mut set = |key: &str, value: Value| {
@@ -170,16 +170,6 @@ fn resources(scene: &Scene<'_>, pod: &PodPlan) -> Value {
         requests["memory"] = json!((pod.bytes.total + crate::compose::CPU_PROCESS).0.to_string());
     }
     json!({"requests": requests, "limits": limits})
-}
-
-/// What the spec accepts, and a node that is gone for as long as the spec says.
-fn tolerations(scene: &Scene<'_>) -> Vec<Value> {
-    let worker = &scene.checked.spec().worker;
-    let mut tolerations: Vec<Value> = worker.tolerations.iter().map(|toleration| json!(toleration)).collect();
-    tolerations.extend(["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"].map(
-        |key| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": worker.unreachable_seconds}),
-    ));
-    tolerations
 }
 
 /// Pods of a group on different nodes (a must on GPUs, a wish on CPUs), all in one topology domain where one is named.
