@@ -5,11 +5,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/test-e2e.sh prepare
-profile=${M1_E2E_PROFILE:-dev}
 
 if [ -z "${KUBECONFIG:-}" ]; then
   images=${M1_E2E_IMAGES:-target/images}
-  [ -n "${M1_E2E_IMAGES:-}" ] || cargo xtask image operator router worker --profile "$profile" --output "$images"
+  # The programs that `make build` made: building them one by one would compile their libraries anew.
+  [ -n "${M1_E2E_IMAGES:-}" ] || cargo xtask image operator router worker --programs target/debug --output "$images"
   finish() { [ -n "${M1_E2E_KEEP:-}" ] || tests/cluster/down.sh; }
   trap finish EXIT
   eval "$(tests/cluster/up.sh --nodes 2)"

@@ -160,7 +160,7 @@ fn check_size(kind: Kind, compressed: u64) -> Result<()> {
     Ok(())
 }
 
-/// What https://reproducible-builds.org/specs/source-date-epoch says; 0 without it.
+/// What <https://reproducible-builds.org/specs/source-date-epoch> says; 0 without it.
 fn source_date_epoch() -> Result<u64> {
     match std::env::var("SOURCE_DATE_EPOCH") {
         Ok(text) => text.parse().with_context(|| format!("SOURCE_DATE_EPOCH=`{text}` is not a number of seconds")),
