@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole on a real cluster. Without KUBECONFIG it builds and starts a cluster of its own (tests/cluster), loads the images and
 # ends it afterwards; with KUBECONFIG it runs the same suite there, where the images must be known to the nodes already.
-#   scripts/e2e.sh [pytest arguments]     M1_E2E_KEEP=1 leaves the cluster running
+#   scripts/e2e.sh [pytest arguments]     default: tests/e2e; M1_E2E_KEEP=1 leaves the cluster running
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/test-e2e.sh prepare
@@ -19,4 +19,4 @@ if [ -z "${KUBECONFIG:-}" ]; then
     M1_E2E_START_NODE="$PWD/tests/cluster/start-node.sh"
 fi
 tests/chart/check.sh
-target/venv/bin/python -m pytest -p no:cacheprovider -q -x --tb=short -rA --show-capture=no tests/e2e "$@"
+target/venv/bin/python -m pytest -p no:cacheprovider -q -x --tb=short -rA --show-capture=no "${@:-tests/e2e}"

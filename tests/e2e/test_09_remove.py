@@ -19,8 +19,10 @@ def test_a_chart_upgrade_with_a_deployment_in_place_restarts_nothing():
 def test_helm_uninstall_leaves_the_crds_and_what_serves():
     before = {pod["metadata"]["uid"] for pod in kube.workers(NAME)}
     kube.run("helm", "uninstall", "minimax-m1-operator", "-n", kube.SYSTEM, "--wait")
-    left = kube.kubectl("get", "all,roles,rolebindings,serviceaccounts,networkpolicies", "-o", "name", namespace=kube.SYSTEM).split()
-    assert set(left) <= {"serviceaccount/default"}, left
+    kinds = "all,roles,rolebindings,serviceaccounts,networkpolicies"
+    left = lambda: set(kube.kubectl("get", kinds, "-o", "name", namespace=kube.SYSTEM).split())
+    # helm waits for its objects; the pods of a Deployment that is gone end a moment later.
+    kube.eventually(lambda: left() <= {"serviceaccount/default"}, "nothing left of the operator", timeout=45)
     roles = kube.run("kubectl", "get", "clusterroles,clusterrolebindings", "-o", "name")
     assert "minimax-m1" not in roles
     assert "minimaxm1deployments" in kube.run("kubectl", "get", "crds", "-o", "name")
