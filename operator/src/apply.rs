@@ -103,12 +103,13 @@ impl Hand<'_> {
             let message = format!("{} {}", object.kind.as_str(), object.name);
             return Ok(Some(Deed { reason: "Created", message: format!("created {message}"), warning: false }));
         };
+        let former = is_former(known, self.key, self.uid);
+        if former || known.metadata.deletion_timestamp.is_some() {
+            // It is made anew once it is gone: its deletion will be seen.
+            return Ok(None);
+        }
         if owner_uid(known) != Some(self.uid) {
             return Err(foreign(object, known));
-        }
-        if known.metadata.deletion_timestamp.is_some() {
-            // It is made anew once it is gone.
-            return Ok(None);
         }
         if object.kind == Kind::StatefulSet {
             freeze(&mut wanted, known, self.version);
@@ -226,6 +227,12 @@ fn freeze(wanted: &mut Object, known: &DynamicObject, version: &str) {
 
 fn is_frozen(known: &DynamicObject, version: &str) -> bool {
     known.annotations().get(labels::RENDERED_BY).is_some_and(|rendered| rendered != version)
+}
+
+/// Whether an object belongs to a deployment of the same name that is gone: the cluster's garbage collection has not come to it yet.
+fn is_former(known: &DynamicObject, key: &Key, uid: &str) -> bool {
+    let owners = known.owner_references();
+    owners.iter().any(|owner| owner.kind == "MiniMaxM1Deployment" && owner.name == key.name && owner.uid != uid)
 }
 
 fn foreign(object: &Object, found: &DynamicObject) -> Error {

@@ -12,7 +12,7 @@ use kube::runtime::watcher::{self, Event};
 use m1_arch::Bytes;
 use m1_operator_api::labels;
 use m1_operator_plan::{Kind, NodeSeen};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::seen;
 
@@ -104,7 +104,7 @@ impl Cache {
         self: Arc<Self>,
         kind: Kind,
         events: impl Stream<Item = watcher::Result<Event<DynamicObject>>> + Send,
-        listed: mpsc::Sender<()>,
+        listed: Option<oneshot::Sender<()>>,
     ) {
         let events = events.map_ok(|event| event.modify(|object| object.managed_fields_mut().clear()));
         self.follow(Some(kind), events.map_ok(|event| map_event(event, |object| Written { kind, object })), listed).await;
@@ -114,7 +114,7 @@ impl Cache {
     pub async fn follow_pods(
         self: Arc<Self>,
         events: impl Stream<Item = watcher::Result<Event<Pod>>> + Send,
-        listed: mpsc::Sender<()>,
+        listed: Option<oneshot::Sender<()>>,
     ) {
         self.follow(None, events.map_ok(|event| event.modify(seen::strip)), listed).await;
     }
@@ -123,7 +123,7 @@ impl Cache {
     pub async fn follow_nodes(
         self: Arc<Self>,
         events: impl Stream<Item = watcher::Result<Event<Node>>> + Send,
-        listed: mpsc::Sender<()>,
+        mut listed: Option<oneshot::Sender<()>>,
     ) {
         let mut events = std::pin::pin!(events);
         let mut fresh = HashMap::new();
@@ -139,7 +139,7 @@ impl Cache {
                     continue;
                 }
                 Ok(Event::InitDone) => {
-                    let _ = listed.try_send(());
+                    listed.take().map(|listed| listed.send(()));
                     self.replace_nodes(std::mem::take(&mut fresh))
                 }
                 Ok(Event::Apply(node)) => {
@@ -165,7 +165,7 @@ impl Cache {
         &self,
         kind: Option<Kind>,
         events: impl Stream<Item = watcher::Result<Event<M>>> + Send,
-        listed: mpsc::Sender<()>,
+        mut listed: Option<oneshot::Sender<()>>,
     ) {
         let mut events = std::pin::pin!(events);
         // What this watch has delivered, so that a new list shows what is gone.
@@ -185,7 +185,7 @@ impl Cache {
                     }
                     known = std::mem::take(&mut fresh);
                     // Nobody waits after the first list.
-                    let _ = listed.try_send(());
+                    listed.take().map(|listed| listed.send(()));
                 }
                 Ok(Event::Apply(member)) => {
                     if let Some(place) = member.place() {

@@ -12,6 +12,7 @@ use m1_operator_plan::render::{ROUTER, WORKER};
 use m1_operator_plan::{ContainerSeen, GroupSeen, Kind, Observed, PlacementSeen, PodSeen, Revision, RouterSeen};
 
 use crate::cache::{Cache, Family, Key};
+use crate::cluster::owner_uid;
 use crate::workers::Workers;
 
 /// A pod that is younger than this is not asked why it does not start.
@@ -29,7 +30,8 @@ pub struct Look {
 pub async fn look(client: &Client, cache: &Cache, workers: &Workers, deployment: &MiniMaxM1Deployment, key: &Key) -> Look {
     let now = Timestamp::now();
     let family = cache.family(key);
-    let mut groups = groups(&family, workers, cache, key, now);
+    let uid = deployment.uid().unwrap_or_default();
+    let mut groups = groups(&family, workers, cache, (key, &uid), now);
     let waits = explain(client, key, &mut groups, now).await;
     let resumed = deployment.annotations().get(labels::RESUMED_AT).and_then(|time| time.parse().ok());
     let observed = Observed {
@@ -45,11 +47,14 @@ pub async fn look(client: &Client, cache: &Cache, workers: &Workers, deployment:
 }
 
 /// Groups by name: of StatefulSets, and of pods whose StatefulSet is gone already, because they still hold their nodes.
-fn groups(family: &Family, workers: &Workers, cache: &Cache, key: &Key, now: Timestamp) -> Vec<GroupSeen> {
+/// What a former deployment of the same name left is on its way out.
+fn groups(family: &Family, workers: &Workers, cache: &Cache, (key, uid): (&Key, &str), now: Timestamp) -> Vec<GroupSeen> {
     let mut groups: BTreeMap<String, GroupSeen> = BTreeMap::new();
     for ((kind, name), object) in &family.objects {
         if *kind == Kind::StatefulSet {
-            groups.extend(group(name, object).map(|group| (name.clone(), group)));
+            let former = owner_uid(object) != Some(uid);
+            let group = group(name, object).map(|group| GroupSeen { deleting: group.deleting || former, ..group });
+            groups.extend(group.map(|group| (name.clone(), group)));
         }
     }
     for pod in family.pods.values().filter(|pod| pod.labels().get(labels::APP_COMPONENT).is_some_and(|c| c == WORKER)) {
@@ -62,6 +67,9 @@ fn groups(family: &Family, workers: &Workers, cache: &Cache, key: &Key, now: Tim
         group.pods.push(seen);
     }
     for ((kind, name), object) in &family.objects {
+        if owner_uid(object) != Some(uid) {
+            continue;
+        }
         if let (Kind::ExpertPlacement, Some(group)) = (kind, groups.get_mut(name)) {
             group.placement = placement(object);
         }

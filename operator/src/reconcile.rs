@@ -56,6 +56,12 @@ pub struct Note {
 }
 
 impl Context {
+    /// Forgets a deployment that is gone.
+    pub fn forget(&self, key: &Key) {
+        self.workers.forget(key);
+        self.notes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(key);
+    }
+
     fn note<T>(&self, key: &Key, with: impl FnOnce(&mut Note) -> T) -> T {
         let mut notes = self.notes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         with(notes.entry(key.clone()).or_default())
@@ -201,15 +207,15 @@ pub fn selector() -> String {
     format!("{}={}", labels::APP_MANAGED_BY, labels::MANAGER)
 }
 
-/// Where the kinds that a cluster may lack are found: asked once, at the start.
-pub async fn served_kinds(client: &Client) -> Vec<Kind> {
+/// The kinds that the cluster has; some are other people's. Asked once, at the start, where this operator may look.
+pub async fn served_kinds(client: &Client, namespace: Option<&str>) -> Vec<Kind> {
     let mut served = Vec::new();
     for kind in Kind::ALL {
         let one = kube::api::ListParams::default().limit(1);
         let missing = match kind.is_optional() {
             false => false,
             true => {
-                let answer = cluster::api_in(client, kind, None).list_metadata(&one).await;
+                let answer = cluster::api_in(client, kind, namespace).list_metadata(&one).await;
                 matches!(answer, Err(error) if crate::error::code(&error) == Some(404))
             }
         };

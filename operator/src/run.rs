@@ -13,7 +13,7 @@ use kube::{Api, Client, ResourceExt};
 use m1_operator_api::{MiniMaxM1Deployment, labels};
 use m1_operator_plan::Kind;
 use m1_runtime::admin::{Admin, Checks, Unwell};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +27,9 @@ use crate::workers::Workers;
 
 /// Changes that wait for the queue; watches pause when it is full.
 const CHANGES: usize = 4096;
+
+/// How long reconciles that run may go on at the end: less than what a lost lease leaves before another process may act.
+const LAST_WRITES: std::time::Duration = std::time::Duration::from_secs(3);
 
 /// What the admin server says.
 struct Health {
@@ -116,7 +119,7 @@ async fn lead(
 /// Watches and reconciles until `end`; then lets reconciles that run come to their end.
 async fn act(config: &Config, client: Client, metrics: &Metrics, lease_transitions: u64, end: impl Future<Output = ()>) {
     let (changes, changed) = mpsc::channel(CHANGES);
-    let served = served_kinds(&client).await;
+    let served = served_kinds(&client, config.watch.first().map(String::as_str)).await;
     let cache = Arc::new(Cache::new(changes.clone(), served.clone()));
     let workers = Arc::new(Workers::new(changes.clone()));
     let mut tasks = JoinSet::new();
@@ -132,12 +135,12 @@ async fn act(config: &Config, client: Client, metrics: &Metrics, lease_transitio
         lease_transitions,
         notes: std::sync::Mutex::default(),
     });
-    let (halt, halted) = tokio::sync::oneshot::channel::<()>();
+    let (halt, halted) = oneshot::channel::<()>();
     let requests = tokio_stream_of(changed).take_until(halted.map(|_| ()));
     let requests = requests
         .map(|key: Key| Ok::<_, std::convert::Infallible>(ObjectRef::<MiniMaxM1Deployment>::new(&key.name).within(&key.namespace)));
     let settings = controller::Config::default().concurrency(config.concurrency);
-    let gauges = (metrics.clone(), store.clone(), Arc::clone(&cache));
+    let gauges = (metrics.clone(), store.clone(), Arc::clone(&cache), Arc::clone(&context));
     let reconciles = controller::applier(
         |deployment, context| Box::pin(reconcile(deployment, context)),
         retry,
@@ -146,8 +149,11 @@ async fn act(config: &Config, client: Client, metrics: &Metrics, lease_transitio
         requests,
         settings,
     );
-    let reconciles = reconciles.for_each(move |_| {
-        let (metrics, store, cache) = &gauges;
+    let reconciles = reconciles.for_each(move |outcome| {
+        let (metrics, store, cache, context) = &gauges;
+        if let Err(controller::Error::ObjectNotFound(gone)) = outcome {
+            context.forget(&Key { namespace: gone.namespace.clone().unwrap_or_default(), name: gone.name.clone() });
+        }
         let (objects, pods) = cache.size();
         metrics.deployments.set(store.len() as i64);
         metrics.objects.set(objects as i64);
@@ -164,7 +170,7 @@ async fn act(config: &Config, client: Client, metrics: &Metrics, lease_transitio
     tracing::info!("stopping");
     drop(halt);
     // The queue is closed: what runs comes to its end, what waits is the next leader's.
-    let _ = tokio::time::timeout(std::time::Duration::from_secs(5), reconciles).await;
+    let _ = tokio::time::timeout(LAST_WRITES, reconciles).await;
     workers.forget_all();
     tasks.shutdown().await;
 }
@@ -182,8 +188,12 @@ async fn watch_all(
     served: &[Kind],
     changes: mpsc::Sender<Key>,
 ) -> Store<MiniMaxM1Deployment> {
-    let (listed, mut lists) = mpsc::channel(64);
-    let mut awaited = 0;
+    let mut lists = Vec::new();
+    let mut listed = || {
+        let (sender, receiver) = oneshot::channel();
+        lists.push(receiver);
+        Some(sender)
+    };
     let namespaces: Vec<Option<&str>> = match config.watch.is_empty() {
         true => vec![None],
         false => config.watch.iter().map(|namespace| Some(namespace.as_str())).collect(),
@@ -192,23 +202,18 @@ async fn watch_all(
     for namespace in &namespaces {
         for kind in served {
             let events = watcher(cluster::api_in(client, *kind, *namespace), ours.clone()).default_backoff();
-            tasks.spawn(Arc::clone(cache).follow_objects(*kind, events, listed.clone()));
-            awaited += 1;
+            tasks.spawn(Arc::clone(cache).follow_objects(*kind, events, listed()));
         }
         let pods: Api<Pod> = match namespace {
             Some(namespace) => Api::namespaced(client.clone(), namespace),
             None => Api::all(client.clone()),
         };
-        tasks.spawn(Arc::clone(cache).follow_pods(watcher(pods, ours.clone()).default_backoff(), listed.clone()));
-        awaited += 1;
+        tasks.spawn(Arc::clone(cache).follow_pods(watcher(pods, ours.clone()).default_backoff(), listed()));
     }
     let nodes: Api<Node> = Api::all(client.clone());
     let nodes = watcher(nodes, watcher::Config::default()).default_backoff();
-    tasks.spawn(Arc::clone(cache).follow_nodes(nodes, listed));
-    awaited += 1;
-    for _ in 0..awaited {
-        lists.recv().await;
-    }
+    tasks.spawn(Arc::clone(cache).follow_nodes(nodes, listed()));
+    futures_util::future::join_all(lists).await;
     let (reader, writer) = reflector::store();
     let streams: Vec<_> = namespaces
         .iter()

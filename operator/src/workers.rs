@@ -105,6 +105,13 @@ impl Workers {
         }
     }
 
+    /// Lets go of the workers of a deployment that is gone.
+    pub fn forget(&self, key: &Key) {
+        let mut inner = self.lock();
+        inner.links.retain(|life, _| life.key != *key);
+        inner.samples.remove(key);
+    }
+
     /// Lets go of everybody: another operator leads.
     pub fn forget_all(&self) {
         *self.lock() = Inner::default();

@@ -54,3 +54,11 @@ def test_the_operator_refuses_and_changes_nothing(case, url):
     kube.ready(NAME)
     assert {pod["metadata"]["uid"] for pod in kube.workers(NAME)} == before
     assert json.dumps(kube.get("m1d", NAME)["status"]["conditions"]).count('"False"') == 2  # Progressing, Degraded
+
+
+def test_only_the_operator_writes_placements():
+    (placement,) = kube.items("m1ep", f"serving.minimax-m1.dev/name={NAME}")
+    name = placement["metadata"]["name"]
+    done = kube.kubectl("patch", "m1ep", name, "--type=merge", "-p", '{"spec": {"traffic": "Closed"}}', check=False)
+    assert done.returncode and "the operator writes their spec" in done.stderr, done
+    kube.kubectl("label", "m1ep", name, "example.test/note=mine")

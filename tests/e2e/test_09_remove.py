@@ -23,7 +23,8 @@ def test_helm_uninstall_leaves_the_crds_and_what_serves():
     left = lambda: set(kube.kubectl("get", kinds, "-o", "name", namespace=kube.SYSTEM).split())
     # helm waits for its objects; the pods of a Deployment that is gone end a moment later.
     kube.eventually(lambda: left() <= {"serviceaccount/default"}, "nothing left of the operator", timeout=45)
-    roles = kube.run("kubectl", "get", "clusterroles,clusterrolebindings", "-o", "name")
+    kinds = "clusterroles,clusterrolebindings,validatingadmissionpolicies,validatingadmissionpolicybindings"
+    roles = kube.run("kubectl", "get", kinds, "-o", "name")
     assert "minimax-m1" not in roles
     assert "minimaxm1deployments" in kube.run("kubectl", "get", "crds", "-o", "name")
     assert {pod["metadata"]["uid"] for pod in kube.workers(NAME)} == before

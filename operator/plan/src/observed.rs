@@ -197,6 +197,11 @@ impl GroupSeen {
         self.is_ready() && self.is_open()
     }
 
+    /// Whether it is known that nothing runs in it. A ready pod that has not been heard yet may run anything.
+    pub fn is_idle(&self) -> bool {
+        self.sequences() == 0 && self.pods.iter().all(|pod| !pod.ready || pod.worker.is_some())
+    }
+
     /// Sequences that would be lost with it.
     pub fn sequences(&self) -> u32 {
         self.pods.iter().filter_map(|pod| pod.worker.as_ref()).map(|worker| worker.sequences).sum()

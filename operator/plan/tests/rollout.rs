@@ -189,7 +189,27 @@ fn a_rollout_replaces_one_group_at_a_time() {
 fn a_surge_makes_the_new_group_first() {
     let mut world = World::new();
     settle(&mut world, &spec("rollout: {maxUnavailable: 0, maxSurge: 1}"), 1, 0);
-    settle(&mut world, &spec("rollout: {maxUnavailable: 0, maxSurge: 1}\nexperts: {loss: {waitSeconds: 9}}"), 2, 1);
+    let changed = spec("rollout: {maxUnavailable: 0, maxSurge: 1}\nexperts: {loss: {waitSeconds: 9}}");
+    for _ in 0..2 {
+        let decision = world.step(&changed);
+        assert_eq!(is(&decision.status, ConditionType::Progressing).0, ConditionStatus::True, "the surge is on its way");
+    }
+    settle(&mut world, &changed, 2, 1);
+}
+
+#[test]
+fn a_group_whose_workers_have_not_been_heard_is_not_taken_for_idle() {
+    let mut world = World::new();
+    settle(&mut world, &spec("replicas: 1"), 1, 0);
+    world.group(0).pods[0].worker = None;
+    let none = spec("replicas: 0");
+    for _ in 0..10 {
+        world.step(&none);
+    }
+    assert!(!world.groups[0].0.deleting, "a new leader has not heard from this worker yet");
+    let quiet = WorkerSeen { phase: WorkerPhase::Ready, epoch: 1, ..WorkerSeen::default() };
+    world.group(0).pods[0].worker = Some(quiet);
+    settle(&mut world, &none, 1, 0);
 }
 
 #[test]

@@ -44,8 +44,9 @@ pub fn is_leaving(group: &GroupSeen) -> bool {
 /// serves nobody, so two halves are worth less than one whole.
 pub fn gives_way(group: &GroupSeen, all: &[GroupSeen]) -> bool {
     let older = |other: &&GroupSeen| (other.created, other.index) < (group.created, group.index);
-    let whole = group.replicas == group.size && group.pods.len() as u32 == group.size && !waits_for_nodes(group);
-    !whole && all.iter().filter(|other| !other.deleting && other.name != group.name).filter(older).any(waits_for_nodes)
+    // What serves, or only lost a pod that is being made anew, keeps its nodes.
+    let waits = group.replicas == 0 || (waits_for_nodes(group) && group.ready_pods() == 0);
+    waits && all.iter().filter(|other| !other.deleting && other.name != group.name).filter(older).any(waits_for_nodes)
 }
 
 /// Whether pods of a group find no node.

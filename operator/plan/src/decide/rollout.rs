@@ -79,6 +79,11 @@ pub fn roll(wish: &Wish<'_>) -> Rolling {
     }
     replace(wish, &here, &old, &mut rolling);
     create(wish, &current, &mut rolling);
+    let coming = !rolling.create.is_empty() || current.iter().any(|group| !group.is_available());
+    if coming && rolling.blocked == Some(Blocked::NoHandoverTarget) {
+        // The group that will take over is on its way.
+        rolling.blocked = None;
+    }
     rolling
 }
 
@@ -147,7 +152,7 @@ fn retire(wish: &Wish<'_>, group: &GroupSeen, rolling: &mut Rolling) {
         return;
     };
     let age = since(closed, wish.now);
-    let drained = group.sequences() == 0 && age >= CLOSE_SETTLES;
+    let drained = group.is_idle() && age >= CLOSE_SETTLES;
     if drained || age >= wish.drain.max(CLOSE_SETTLES) {
         rolling.deleted.push(group.name.clone());
         return;
