@@ -1,7 +1,7 @@
 # The four commands of this project. Each says in one line what is missing on this machine.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build quickstart test e2e check lint clean
+.PHONY: help setup build quickstart test e2e scale check lint clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,6 +25,9 @@ test: build ## build and pass all tests
 
 e2e: build ## the same on a real cluster: builds one, or uses KUBECONFIG
 	scripts/e2e.sh
+
+scale: ## what the operator costs with 1,000 deployments and 10,000 pods (an hour; not part of CI)
+	scripts/scale.sh
 
 lint:
 	cargo fmt --all --check

@@ -102,9 +102,9 @@ impl Edit<'_> {
             Bytes(read),
             Bytes(self.read_rate),
         );
-        if before == 1 && rollout.max_surge == 0 && !rollout.allow_downtime {
+        if after == 1 && rollout.max_surge == 0 && !rollout.allow_downtime {
             text.push_str(
-                "The rollout would stop (NoHandoverTarget): there is one group, and replacing it would leave none. Set rollout.maxSurge: 1 \
+                "The rollout would stop (NoHandoverTarget): there is one group at its end, and replacing it would leave none. Set rollout.maxSurge: 1 \
                  or rollout.allowDowntime: true.\n",
             );
         }

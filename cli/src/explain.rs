@@ -106,6 +106,7 @@ fn next_step(reason: Reason, name: &str, namespace: &str) -> Option<String> {
         Reason::NotImplemented => "use what the message allows; a later version may run it".to_owned(),
         Reason::InsufficientMemory => "m1ctl plan -f FILE shows the numbers; the message names changes that fit".to_owned(),
         Reason::ArchitectureMismatch => "set spec.model.config to the checkpoint's config.json".to_owned(),
+        Reason::WriteRefused => "the API server's words name the object: a quota, a policy, or a field of podTemplate".to_owned(),
         Reason::Unschedulable => "add nodes, free some, or ask for less; kubectl get nodes -L nvidia.com/gpu.memory".to_owned(),
         Reason::PodsRefused => {
             format!("raise the quota or change the policy that the message names; kubectl -n {namespace} get quota")

@@ -5,15 +5,15 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use kube::api::{DeleteParams, DynamicObject, Patch, PostParams, Preconditions, PropagationPolicy};
+use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy};
 use kube::{Client, ResourceExt};
 use m1_operator_api::labels;
-use m1_operator_plan::{Decision, Kind, Object, PlacementWrite, holds, seconds};
+use m1_operator_plan::{Decision, Kind, Object, PlacementWrite, PodDeletion, holds, seconds};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::cache::{Cache, Family, Key};
-use crate::cluster::{api, apply_params, owner_uid, owner_words};
+use crate::cluster::{api, owner_uid, owner_words};
 use crate::error::{Error, code};
 
 /// One thing that was done, for events and logs.
@@ -37,8 +37,6 @@ pub struct Hand<'a> {
     pub key: &'a Key,
     /// Its uid.
     pub uid: &'a str,
-    /// Version of this operator.
-    pub version: &'a str,
 }
 
 impl Hand<'_> {
@@ -47,7 +45,7 @@ impl Hand<'_> {
     pub async fn carry_out(
         &self,
         decision: &Decision,
-        object: impl Fn(&PlacementWrite) -> Object,
+        object: impl Fn(&PlacementWrite) -> Option<Object>,
     ) -> (Vec<Deed>, Result<(), Error>) {
         let mut deeds = Vec::new();
         let carried = self.carry_out_into(&mut deeds, decision, object).await;
@@ -58,7 +56,7 @@ impl Hand<'_> {
         &self,
         deeds: &mut Vec<Deed>,
         decision: &Decision,
-        object: impl Fn(&PlacementWrite) -> Object,
+        object: impl Fn(&PlacementWrite) -> Option<Object>,
     ) -> Result<(), Error> {
         let family = self.cache.family(self.key);
         // A placement says that its group is closed before anything of the group goes.
@@ -68,37 +66,43 @@ impl Hand<'_> {
         // A binding is refused before its role is there; nothing else has an order.
         let (bindings, others): (Vec<&Object>, Vec<&Object>) =
             decision.apply.iter().partition(|object| object.kind == Kind::RoleBinding);
+        // What is refused stops nothing else: old things go and lost pods are replaced all the same.
+        let mut failed = None;
         for objects in [others, bindings] {
-            let mut failed = None;
             for written in join_all(objects.into_iter().map(|object| self.apply(&family, object))).await {
                 match written {
                     Ok(deed) => deeds.extend(deed),
                     Err(error) => failed = failed.or(Some(error)),
                 }
             }
-            failed.map_or(Ok(()), Err)?;
         }
         if decision.prune {
             deeds.extend(self.prune(&family, decision).await?);
         }
         for pod in &decision.pods {
-            let pods: kube::Api<k8s_openapi::api::core::v1::Pod> = kube::Api::namespaced(self.client.clone(), &self.key.namespace);
-            let force = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
-            gone(pods.delete(&pod.name, &force).await).map_err(Error::api("delete", format!("Pod {}", pod.name)))?;
-            let message = format!("pod {} was deleted by force: {}", pod.name, pod.why);
-            deeds.push(Deed { reason: "PodForceDeleted", message, warning: true });
+            deeds.push(self.force_delete(pod).await?);
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
+    }
+
+    async fn force_delete(&self, pod: &PodDeletion) -> Result<Deed, Error> {
+        let pods: kube::Api<k8s_openapi::api::core::v1::Pod> = kube::Api::namespaced(self.client.clone(), &self.key.namespace);
+        let force = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+        gone(pods.delete(&pod.name, &force).await).map_err(Error::api("delete", format!("Pod {}", pod.name)))?;
+        let message = format!("pod {} was deleted by force: {}", pod.name, pod.why);
+        Ok(Deed { reason: "PodForceDeleted", message, warning: true })
     }
 
     /// Writes an object if it is not as it should be.
     async fn apply(&self, family: &Family, object: &Object) -> Result<Option<Deed>, Error> {
         let known = family.objects.get(&(object.kind, object.name.clone()));
-        let digest = digest(&object.value);
+        let digest = digest(object);
         let mut wanted = object.clone();
         wanted.value["metadata"]["annotations"][labels::APPLIED] = json!(digest);
         let Some(known) = known else {
-            self.nobody_elses(object).await?;
+            if !self.is_free(object).await? {
+                return Ok(None);
+            }
             self.write(&wanted).await?;
             let message = format!("{} {}", object.kind.as_str(), object.name);
             return Ok(Some(Deed { reason: "Created", message: format!("created {message}"), warning: false }));
@@ -111,11 +115,12 @@ impl Hand<'_> {
         if owner_uid(known) != Some(self.uid) {
             return Err(foreign(object, known));
         }
-        if object.kind == Kind::StatefulSet {
-            freeze(&mut wanted, known, self.version);
+        let frozen = object.kind == Kind::StatefulSet && known.annotations().get(labels::APPLIED) != Some(&digest);
+        if frozen {
+            freeze(&mut wanted, known);
         }
         let live = serde_json::to_value(known.as_ref())?;
-        let same = known.annotations().get(labels::APPLIED) == Some(&digest) || is_frozen(known, self.version);
+        let same = frozen || known.annotations().get(labels::APPLIED) == Some(&digest);
         if same && holds(&live, &wanted.value) {
             return Ok(None);
         }
@@ -139,43 +144,63 @@ impl Hand<'_> {
     }
 
     /// Server-side apply would take an object over; so the first write of a name looks first.
-    async fn nobody_elses(&self, object: &Object) -> Result<(), Error> {
+    /// False: a former deployment of the same name left it, and it is going.
+    async fn is_free(&self, object: &Object) -> Result<bool, Error> {
         let api = api(self.client, object.kind, &self.key.namespace);
         let found = api.get_opt(&object.name).await;
         match found.map_err(Error::api("get", format!("{} {}", object.kind.as_str(), object.name)))? {
+            Some(found) if is_former(&found, self.key, self.uid) => Ok(false),
             Some(found) if owner_uid(&found) != Some(self.uid) => Err(foreign(object, &found)),
-            _ => Ok(()),
+            _ => Ok(true),
         }
     }
 
     /// Writes a placement on top of the version it was decided for, so that a leader that was deposed cannot undo a newer one.
-    async fn place(&self, family: &Family, write: &PlacementWrite, mut object: Object) -> Result<Option<Deed>, Error> {
-        let api = api(self.client, Kind::ExpertPlacement, &self.key.namespace);
-        object.value["spec"] = serde_json::to_value(&write.spec)?;
-        if let Some(since) = write.closed_since {
-            object.value["metadata"]["annotations"][labels::CLOSED_SINCE] = json!(seconds(since));
-        }
-        let what = format!("ExpertPlacement {}", write.name);
-        let written = match &write.resource_version {
-            None => {
-                let object: DynamicObject = serde_json::from_value(object.value)?;
-                let params = PostParams { field_manager: Some(labels::MANAGER.to_owned()), ..PostParams::default() };
-                api.create(&params, &object).await.map_err(Error::api("create", what))?
-            }
-            Some(version) => {
-                object.value["metadata"]["resourceVersion"] = json!(version);
-                let params = apply_params();
-                api.patch(&write.name, &params, &Patch::Apply(&object.value)).await.map_err(Error::api("apply", what))?
+    async fn place(&self, family: &Family, write: &PlacementWrite, object: Option<Object>) -> Result<Option<Deed>, Error> {
+        let known = family.objects.get(&(Kind::ExpertPlacement, write.name.clone()));
+        let written = match (&write.resource_version, object) {
+            // It was made already, by a look that came no further.
+            (None, _) if known.is_some_and(|known| owner_uid(known) == Some(self.uid)) => return Ok(None),
+            (None, Some(object)) => self.create_placement(write, object).await?,
+            (None, None) => return Ok(None),
+            (Some(version), _) => {
+                let since = write.closed_since.map(seconds);
+                let patch = json!({
+                    "metadata": {"resourceVersion": version, "annotations": {labels::CLOSED_SINCE: since}},
+                    "spec": write.spec,
+                });
+                let params = PatchParams { field_manager: Some(labels::MANAGER.to_owned()), ..PatchParams::default() };
+                let api = api(self.client, Kind::ExpertPlacement, &self.key.namespace);
+                let patched = api.patch(&write.name, &params, &Patch::Merge(&patch)).await;
+                patched.map_err(Error::api("patch", format!("ExpertPlacement {}", write.name)))?
             }
         };
-        let known = family.objects.get(&(Kind::ExpertPlacement, write.name.clone()));
         let before = known.and_then(|known| known.data.pointer("/spec/traffic").cloned());
         self.cache.wrote(self.key, Kind::ExpertPlacement, written);
         let traffic = write.spec.traffic;
         let changed = before.is_some_and(|before| before != json!(traffic.as_str()));
         let message =
-            format!("group {} ({}) is {} for new requests", write.group.index, write.name, traffic.as_str().to_lowercase());
+            format!("group {} ({}) is {} for new requests", write.spec.group, write.name, traffic.as_str().to_lowercase());
         Ok(changed.then_some(Deed { reason: "TrafficChanged", message, warning: false }))
+    }
+
+    /// Creates a placement, or finds the one that an earlier look created.
+    async fn create_placement(&self, write: &PlacementWrite, mut object: Object) -> Result<DynamicObject, Error> {
+        let api = api(self.client, Kind::ExpertPlacement, &self.key.namespace);
+        let what = format!("ExpertPlacement {}", write.name);
+        object.value["spec"] = serde_json::to_value(&write.spec)?;
+        let wanted: DynamicObject = serde_json::from_value(object.value.clone())?;
+        let params = PostParams { field_manager: Some(labels::MANAGER.to_owned()), ..PostParams::default() };
+        match api.create(&params, &wanted).await {
+            Err(error) if code(&error) == Some(409) => {
+                let found = api.get(&write.name).await.map_err(Error::api("get", what))?;
+                match owner_uid(&found) == Some(self.uid) || is_former(&found, self.key, self.uid) {
+                    true => Ok(found),
+                    false => Err(foreign(&object, &found)),
+                }
+            }
+            created => created.map_err(Error::api("create", what)),
+        }
     }
 
     /// Deletes what belongs to the deployment and is not wanted.
@@ -211,22 +236,13 @@ impl Hand<'_> {
     }
 }
 
-/// A StatefulSet's template never changes: its name says which revision it is. Another version of the operator would render it
-/// differently and must not restart it, so the template of another version is taken as it is.
-fn freeze(wanted: &mut Object, known: &DynamicObject, version: &str) {
-    if !is_frozen(known, version) {
-        return;
-    }
+/// A StatefulSet's template never changes: its name says which revision it is. Where it would be rendered differently now (another
+/// version of the operator, other nodes), it is taken as it is; only how many pods it has is this operator's.
+fn freeze(wanted: &mut Object, known: &DynamicObject) {
     let replicas = wanted.value["spec"]["replicas"].take();
     wanted.value["spec"] = known.data.get("spec").cloned().unwrap_or(Value::Null);
     wanted.value["spec"]["replicas"] = replicas;
-    for annotation in [labels::RENDERED_BY, labels::APPLIED] {
-        wanted.value["metadata"]["annotations"][annotation] = json!(known.annotations().get(annotation));
-    }
-}
-
-fn is_frozen(known: &DynamicObject, version: &str) -> bool {
-    known.annotations().get(labels::RENDERED_BY).is_some_and(|rendered| rendered != version)
+    wanted.value["metadata"]["annotations"] = json!(known.annotations());
 }
 
 /// Whether an object belongs to a deployment of the same name that is gone: the cluster's garbage collection has not come to it yet.
@@ -248,7 +264,12 @@ fn gone<T>(result: Result<T, kube::Error>) -> Result<(), kube::Error> {
     }
 }
 
-fn digest(value: &Value) -> String {
+/// Of what is rendered; how many pods a StatefulSet has changes without another rendering.
+fn digest(object: &Object) -> String {
+    let mut value = object.value.clone();
+    if object.kind == Kind::StatefulSet {
+        value["spec"]["replicas"] = Value::Null;
+    }
     let hash = Sha256::digest(value.to_string().as_bytes());
     hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }

@@ -2,6 +2,7 @@
 //! that list again whenever a stream breaks; every change names the deployments to look at.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use futures_util::{Stream, StreamExt, TryStreamExt};
@@ -41,6 +42,8 @@ pub struct Cache {
     nodes: RwLock<HashMap<String, NodeSeen>>,
     gpu_memory: RwLock<BTreeMap<String, u64>>,
     served: Vec<Kind>,
+    /// Whether everything was listed once. Before that nobody takes changes, and all deployments are looked at afterwards anyway.
+    live: AtomicBool,
     changes: mpsc::Sender<Key>,
 }
 
@@ -57,7 +60,14 @@ trait Member: Clone + Send + 'static {
 impl Cache {
     /// Knows nothing but which kinds the cluster has. Changes are told on the channel.
     pub fn new(changes: mpsc::Sender<Key>, served: Vec<Kind>) -> Self {
-        Self { families: RwLock::default(), nodes: RwLock::default(), gpu_memory: RwLock::default(), served, changes }
+        Self {
+            families: RwLock::default(),
+            nodes: RwLock::default(),
+            gpu_memory: RwLock::default(),
+            served,
+            live: AtomicBool::new(false),
+            changes,
+        }
     }
 
     /// Whether the cluster has a kind.
@@ -126,19 +136,21 @@ impl Cache {
         mut listed: Option<oneshot::Sender<()>>,
     ) {
         let mut events = std::pin::pin!(events);
-        let mut fresh = HashMap::new();
+        let (mut fresh, mut gpus) = (HashMap::new(), BTreeMap::new());
         while let Some(event) = events.next().await {
             let changed = match event {
                 Ok(Event::Init) => {
                     fresh.clear();
+                    gpus.clear();
                     continue;
                 }
                 Ok(Event::InitApply(node)) => {
-                    self.note_gpus(&node, true);
+                    gpus.extend(gpu_memory(&node));
                     fresh.insert(node.name_any(), seen::node(&node));
                     continue;
                 }
                 Ok(Event::InitDone) => {
+                    *self.gpu_memory.write().unwrap_or_else(PoisonError::into_inner) = std::mem::take(&mut gpus);
                     listed.take().map(|listed| listed.send(()));
                     self.replace_nodes(std::mem::take(&mut fresh))
                 }
@@ -222,16 +234,23 @@ impl Cache {
         self.tell(key.clone()).await;
     }
 
+    /// From now on changes are told.
+    pub fn listed(&self) {
+        self.live.store(true, Ordering::Relaxed);
+    }
+
     async fn tell(&self, key: Key) {
+        if !self.live.load(Ordering::Relaxed) {
+            return;
+        }
         // Closed at the end of the process only.
         let _ = self.changes.send(key).await;
     }
 
     fn note_gpus(&self, node: &Node, present: bool) {
-        let memory = node.labels().get("nvidia.com/gpu.memory").and_then(|mebibytes| mebibytes.parse().ok());
         let mut nodes = self.gpu_memory.write().unwrap_or_else(PoisonError::into_inner);
-        match memory.filter(|_| present) {
-            Some(memory) => nodes.insert(node.name_any(), memory),
+        match gpu_memory(node).filter(|_| present) {
+            Some((name, memory)) => nodes.insert(name, memory),
             None => nodes.remove(&node.name_any()),
         };
     }
@@ -315,6 +334,12 @@ impl Member for Pod {
     fn leave(_: Option<Kind>, name: &str, family: &mut Family) {
         family.pods.remove(name);
     }
+}
+
+/// A node's name and the memory of its GPUs in MiB, where its label tells.
+fn gpu_memory(node: &Node) -> Option<(String, u64)> {
+    let memory = node.labels().get("nvidia.com/gpu.memory")?.parse().ok()?;
+    Some((node.name_any(), memory))
 }
 
 /// The deployment that an object belongs to, by its label.

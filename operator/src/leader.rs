@@ -57,7 +57,7 @@ impl Leadership {
         let mut renewed = Instant::now();
         let limit = self.config.duration.mul_f64(GIVE_UP);
         loop {
-            tokio::time::sleep(self.config.duration / RENEWALS).await;
+            tokio::time::sleep((self.config.duration / RENEWALS).min(limit.saturating_sub(renewed.elapsed()))).await;
             let left = limit.saturating_sub(renewed.elapsed());
             match tokio::time::timeout(left.max(Duration::from_millis(1)), self.renew()).await {
                 Ok(Ok(true)) => renewed = Instant::now(),

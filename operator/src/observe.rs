@@ -128,7 +128,11 @@ fn router(family: &Family) -> RouterSeen {
     let available = deployment.and_then(|object| object.data.pointer("/status/availableReplicas")?.as_u64()).unwrap_or(0);
     let routers = family.pods.values().filter(|pod| pod.labels().get(labels::APP_COMPONENT).is_some_and(|c| c == ROUTER));
     let trouble = routers.filter_map(|pod| router_trouble(pod)).next();
-    RouterSeen { available: available as u32, trouble }
+    let number = |path: &str| deployment.and_then(|object| object.data.pointer(path)?.as_u64()).unwrap_or(0);
+    let wanted = number("/spec/replicas");
+    let seen = deployment.and_then(|object| object.metadata.generation) == Some(number("/status/observedGeneration") as i64);
+    let pods = ["/status/replicas", "/status/updatedReplicas", "/status/availableReplicas"].map(number);
+    RouterSeen { available: available as u32, settled: seen && pods == [wanted; 3], trouble }
 }
 
 fn router_trouble(pod: &k8s_openapi::api::core::v1::Pod) -> Option<String> {

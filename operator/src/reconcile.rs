@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use k8s_openapi::jiff::Timestamp;
 use kube::runtime::controller::Action;
 use kube::runtime::events::Recorder;
 use kube::{Client, ResourceExt};
 use m1_operator_api::{MiniMaxM1Deployment, labels};
 use m1_operator_plan::render::{Scene, placement_object};
-use m1_operator_plan::{Decision, Kind, Object, PlacementWrite, Refusal, decide, refuse};
+use m1_operator_plan::{Decision, Kind, Object, PlacementWrite, Refusal, decide, refuse, write_refused};
 
 use crate::apply::{Deed, Hand};
 use crate::cache::{Cache, Key};
@@ -89,7 +90,7 @@ async fn step(deployment: &MiniMaxM1Deployment, context: &Context) -> Result<Act
     }
     context.workers.follow(&key, &context.cache.family(&key));
     let look = observe::look(&context.client, &context.cache, &context.workers, deployment, &key).await;
-    let hand = Hand { client: &context.client, cache: &context.cache, key: &key, uid: &uid, version: env!("CARGO_PKG_VERSION") };
+    let hand = Hand { client: &context.client, cache: &context.cache, key: &key, uid: &uid };
     let settled = settle(deployment, &context.config.images, context.cache.gpu_memory());
     let settled = match settled {
         Ok(settled) => known_kinds(&settled, context).await.map(|()| settled),
@@ -97,7 +98,11 @@ async fn step(deployment: &MiniMaxM1Deployment, context: &Context) -> Result<Act
     };
     let (decision, (deeds, carried)) = match &settled {
         Ok(settled) => accepted(settled, &look.observed, &hand, context, &key.namespace, &uid).await,
-        Err(refusal) => (refuse(refusal, &look.observed), (Vec::new(), Ok(()))),
+        Err(refusal) => {
+            let decision = refuse(refusal, &look.observed, deployment.spec.worker.unreachable_seconds);
+            let carried = hand.carry_out(&decision, |_| None).await;
+            (decision, carried)
+        }
     };
     for deed in &deeds {
         context.metrics.wrote(deed.reason);
@@ -130,7 +135,7 @@ async fn accepted(
         version: env!("CARGO_PKG_VERSION"),
     };
     let decision = decide(&scene, &settled.revision, observed, context.lease_transitions);
-    let object = |write: &PlacementWrite| -> Object { placement_object(&scene, &write.group) };
+    let object = |write: &PlacementWrite| -> Option<Object> { Some(placement_object(&scene, &write.group)) };
     let carried = hand.carry_out(&decision, object).await;
     (decision, carried)
 }
@@ -166,7 +171,13 @@ async fn say(
     decision: &Decision,
     (deeds, carried): (&[Deed], &Result<(), Error>),
 ) -> Result<Option<Duration>, Error> {
-    let status = &decision.status;
+    let failed = carried.as_ref().err().filter(|error| !error.is_conflict());
+    let shown = failed.map(|error| write_refused(&decision.status, &error.to_string(), Timestamp::now()));
+    let status = shown.as_ref().unwrap_or(&decision.status);
+    report::tell(&context.recorder, deployment, deeds, status).await;
+    if let Some(error) = failed {
+        report::tell_failure(&context.recorder, deployment, error).await;
+    }
     match report::worth(deployment.status.as_ref(), status) {
         Worth::Nothing => {}
         Worth::Progress => {
@@ -179,26 +190,23 @@ async fn say(
         Worth::Change => report::write(&context.client, key, status).await?,
     }
     context.note(key, |note| note.written = Some(Instant::now()));
-    report::tell(&context.recorder, deployment, deeds, status).await;
-    if let Err(error) = carried {
-        report::tell_failure(&context.recorder, deployment, error).await;
-    }
     Ok(None)
 }
 
 /// When a failed reconcile is tried again.
 pub fn retry(deployment: Arc<MiniMaxM1Deployment>, error: &Error, context: Arc<Context>) -> Action {
     let key = Key { namespace: deployment.namespace().unwrap_or_default(), name: deployment.name_any() };
-    if error.is_conflict() {
-        tracing::debug!(namespace = key.namespace, name = key.name, %error, "looked at again");
-        return Action::requeue(BACKOFF.0);
-    }
     let failures = context.note(&key, |note| {
         note.failures = note.failures.saturating_add(1);
         note.failures
     });
     let pause = BACKOFF.0.saturating_mul(1 << failures.min(10)).min(BACKOFF.1);
-    tracing::warn!(namespace = key.namespace, name = key.name, reason = error.reason(), %error, ?pause, "reconcile failed");
+    match error.is_conflict() && failures < 5 {
+        true => tracing::debug!(namespace = key.namespace, name = key.name, %error, "looked at again"),
+        false => {
+            tracing::warn!(namespace = key.namespace, name = key.name, reason = error.reason(), %error, ?pause, "reconcile failed");
+        }
+    }
     Action::requeue(pause)
 }
 

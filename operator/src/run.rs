@@ -1,13 +1,15 @@
 //! The process: admin server, lease, watches, reconciles; and the order in which they end.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
-use futures_util::{FutureExt, StreamExt, TryStreamExt};
+use futures_util::{FutureExt, StreamExt};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::watcher::Event;
 use kube::runtime::{WatchStreamExt, controller, watcher};
 use kube::{Api, Client, ResourceExt};
 use m1_operator_api::{MiniMaxM1Deployment, labels};
@@ -18,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::{Cache, Key};
-use crate::cluster::{self, resource};
+use crate::cluster;
 use crate::config::Config;
 use crate::leader::Leadership;
 use crate::metrics::Metrics;
@@ -119,11 +121,20 @@ async fn lead(
 /// Watches and reconciles until `end`; then lets reconciles that run come to their end.
 async fn act(config: &Config, client: Client, metrics: &Metrics, lease_transitions: u64, end: impl Future<Output = ()>) {
     let (changes, changed) = mpsc::channel(CHANGES);
-    let served = served_kinds(&client, config.watch.first().map(String::as_str)).await;
-    let cache = Arc::new(Cache::new(changes.clone(), served.clone()));
+    let mut end = std::pin::pin!(end);
     let workers = Arc::new(Workers::new(changes.clone()));
     let mut tasks = JoinSet::new();
-    let store = watch_all(&mut tasks, config, &client, &cache, &served, changes).await;
+    let start = async {
+        let served = served_kinds(&client, config.watch.first().map(String::as_str)).await;
+        let cache = Arc::new(Cache::new(changes.clone(), served.clone()));
+        let store = watch_all(&mut tasks, config, &client, &cache, &served, changes).await;
+        (cache, store)
+    };
+    // A start can take long: the lease is renewed and signals are heard meanwhile.
+    let (cache, store) = tokio::select! {
+        () = &mut end => return,
+        started = start => started,
+    };
     let reporter = Reporter { controller: labels::MANAGER.to_owned(), instance: Some(config.identity.clone()) };
     let context = Arc::new(Context {
         client: client.clone(),
@@ -161,7 +172,6 @@ async fn act(config: &Config, client: Client, metrics: &Metrics, lease_transitio
         std::future::ready(())
     });
     let mut reconciles = std::pin::pin!(reconciles);
-    let mut end = std::pin::pin!(end);
     tokio::select! {
         () = &mut end => {}
         () = &mut reconciles => {}
@@ -214,31 +224,74 @@ async fn watch_all(
     let nodes = watcher(nodes, watcher::Config::default()).default_backoff();
     tasks.spawn(Arc::clone(cache).follow_nodes(nodes, listed()));
     futures_util::future::join_all(lists).await;
-    let (reader, writer) = reflector::store();
-    let streams: Vec<_> = namespaces
-        .iter()
-        .map(|namespace| {
-            let api: Api<MiniMaxM1Deployment> = match namespace {
-                Some(namespace) => Api::namespaced(client.clone(), namespace),
-                None => Api::all(client.clone()),
-            };
-            watcher(api, watcher::Config::default()).default_backoff().boxed()
-        })
-        .collect();
-    let events =
-        futures_util::stream::select_all(streams).map_ok(|event| event.modify(|object| object.managed_fields_mut().clear()));
-    let events = reflector::reflector(writer, events).touched_objects();
-    tasks.spawn(async move {
-        let mut events = std::pin::pin!(events);
-        while let Some(event) = events.next().await {
-            match event {
-                Ok(deployment) => {
-                    let key = Key { namespace: deployment.namespace().unwrap_or_default(), name: deployment.name_any() };
-                    let _ = changes.send(key).await;
-                }
-                Err(error) => tracing::warn!(%error, resource = resource(Kind::ExpertPlacement).group, "the watch of deployments broke; it starts anew"),
-            }
-        }
-    });
+    cache.listed();
+    let (reader, mut writer) = reflector::store();
+    // The store counts as complete from here on; what is in it comes one by one, because each namespace has a watch of its own.
+    writer.apply_watcher_event(&Event::Init);
+    writer.apply_watcher_event(&Event::InitDone);
+    let writer = Arc::new(tokio::sync::Mutex::new(writer));
+    for namespace in &namespaces {
+        let api: Api<MiniMaxM1Deployment> = match namespace {
+            Some(namespace) => Api::namespaced(client.clone(), namespace),
+            None => Api::all(client.clone()),
+        };
+        let events = watcher(api, watcher::Config::default()).default_backoff();
+        tasks.spawn(follow_deployments(events, reader.clone(), Arc::clone(&writer), changes.clone()));
+    }
     reader
+}
+
+/// Follows the deployments of one namespace, or of all, into the store. A new list says what is gone.
+async fn follow_deployments(
+    events: impl futures_util::Stream<Item = watcher::Result<Event<MiniMaxM1Deployment>>> + Send,
+    reader: Store<MiniMaxM1Deployment>,
+    writer: Arc<tokio::sync::Mutex<reflector::store::Writer<MiniMaxM1Deployment>>>,
+    changes: mpsc::Sender<Key>,
+) {
+    let mut events = std::pin::pin!(events);
+    let (mut known, mut fresh) = (HashSet::new(), HashSet::new());
+    while let Some(event) = events.next().await {
+        let changed = match event {
+            Ok(Event::Init) => {
+                fresh.clear();
+                continue;
+            }
+            Ok(Event::InitApply(mut deployment) | Event::Apply(mut deployment)) => {
+                deployment.managed_fields_mut().clear();
+                let key = key_of(&deployment);
+                fresh.insert(key.clone());
+                known.insert(key.clone());
+                writer.lock().await.apply_watcher_event(&Event::Apply(deployment));
+                vec![key]
+            }
+            Ok(Event::InitDone) => {
+                let gone: Vec<Key> = known.difference(&fresh).cloned().collect();
+                for key in &gone {
+                    known.remove(key);
+                    let reference = ObjectRef::<MiniMaxM1Deployment>::new(&key.name).within(&key.namespace);
+                    if let Some(deployment) = reader.get(&reference) {
+                        writer.lock().await.apply_watcher_event(&Event::Delete(deployment.as_ref().clone()));
+                    }
+                }
+                gone
+            }
+            Ok(Event::Delete(deployment)) => {
+                let key = key_of(&deployment);
+                known.remove(&key);
+                writer.lock().await.apply_watcher_event(&Event::Delete(deployment));
+                vec![key]
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the watch of deployments broke; it starts anew");
+                continue;
+            }
+        };
+        for key in changed {
+            let _ = changes.send(key).await;
+        }
+    }
+}
+
+fn key_of(deployment: &MiniMaxM1Deployment) -> Key {
+    Key { namespace: deployment.namespace().unwrap_or_default(), name: deployment.name_any() }
 }

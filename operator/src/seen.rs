@@ -8,8 +8,9 @@ use m1_operator_plan::{ContainerSeen, EndSeen, NodeSeen, PodSeen};
 
 /// A node.
 pub fn node(node: &Node) -> NodeSeen {
+    // False is a kubelet that reports trouble; Unknown is one that does not report.
     let mut conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref()).into_iter().flatten();
-    let silent = conditions.find(|condition| condition.type_ == "Ready" && condition.status != "True");
+    let silent = conditions.find(|condition| condition.type_ == "Ready" && condition.status == "Unknown");
     NodeSeen {
         name: node.name_any(),
         cordoned: node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false),

@@ -15,6 +15,7 @@ use m1_proto::worker::worker_client::WorkerClient;
 use m1_proto::worker::{ApplyPlacementRequest, Phase, PodPlacement, StatusResponse, WatchStatsRequest};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::cache::{Family, Key};
@@ -42,6 +43,7 @@ struct Life {
 struct Link {
     placement: watch::Sender<Option<Arc<ApplyPlacementRequest>>>,
     seen: Option<WorkerSeen>,
+    refusal: Option<String>,
     told: Timestamp,
     _task: DropGuard,
 }
@@ -138,7 +140,10 @@ impl Workers {
                 () = task.run() => {}
             }
         });
-        inner.links.insert(life, Link { placement: sender, seen: None, told: Timestamp::UNIX_EPOCH, _task: stop.drop_guard() });
+        inner.links.insert(
+            life,
+            Link { placement: sender, seen: None, refusal: None, told: Timestamp::UNIX_EPOCH, _task: stop.drop_guard() },
+        );
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -200,25 +205,48 @@ impl Follower {
             return;
         }
         match client.apply_placement(placement.as_ref().clone()).await {
-            Ok(_) => tracing::info!(pod = self.life.pod, epoch = placement.epoch, "placement applied"),
+            Ok(_) => {
+                tracing::info!(pod = self.life.pod, epoch = placement.epoch, "placement applied");
+                self.refused(None).await;
+            }
             Err(status) => {
-                tracing::warn!(pod = self.life.pod, epoch = placement.epoch, error = status.message(), "placement refused")
+                tracing::debug!(pod = self.life.pod, epoch = placement.epoch, error = status.message(), "placement refused");
+                let final_word = matches!(status.code(), Code::InvalidArgument | Code::FailedPrecondition);
+                self.refused(final_word.then(|| status.message().to_owned())).await;
             }
         }
     }
 
+    /// Notes that the worker refuses its placement, or does so no more.
+    async fn refused(&self, refusal: Option<String>) {
+        let changed = {
+            let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(link) = inner.links.get_mut(&self.life) else { return };
+            let changed = link.refusal != refusal;
+            link.refusal.clone_from(&refusal);
+            if let Some(seen) = &mut link.seen {
+                seen.refusal = refusal;
+            }
+            changed
+        };
+        if changed {
+            let _ = self.changes.send(self.life.key.clone()).await;
+        }
+    }
+
     async fn heard(&self, status: &StatusResponse) {
-        let seen = read(status);
+        let mut seen = read(status);
         let now = Timestamp::now();
         let tell = {
             let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
             let Some(link) = inner.links.get_mut(&self.life) else { return };
-            let progress = WorkerSeen { bytes_loaded: 0, ..seen.clone() }
-                == WorkerSeen { bytes_loaded: 0, ..link.seen.clone().unwrap_or_default() };
-            let same = link.seen.as_ref() == Some(&seen);
+            seen.refusal.clone_from(&link.refusal);
+            let quiet = |seen: &WorkerSeen| WorkerSeen { bytes_loaded: 0, sequences: seen.sequences.min(1), ..seen.clone() };
+            let progress = link.seen.as_ref().is_some_and(|known| quiet(known) == quiet(&seen));
+            let loading = link.seen.as_ref().is_none_or(|known| known.bytes_loaded != seen.bytes_loaded);
             let due = now.duration_since(link.told).as_secs() >= PROGRESS;
             link.seen = Some(seen);
-            let tell = !same && (!progress || due);
+            let tell = !progress || (loading && due);
             if tell {
                 link.told = now;
                 sample(&mut inner, &self.life.key, now);
@@ -302,6 +330,7 @@ fn read(status: &StatusResponse) -> WorkerSeen {
         bytes_loaded: status.bytes_loaded,
         bytes_total: status.bytes_to_load,
         sequences: status.running + status.waiting,
+        refusal: None,
     }
 }
 

@@ -3,8 +3,8 @@
 # operator with more nodes than this machine can hold. Only pods that tolerate
 # the taint kwok.x-k8s.io/node land there.
 #
-#   kwok.sh up N   fake-1 to fake-N, each with 8 GPUs
-#   kwok.sh down   remove them
+#   kwok.sh up N [GPUS]   fake-1 to fake-N, each with 8 GPUs or GPUS; 0 for none
+#   kwok.sh down          remove them
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/env.sh"
@@ -14,6 +14,13 @@ export KUBECONFIG=$conf/admin.kubeconfig PATH=$M1_CLUSTER_BUILD/bin:$PATH
 # The program runs beside the control plane and so ends with it.
 beside() { "$here/node.sh" control "$@"; }
 
+gpus=${3:-8}
+[[ $gpus =~ ^[0-9]+$ ]] || die "GPUS: a number, not \"$gpus\""
+gpu_label="" gpu_room=""
+if [ "$gpus" != 0 ]; then
+    gpu_label=", nvidia.com/gpu.memory: \"81559\"" gpu_room=", nvidia.com/gpu: \"$gpus\""
+fi
+
 fake_node() {
     cat <<YAML
 ---
@@ -22,18 +29,18 @@ kind: Node
 metadata:
   name: fake-$1
   annotations: {kwok.x-k8s.io/node: fake}
-  labels: {type: kwok, kubernetes.io/hostname: fake-$1, kubernetes.io/os: linux, nvidia.com/gpu.memory: "81559"}
+  labels: {type: kwok, kubernetes.io/hostname: fake-$1, kubernetes.io/os: linux$gpu_label}
 spec:
   taints: [{key: kwok.x-k8s.io/node, value: fake, effect: NoSchedule}]
 status:
-  capacity: &room {cpu: "64", memory: 512Gi, pods: "110", nvidia.com/gpu: "8"}
+  capacity: &room {cpu: "64", memory: 512Gi, pods: "110"$gpu_room}
   allocatable: *room
 YAML
 }
 
 case ${1:-} in
 up)
-    [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || die "usage: kwok.sh up N"
+    [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || die "usage: kwok.sh up N [GPUS]"
     if ! beside pgrep -x kwok >/dev/null; then
         stages=()
         for file in "$M1_CLUSTER_BUILD"/kwok/*.yaml; do stages+=(--config "$file"); done
@@ -48,5 +55,5 @@ down)
     kubectl delete node -l type=kwok --timeout=60s >/dev/null
     beside pkill -x kwok || true
     ;;
-*) die "usage: kwok.sh up N | down" ;;
+*) die "usage: kwok.sh up N [GPUS] | down" ;;
 esac

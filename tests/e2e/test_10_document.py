@@ -17,7 +17,7 @@ def test_the_commands_of_the_installation_page_work_as_they_stand():
     had_folder = os.path.exists(FOLDER)
     script = "set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n" + "\n".join(blocks)
     try:
-        done = subprocess.run(["bash", "-xc", script], capture_output=True, text=True, timeout=420, cwd=kube.REPOSITORY)
+        done = subprocess.run(["bash", "-xc", script], capture_output=True, text=True, timeout=900, cwd=kube.REPOSITORY)
         assert done.returncode == 0, (done.stdout[-3000:], done.stderr[-3000:])
         assert "Number of desired pods" in done.stdout, "the demo's answer to its own question"
     finally:

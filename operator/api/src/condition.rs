@@ -55,6 +55,8 @@ words! {
         Unschedulable,
         /// Pods are refused by the cluster: a quota, an admission rule.
         PodsRefused,
+        /// The API server refuses an object that the operator writes.
+        WriteRefused,
         /// An image cannot be had.
         ImageUnavailable,
         /// A container cannot be made from what the pod says.

@@ -108,8 +108,9 @@ pub struct Toleration {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct RestartBudget {
-    /// Restarts within `windowSeconds`; after that the pod stays as it is for diagnosis and the group is `Degraded`. Default 5.
-    #[schemars(range(min = 0, max = 1000))]
+    /// Restarts within `windowSeconds`; after that the deployment is `Degraded` until `kubectl m1 resume`; the pod stays for
+    /// diagnosis, and the kubelet tries it with its own back-off. At most 9, what the status remembers. Default 5.
+    #[schemars(range(min = 0, max = 9))]
     pub restarts: u32,
     /// Length of the window in seconds. Default 3600.
     #[schemars(range(min = 60, max = 604800))]

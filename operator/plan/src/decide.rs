@@ -83,6 +83,7 @@ pub fn decide(scene: &Scene<'_>, revision: &Revision, observed: &Observed, lease
         rollout: &spec.rollout,
         drain: Duration::from_secs(spec.worker.drain_seconds.into()),
         groups: &observed.groups,
+        broken: &|group| lost::is_broken(group, observed),
         now: observed.now,
     });
     let mut decision = Decision { apply: scene.shared(), prune: true, look_again: rolling.look_again, ..Decision::default() };
@@ -104,9 +105,32 @@ pub fn decide(scene: &Scene<'_>, revision: &Revision, observed: &Observed, lease
     decision
 }
 
-/// Decides about a spec that was refused: nothing that runs changes, and the status says why.
-pub fn refuse(refusal: &Refusal, observed: &Observed) -> Decision {
-    Decision { status: status::refused(refusal, observed), ..Decision::default() }
+/// Decides about a spec that was refused: nothing that runs changes, and the status says why. Healing goes on: groups that were
+/// closed for a pod that left, or for a rollout that is off now, take requests again, and pods on dead nodes are let go.
+pub fn refuse(refusal: &Refusal, observed: &Observed, unreachable_seconds: u32) -> Decision {
+    let mut decision = Decision { status: status::refused(refusal, observed), ..Decision::default() };
+    for group in observed.groups.iter().filter(|group| !group.deleting) {
+        let Some(PlacementSeen { spec, resource_version, .. }) = &group.placement else { continue };
+        let traffic = if lost::is_leaving(group) { Traffic::Closed } else { Traffic::Open };
+        if traffic != spec.traffic {
+            decision.placements.push(PlacementWrite {
+                name: group.name.clone(),
+                group: GroupRef { index: group.index, revision: group.revision.clone(), size: group.size },
+                spec: ExpertPlacementSpec { traffic, ..spec.clone() },
+                closed_since: (traffic == Traffic::Closed).then_some(observed.now),
+                resource_version: Some(resource_version.clone()),
+            });
+        }
+    }
+    let deletions = lost::pods(&observed.groups, unreachable_seconds, observed.now);
+    decision.pods = deletions.pods;
+    decision.look_again = deletions.look_again;
+    decision
+}
+
+/// The status where the cluster refused to take what was decided.
+pub fn write_refused(status: &DeploymentStatus, words: &str, now: Timestamp) -> DeploymentStatus {
+    status::write_refused(status, words, now)
 }
 
 /// A group that is there and stays: everything around it is kept right; its StatefulSet only in the present revision.

@@ -25,7 +25,7 @@ mod validate;
 
 pub use capacity::Capacity;
 pub use compose::plan;
-pub use decide::{Decision, PlacementWrite, PodDeletion, Refusal, condition, decide, refuse, seconds};
+pub use decide::{Decision, PlacementWrite, PodDeletion, Refusal, condition, decide, refuse, seconds, write_refused};
 pub use error::{Offer, PlanError, Shortage};
 pub use load::load;
 pub use m1_operator_api::{FieldError, FieldReason, MiniMaxM1Deployment};

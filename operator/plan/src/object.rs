@@ -1,6 +1,7 @@
 //! Objects of a cluster as values: what is rendered, applied, compared and pruned. Owns the list of kinds that the operator
 //! writes; a kind that is not here is never touched.
 
+use m1_operator_api::Quantity;
 use serde_json::Value;
 
 /// A kind of object that belongs to a deployment.
@@ -102,6 +103,7 @@ pub struct Object {
 pub fn holds(found: &Value, wanted: &Value) -> bool {
     match (found, wanted) {
         (Value::Object(found), Value::Object(wanted)) => wanted.iter().all(|(key, wanted)| match found.get(key) {
+            Some(found) if matches!(key.as_str(), "requests" | "limits") => same_amounts(found, wanted),
             Some(found) => holds(found, wanted),
             // The API server drops what is empty.
             None => is_empty(wanted),
@@ -110,6 +112,16 @@ pub fn holds(found: &Value, wanted: &Value) -> bool {
         (Value::Number(found), Value::Number(wanted)) => found.as_f64() == wanted.as_f64(),
         (found, wanted) => found == wanted,
     }
+}
+
+/// Quantities are compared by amount: the API server writes `1000m` as `1`.
+fn same_amounts(found: &Value, wanted: &Value) -> bool {
+    let amount = |value: &Value| Quantity(value.as_str()?.to_owned()).amount().ok();
+    let wanted = wanted.as_object().into_iter().flatten();
+    wanted.into_iter().all(|(key, wanted)| match found.get(key) {
+        Some(found) => found == wanted || amount(found).is_some_and(|found| Some(found) == amount(wanted)),
+        None => false,
+    })
 }
 
 fn holds_list(found: &[Value], wanted: &[Value]) -> bool {
@@ -145,6 +157,11 @@ mod tests {
         assert!(!holds(&found, &json!({"spec": {"list": [{"name": "y"}]}})));
         assert!(!holds(&json!({"l": [1, 2]}), &json!({"l": [1]})));
         assert!(!holds(&json!({}), &json!({"b": 1})));
+        let (found, wanted) =
+            (json!({"limits": {"cpu": "1", "memory": "1Gi"}}), json!({"limits": {"cpu": "1000m", "memory": "1024Mi"}}));
+        assert!(holds(&found, &wanted));
+        assert!(!holds(&found, &json!({"limits": {"cpu": "1001m"}})));
+        assert!(!holds(&found, &json!({"limits": {"gpu": "1"}})));
     }
 
     #[test]

@@ -147,6 +147,8 @@ pub struct WorkerSeen {
     pub bytes_total: u64,
     /// Sequences that run or wait in it.
     pub sequences: u32,
+    /// Why it refuses its placement, in its words.
+    pub refusal: Option<String>,
 }
 
 /// What a worker does.
@@ -170,8 +172,10 @@ pub enum WorkerPhase {
 /// The routers of a deployment.
 #[derive(Clone, Debug, Default)]
 pub struct RouterSeen {
-    /// Pods of the newest template that can be reached.
+    /// Pods that can be reached, whatever their template.
     pub available: u32,
+    /// Whether as many as were asked for run the newest template, and nothing else does.
+    pub settled: bool,
     /// Why none can, in the cluster's words.
     pub trouble: Option<String>,
 }

@@ -9,8 +9,8 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use m1_operator_api::{ConditionStatus, ConditionType, DeploymentStatus, Reason, Traffic};
 use m1_operator_plan::render::{Images, Scene};
 use m1_operator_plan::{
-    Checked, ContainerSeen, Decision, EndSeen, GroupSeen, Kind, NodeSeen, Observed, PlacementSeen, PodSeen, Revision, RouterSeen,
-    WorkerPhase, WorkerSeen, condition, decide, plan,
+    Checked, ContainerSeen, Decision, EndSeen, GroupSeen, Kind, NodeSeen, Observed, PlacementSeen, PodSeen, Refusal, Revision,
+    RouterSeen, WorkerPhase, WorkerSeen, condition, decide, plan, refuse,
 };
 
 /// Steps until the pods of a new group are ready.
@@ -38,7 +38,7 @@ impl World {
             status: self.status.clone(),
             resumed_at: self.resumed,
             groups: self.groups.iter().map(|(group, _)| group.clone()).collect(),
-            router: RouterSeen { available: 1, trouble: None },
+            router: RouterSeen { available: 1, settled: true, trouble: None },
             pace: None,
             now: self.now,
         }
@@ -359,6 +359,9 @@ fn a_pod_on_a_node_that_is_gone_is_deleted_by_force_after_the_stated_time() {
     settle(&mut world, &checked, 1, 0);
     let gone = world.now;
     world.group(0).pods[1].node = Some(NodeSeen { name: "n2".into(), cordoned: false, gone_since: Some(gone) });
+    // First its words end, then the cluster notices.
+    world.group(0).pods[1].worker = None;
+    world.step(&checked);
     world.group(0).pods[1].ready = false;
     let decision = world.step(&checked);
     assert!(decision.pods.is_empty());
@@ -366,6 +369,7 @@ fn a_pod_on_a_node_that_is_gone_is_deleted_by_force_after_the_stated_time() {
     assert_eq!(is(&decision.status, ConditionType::Degraded), (ConditionStatus::True, Reason::PodLost));
     world.now += SignedDuration::from_secs(60);
     let decision = world.decide(&checked);
+    assert_eq!(is(&decision.status, ConditionType::Degraded), (ConditionStatus::True, Reason::PodLost));
     assert_eq!(decision.pods.len(), 1);
     assert_eq!(decision.pods[0].why, "node n2 has given no sign of life for 60 s");
 }
@@ -440,4 +444,76 @@ fn conditions_keep_the_time_of_their_last_change() {
     world.now += SignedDuration::from_secs(3600);
     world.step(&checked);
     assert_eq!(*condition(&world.status, ConditionType::Ready).unwrap(), before);
+}
+
+#[test]
+fn a_blocked_rollout_stays_blocked_through_a_blip() {
+    let mut world = World::new();
+    settle(&mut world, &spec("replicas: 1"), 1, 0);
+    let edit = spec("replicas: 1\nexperts: {loss: {waitSeconds: 9}}");
+    world.step(&edit);
+    // One pod is away, so no pod reaches every expert.
+    world.group(0).pods.iter_mut().for_each(|pod| pod.ready = false);
+    for _ in 0..5 {
+        world.step(&edit);
+    }
+    world.group(0).pods.iter_mut().for_each(|pod| pod.ready = true);
+    for _ in 0..5 {
+        world.step(&edit);
+    }
+    assert_eq!(world.available(), 1);
+    assert_eq!(is(&world.status, ConditionType::Progressing), (ConditionStatus::False, Reason::NoHandoverTarget));
+    // What stays away does not hold the edit back.
+    world.group(0).pods.iter_mut().for_each(|pod| pod.ready = false);
+    world.step(&edit);
+    world.now += SignedDuration::from_secs(90);
+    settle(&mut world, &edit, 1, 0);
+}
+
+#[test]
+fn a_refused_edit_opens_what_was_closed_for_a_pod_that_left() {
+    let mut world = World::new();
+    let checked = spec("replicas: 1");
+    settle(&mut world, &checked, 1, 0);
+    world.group(0).pods[1].deleting = true;
+    world.step(&checked);
+    assert!(!world.groups[0].0.is_open());
+    world.group(0).pods[1].deleting = false;
+    let refusal = Refusal { reason: Reason::InvalidSpec, message: "spec.x: wrong".into() };
+    let decision = refuse(&refusal, &world.observed(), 60);
+    assert_eq!(decision.placements.len(), 1);
+    assert_eq!(decision.placements[0].spec.traffic, Traffic::Open);
+    assert!(!decision.prune && decision.apply.is_empty());
+    assert_eq!(is(&decision.status, ConditionType::Accepted), (ConditionStatus::False, Reason::InvalidSpec));
+}
+
+#[test]
+fn an_old_group_without_a_placement_can_go() {
+    let mut world = World::new();
+    settle(&mut world, &spec("replicas: 2"), 2, 0);
+    world.group(0).placement = None;
+    settle(&mut world, &spec("replicas: 2\nexperts: {loss: {waitSeconds: 9}}"), 2, 0);
+}
+
+#[test]
+fn a_rollout_of_two_groups_never_calls_itself_stuck() {
+    let mut world = World::new();
+    settle(&mut world, &spec("replicas: 2"), 2, 0);
+    let edit = spec("replicas: 2\nexperts: {loss: {waitSeconds: 9}}");
+    for _ in 0..40 {
+        let decision = world.step(&edit);
+        assert_ne!(is(&decision.status, ConditionType::Progressing).1, Reason::NoHandoverTarget);
+    }
+    assert_eq!(is(&world.status, ConditionType::Ready).0, ConditionStatus::True);
+}
+
+#[test]
+fn a_worker_of_another_model_is_named() {
+    let mut world = World::new();
+    let checked = spec("replicas: 1");
+    world.step(&checked);
+    let words = "layers x experts: 80 x 32 given, this model has 8 x 32";
+    world.group(0).pods[0].worker = Some(WorkerSeen { refusal: Some(words.into()), ..WorkerSeen::default() });
+    world.step(&checked);
+    assert_eq!(is(&world.status, ConditionType::Ready).1, Reason::ArchitectureMismatch);
 }

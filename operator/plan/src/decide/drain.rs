@@ -1,7 +1,7 @@
 //! Draining nodes: which group's budget is open, so that its pods may be evicted. One group at a time, and only where another
 //! takes its requests meanwhile.
 
-use super::Rolling;
+use super::{Rolling, trouble};
 use crate::GroupSeen;
 
 /// What a node that is being emptied leads to.
@@ -28,7 +28,9 @@ pub fn opened<'a>(groups: &'a [GroupSeen], rolling: &Rolling, allow_downtime: bo
     if others || allow_downtime || !group.is_available() {
         return Opened { group: Some(&group.name), stuck: None };
     }
-    Opened { group: None, stuck: Some((node, group.index)) }
+    // Where another is on its way, this one only waits for its turn.
+    let coming = staying().any(|other| other.name != group.name && trouble::of(other).is_some_and(|trouble| !trouble.needs_help));
+    Opened { group: None, stuck: (!coming).then_some((node, group.index)) }
 }
 
 fn cordoned_node(group: &GroupSeen) -> Option<&str> {

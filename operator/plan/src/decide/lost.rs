@@ -5,8 +5,13 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::{PodDeletion, since, sooner};
-use crate::GroupSeen;
+use m1_operator_api::{ConditionStatus, ConditionType};
+
+use super::{PodDeletion, since, sooner, trouble};
+use crate::{GroupSeen, Observed};
+
+/// How long a restart of a process, the reading of small weights and a new connection may take.
+const BLIP: Duration = Duration::from_secs(60);
 
 /// What to delete, and when to look again.
 #[derive(Debug, Default)]
@@ -38,6 +43,21 @@ pub fn pods(groups: &[GroupSeen], unreachable_seconds: u32, now: Timestamp) -> D
 /// Whether a pod of the group is on its way out: its experts go with it, so the group takes nothing new until it is whole.
 pub fn is_leaving(group: &GroupSeen) -> bool {
     group.pods.iter().any(|pod| pod.deleting)
+}
+
+/// Whether a group serves nobody and will not by itself: it never did, something has to be mended, or nobody has been served for a
+/// while. A pod that is away for a moment makes all pods of its group unready, so that alone says nothing.
+pub fn is_broken(group: &GroupSeen, observed: &Observed) -> bool {
+    if group.ready_pods() > 0 || !group.is_idle() {
+        return false;
+    }
+    let revision = group.revision.as_str();
+    let known = observed.status.groups.iter().find(|k| k.index == group.index && k.revision.as_deref() == Some(revision));
+    let never_served = known.is_none_or(|known| known.epoch == 0);
+    let helpless = trouble::of(group).is_some_and(|trouble| trouble.needs_help);
+    let unavailable = super::condition(&observed.status, ConditionType::Available).filter(|c| c.status == ConditionStatus::False);
+    let since_when = unavailable.and_then(|condition| condition.last_transition_time.parse().ok());
+    never_served || helpless || since_when.is_some_and(|time| since(time, observed.now) >= BLIP)
 }
 
 /// Whether a group that waits for nodes gives back those it has, because an older group waits too. Less than a whole group

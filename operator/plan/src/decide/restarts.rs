@@ -38,9 +38,9 @@ pub fn used(records: &[RestartRecord], budget: &RestartBudget, resumed_at: Optio
     counted(records, budget, resumed_at, now).count() as u32
 }
 
-/// Whether the budget is used up. The history keeps ten records, so a larger budget is never seen to be.
+/// Whether the budget is used up. The schema keeps budgets below what the history remembers.
 pub fn exhausted(records: &[RestartRecord], budget: &RestartBudget, resumed_at: Option<Timestamp>, now: Timestamp) -> bool {
-    used(records, budget, resumed_at, now) > budget.restarts.min(KEPT as u32 - 1)
+    used(records, budget, resumed_at, now) > budget.restarts
 }
 
 fn counted(

@@ -27,6 +27,8 @@ pub struct Wish<'a> {
     pub drain: Duration,
     /// Groups that are.
     pub groups: &'a [GroupSeen],
+    /// Whether a group serves nobody and will not by itself.
+    pub broken: &'a dyn Fn(&GroupSeen) -> bool,
     /// Now.
     pub now: Timestamp,
 }
@@ -73,13 +75,14 @@ pub fn roll(wish: &Wish<'_>) -> Rolling {
     let here: Vec<&GroupSeen> = wish.groups.iter().filter(|group| !group.deleting).collect();
     let (current, old): (Vec<_>, Vec<_>) = here.iter().copied().partition(|group| group.revision == *wish.target);
     scale_down(wish, &current, &old, &mut rolling);
-    if wish.rollout.paused && (current.is_empty() || !old.is_empty()) {
+    if wish.rollout.paused && !old.is_empty() {
         rolling.blocked = Some(Blocked::Paused);
         return rolling;
     }
     replace(wish, &here, &old, &mut rolling);
     create(wish, &current, &mut rolling);
-    let coming = !rolling.create.is_empty() || current.iter().any(|group| !group.is_available());
+    let moving = !rolling.closed.is_empty() || !rolling.deleted.is_empty() || wish.groups.iter().any(|group| group.deleting);
+    let coming = moving || !rolling.create.is_empty() || current.iter().any(|group| !group.is_available());
     if coming && rolling.blocked == Some(Blocked::NoHandoverTarget) {
         // The group that will take over is on its way.
         rolling.blocked = None;
@@ -99,19 +102,18 @@ fn scale_down(wish: &Wish<'_>, current: &[&GroupSeen], old: &[&GroupSeen], rolli
     }
 }
 
-/// Retires groups of old revisions, as many at a time as may be away.
+/// Retires groups of old revisions, as many at a time as may be away. What is broken serves nobody and goes at once; all others
+/// only while enough others serve, also when they have begun to go: a blip elsewhere opens them again.
 fn replace(wish: &Wish<'_>, here: &[&GroupSeen], old: &[&GroupSeen], rolling: &mut Rolling) {
-    let staying = |group: &&&GroupSeen, rolling: &Rolling| !rolling.is_closed(group) && !rolling.is_deleted(group);
+    let least = wish.replicas.saturating_sub(wish.rollout.max_unavailable) as usize;
     for group in victims(old.to_vec()) {
-        let available = here.iter().filter(|group| group.is_available()).filter(|group| staying(group, rolling)).count();
-        let least = wish.replicas.saturating_sub(wish.rollout.max_unavailable) as usize;
-        let retiring = group.placement.as_ref().is_some_and(|placement| placement.closed_since.is_some());
-        // What serves nobody can go at once; what began to go goes on.
-        if !group.is_available() || retiring {
+        let others = here.iter().filter(|other| other.name != group.name && other.is_available());
+        let others = others.filter(|other| !rolling.is_closed(other) && !rolling.is_deleted(other)).count();
+        if (wish.broken)(group) {
             retire(wish, group, rolling);
-        } else if available <= 1 && wish.replicas > 0 && !wish.rollout.allow_downtime {
+        } else if others == 0 && wish.replicas > 0 && !wish.rollout.allow_downtime {
             rolling.blocked = Some(Blocked::NoHandoverTarget);
-        } else if available > least {
+        } else if others >= least {
             retire(wish, group, rolling);
         }
     }
@@ -142,8 +144,9 @@ fn victims(mut groups: Vec<&GroupSeen>) -> Vec<&GroupSeen> {
 fn retire(wish: &Wish<'_>, group: &GroupSeen, rolling: &mut Rolling) {
     let closed = group.placement.as_ref().and_then(|placement| placement.closed_since);
     let Some(closed) = closed else {
-        // Nobody can be in a group that has never been ready.
-        if group.ready_pods() == 0 && group.sequences() == 0 {
+        // Nobody can be in a group without a ready pod; and one without a placement cannot be closed.
+        let nobody = group.ready_pods() == 0 || group.placement.is_none();
+        if nobody && group.is_idle() {
             rolling.deleted.push(group.name.clone());
         } else {
             rolling.closed.push(group.name.clone());

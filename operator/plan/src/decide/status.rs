@@ -1,5 +1,6 @@
 //! The status: counters, conditions, memory, weights, groups. Says nothing that was not seen.
 
+use k8s_openapi::jiff::Timestamp;
 use m1_operator_api::{
     AutoscalingMode, ConditionType, DeploymentStatus, ExpertsStatus, GroupStatus, MemoryStatus, PerGpu, PredictedStatus, Reason,
     Traffic, WeightsStatus,
@@ -11,7 +12,7 @@ use super::rollout::{Blocked, Rolling};
 use super::trouble::Trouble;
 use super::{Refusal, restarts, trouble};
 use crate::render::{Scene, endpoint, leader_selector};
-use crate::{GroupSeen, Observed, Revision, WorkerPhase};
+use crate::{GroupSeen, Observed, PodSeen, Revision, WorkerPhase};
 
 /// What conditions are made of.
 struct Picture<'a> {
@@ -80,6 +81,21 @@ pub fn refused(refusal: &Refusal, observed: &Observed) -> DeploymentStatus {
     }
 }
 
+/// The status of a deployment whose objects the API server would not take: it neither progresses nor is ready.
+pub fn write_refused(status: &DeploymentStatus, words: &str, now: Timestamp) -> DeploymentStatus {
+    let mut status = status.clone();
+    let generation = status.observed_generation.unwrap_or_default();
+    let mut conditions = Conditions::new(&status.conditions, generation, now);
+    for condition in &status.conditions {
+        match condition.kind {
+            ConditionType::Progressing | ConditionType::Ready => conditions.set(condition.kind, false, Reason::WriteRefused, words),
+            kind => conditions.keep(kind),
+        }
+    }
+    status.conditions = conditions.done();
+    status
+}
+
 fn current<'a>(observed: &'a Observed, revision: &'a Revision) -> impl Iterator<Item = &'a GroupSeen> {
     observed.groups.iter().filter(move |group| !group.deleting && group.revision == *revision)
 }
@@ -109,7 +125,8 @@ fn one(group: &GroupSeen, before: &DeploymentStatus) -> GroupStatus {
         ready_pods: group.ready_pods(),
         pods: group.size,
         revision,
-        epoch: epochs.min().unwrap_or(0),
+        // A worker that is away does not undo what was applied; the next revision begins anew.
+        epoch: epochs.min().unwrap_or(0).max(known.map_or(0, |known| known.epoch)),
         traffic: Some(if group.is_open() { Traffic::Open } else { Traffic::Closed }),
         message: trouble::of(group).map(|trouble| trouble.message),
         restarts: restarts::history(group, known.map_or(&[], |known| &known.restarts)),
@@ -138,7 +155,9 @@ fn weights_ready(picture: &Picture<'_>, conditions: &mut Conditions<'_>) {
         return;
     }
     let loaded = |phase: WorkerPhase| matches!(phase, WorkerPhase::Connecting | WorkerPhase::Ready | WorkerPhase::Draining);
-    let hold = pods().filter(|pod| pod.worker.as_ref().is_some_and(|worker| loaded(worker.phase))).count() as u32;
+    // A pod that is ready holds them, also before its worker was heard: a new leader hears them one by one.
+    let holds = |pod: &PodSeen| pod.ready || pod.worker.as_ref().is_some_and(|worker| loaded(worker.phase));
+    let hold = pods().filter(|pod| holds(pod)).count() as u32;
     let message = format!("{hold} of {asked} pods hold their weights");
     match &picture.trouble {
         Some(trouble) if trouble.reason == Reason::WeightsUnavailable => {
@@ -201,6 +220,10 @@ fn progress(picture: &Picture<'_>) -> (bool, Reason, String) {
     }
     match &picture.trouble {
         Some(trouble) => (true, trouble.reason, trouble.message.clone()),
+        None if !observed.router.settled => {
+            let why = observed.router.trouble.clone().unwrap_or_else(|| "pods are being replaced".to_owned());
+            (observed.router.trouble.is_none(), Reason::RouterUnavailable, format!("routers: {why}"))
+        }
         None => (false, Reason::Serving, "everything that was asked for is there".to_owned()),
     }
 }
@@ -217,6 +240,9 @@ fn ready(picture: &Picture<'_>, conditions: &mut Conditions<'_>) {
     } else if observed.router.available == 0 {
         let why = observed.router.trouble.clone().unwrap_or_else(|| "its pods are starting".to_owned());
         conditions.set(kind, false, Reason::RouterUnavailable, format!("no router answers: {why}"));
+    } else if !observed.router.settled {
+        let why = observed.router.trouble.clone().unwrap_or_else(|| "pods are being replaced".to_owned());
+        conditions.set(kind, false, Reason::RouterUnavailable, format!("{summary}; routers are not what was asked for: {why}"));
     } else if replicas == 0 && all == 0 {
         conditions.set(kind, true, Reason::ScaledToZero, "spec.replicas is 0, and no group is there");
     } else if ready == replicas && all == replicas {
@@ -275,7 +301,11 @@ fn memory(scene: &Scene<'_>) -> Option<MemoryStatus> {
 
 /// Bytes that workers of the present revision have read; none before one has said what it reads.
 fn weights(observed: &Observed, revision: &Revision) -> Option<WeightsStatus> {
-    let workers = || current(observed, revision).flat_map(|group| &group.pods).filter_map(|pod| pod.worker.as_ref());
+    let pods = || current(observed, revision).flat_map(|group| &group.pods);
+    if pods().any(|pod| pod.ready && pod.worker.is_none()) {
+        return observed.status.weights.clone();
+    }
+    let workers = || pods().filter_map(|pod| pod.worker.as_ref());
     let total: u64 = workers().map(|worker| worker.bytes_total).sum();
     let loaded: u64 = workers().map(|worker| worker.bytes_loaded.min(worker.bytes_total)).sum();
     let left = total.saturating_sub(loaded);

@@ -41,6 +41,7 @@ pub fn of(group: &GroupSeen) -> Option<Trouble> {
         return Some(Trouble::help(Reason::PodsRefused, message));
     }
     let found = pods_in_trouble(group).or_else(|| unscheduled(group)).or_else(|| failed(group)).or_else(|| ending(group));
+    let found = found.or_else(|| refusing(group));
     Some(found.unwrap_or_else(|| passing(group, &name)))
 }
 
@@ -78,6 +79,15 @@ fn failed(group: &GroupSeen) -> Option<Trouble> {
         let worker = pod.worker.as_ref().filter(|worker| worker.phase == WorkerPhase::Failed)?;
         let message = format!("pod {}: {}: {}", pod.name, worker.reason, worker.message);
         Some(Trouble::help(Reason::WeightsUnavailable, message))
+    })
+}
+
+/// A worker whose checkpoint is another model than the plan was made for.
+fn refusing(group: &GroupSeen) -> Option<Trouble> {
+    group.pods.iter().find_map(|pod| {
+        let refusal = pod.worker.as_ref()?.refusal.as_ref()?;
+        let message = format!("pod {}: refuses its placement: {refusal}; spec.model.config must describe the checkpoint", pod.name);
+        Some(Trouble::help(Reason::ArchitectureMismatch, message))
     })
 }
 
