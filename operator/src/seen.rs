@@ -43,7 +43,7 @@ pub fn strip(pod: &mut Pod) {
 pub fn pod(pod: &Pod) -> PodSeen {
     let status = pod.status.as_ref();
     let conditions = || status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
-    let is = |kind: &str| conditions().any(|condition| condition.type_ == kind && condition.status == "True");
+    let ready = conditions().find(|condition| condition.type_ == "Ready" && condition.status == "True");
     let unscheduled = conditions().find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
     let container = status.and_then(|status| status.container_statuses.as_ref()?.iter().find(|status| status.name == "worker"));
     PodSeen {
@@ -51,7 +51,8 @@ pub fn pod(pod: &Pod) -> PodSeen {
         index: pod.labels().get(labels::POD_INDEX).and_then(|index| index.parse().ok()).unwrap_or(0),
         created: pod.creation_timestamp().map(|time| time.0),
         deleting: pod.metadata.deletion_timestamp.is_some(),
-        ready: is("Ready"),
+        ready: ready.is_some(),
+        ready_since: ready.and_then(|condition| condition.last_transition_time.as_ref()).map(|time| time.0),
         unschedulable: unscheduled.map(|condition| condition.message.clone().unwrap_or_default()),
         container: container.map(container_state).unwrap_or_default(),
         last_end: container.and_then(last_end),

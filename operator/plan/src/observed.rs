@@ -5,6 +5,10 @@ use m1_operator_api::{DeploymentStatus, ExpertPlacementSpec};
 
 use crate::Revision;
 
+/// After this a router has connected to a pod that came back: its longest pause between attempts and its connect timeout (2 s each),
+/// and the whole seconds that Kubernetes' times have.
+pub const NOTICED_SECONDS: i64 = 5;
+
 /// Everything that belongs to one deployment.
 #[derive(Clone, Debug)]
 pub struct Observed {
@@ -73,6 +77,8 @@ pub struct PodSeen {
     pub deleting: bool,
     /// All its containers are ready.
     pub ready: bool,
+    /// Since when.
+    pub ready_since: Option<Timestamp>,
     /// The node it was given.
     pub node: Option<NodeSeen>,
     /// Why no node takes it, in the scheduler's words.
@@ -199,6 +205,12 @@ impl GroupSeen {
     /// Whether it can take requests now.
     pub fn is_available(&self) -> bool {
         self.is_ready() && self.is_open()
+    }
+
+    /// Whether another group's requests can be left to it: it serves, and has done so long enough that every router has noticed.
+    pub fn takes_over(&self, now: Timestamp) -> bool {
+        let long = |since: Timestamp| now.duration_since(since).as_secs() >= NOTICED_SECONDS;
+        self.is_available() && self.pods.iter().all(|pod| pod.ready_since.is_some_and(long))
     }
 
     /// Whether it is known that nothing runs in it. A ready pod that has not been heard yet may run anything.

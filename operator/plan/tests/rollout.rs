@@ -112,7 +112,7 @@ impl World {
             if group.deleting {
                 group.pods.iter_mut().for_each(|pod| (pod.deleting, pod.ready) = (true, false));
             } else if *age == START {
-                group.pods.iter_mut().for_each(ready);
+                group.pods.iter_mut().for_each(|pod| ready(pod, self.now));
             }
         }
         self.groups.retain(|(group, age)| !(group.deleting && *age >= END));
@@ -132,8 +132,8 @@ fn pod(group: &str, index: u32) -> PodSeen {
     PodSeen { name: format!("{group}-{index}"), index, ..PodSeen::default() }
 }
 
-fn ready(pod: &mut PodSeen) {
-    pod.ready = true;
+fn ready(pod: &mut PodSeen, now: Timestamp) {
+    (pod.ready, pod.ready_since) = (true, Some(now));
     pod.container = ContainerSeen::Running;
     pod.worker =
         Some(WorkerSeen { phase: WorkerPhase::Ready, epoch: 1, bytes_total: 10, bytes_loaded: 10, ..WorkerSeen::default() });
@@ -388,6 +388,7 @@ fn a_drained_node_opens_one_group_where_another_serves() {
     let mut world = World::new();
     let two = spec("replicas: 2");
     settle(&mut world, &two, 2, 0);
+    world.now += SignedDuration::from_secs(60);
     assert!(open(&world.decide(&two)).is_empty());
     cordon(&mut world, 0);
     cordon(&mut world, 1);
@@ -516,4 +517,25 @@ fn a_worker_of_another_model_is_named() {
     world.group(0).pods[0].worker = Some(WorkerSeen { refusal: Some(words.into()), ..WorkerSeen::default() });
     world.step(&checked);
     assert_eq!(is(&world.status, ConditionType::Ready).1, Reason::ArchitectureMismatch);
+}
+
+#[test]
+fn a_group_that_just_came_back_takes_nothing_over_yet() {
+    let mut world = World::new();
+    let two = spec("replicas: 2");
+    settle(&mut world, &two, 2, 0);
+    world.now += SignedDuration::from_secs(60);
+    let now = world.now;
+    world.group(0).pods[0].ready_since = Some(now);
+    let node = NodeSeen { name: "n1".into(), cordoned: true, gone_since: None };
+    world.group(1).pods[0].node = Some(node);
+    let opens = |world: &World| {
+        let decision = world.decide(&two);
+        assert_eq!(is(&decision.status, ConditionType::Degraded).0, ConditionStatus::False, "it only waits for its turn");
+        let mut budgets = decision.apply.iter().filter(|object| object.kind == Kind::PodDisruptionBudget);
+        (budgets.any(|budget| budget.value["spec"]["maxUnavailable"] == 2), decision.look_again.is_some())
+    };
+    assert_eq!(opens(&world), (false, true), "routers may not have noticed group 0 yet");
+    world.now += SignedDuration::from_secs(5);
+    assert!(opens(&world).0);
 }

@@ -1,6 +1,8 @@
 //! Draining nodes: which group's budget is open, so that its pods may be evicted. One group at a time, and only where another
 //! takes its requests meanwhile.
 
+use k8s_openapi::jiff::Timestamp;
+
 use super::{Rolling, trouble};
 use crate::GroupSeen;
 
@@ -14,7 +16,7 @@ pub struct Opened<'a> {
 }
 
 /// Chooses the group that is opened.
-pub fn opened<'a>(groups: &'a [GroupSeen], rolling: &Rolling, allow_downtime: bool) -> Opened<'a> {
+pub fn opened<'a>(groups: &'a [GroupSeen], rolling: &Rolling, allow_downtime: bool, now: Timestamp) -> Opened<'a> {
     let staying = || groups.iter().filter(|group| !group.deleting && !rolling.is_deleted(group));
     let wanted: Vec<(&GroupSeen, &str)> = staying().filter_map(|group| cordoned_node(group).map(|node| (group, node))).collect();
     // A group whose pods are already moving goes first; then what serves least.
@@ -23,13 +25,14 @@ pub fn opened<'a>(groups: &'a [GroupSeen], rolling: &Rolling, allow_downtime: bo
         (!moving, group.is_available(), group.sequences(), group.index)
     });
     let Some((group, node)) = next else { return Opened::default() };
-    let others = staying().any(|other| other.name != group.name && other.is_available() && !rolling.is_closed(other));
+    let others = staying().any(|other| other.name != group.name && other.takes_over(now) && !rolling.is_closed(other));
     // What does not serve loses nothing by moving.
     if others || allow_downtime || !group.is_available() {
         return Opened { group: Some(&group.name), stuck: None };
     }
     // Where another is on its way, this one only waits for its turn.
-    let coming = staying().any(|other| other.name != group.name && trouble::of(other).is_some_and(|trouble| !trouble.needs_help));
+    let comes = |other: &GroupSeen| trouble::of(other).is_none_or(|trouble| !trouble.needs_help);
+    let coming = staying().any(|other| other.name != group.name && comes(other));
     Opened { group: None, stuck: (!coming).then_some((node, group.index)) }
 }
 

@@ -10,6 +10,7 @@ use k8s_openapi::jiff::Timestamp;
 use m1_operator_api::Rollout;
 
 use super::since;
+use crate::observed::NOTICED_SECONDS;
 use crate::{GroupSeen, Revision};
 
 /// After a group was closed: the time routers need to hear of it. What they send in between, the worker still takes.
@@ -82,7 +83,11 @@ pub fn roll(wish: &Wish<'_>) -> Rolling {
     replace(wish, &here, &old, &mut rolling);
     create(wish, &current, &mut rolling);
     let moving = !rolling.closed.is_empty() || !rolling.deleted.is_empty() || wish.groups.iter().any(|group| group.deleting);
-    let coming = moving || !rolling.create.is_empty() || current.iter().any(|group| !group.is_available());
+    let settling = here.iter().any(|group| group.is_available() && !group.takes_over(wish.now));
+    if settling {
+        super::sooner(&mut rolling.look_again, Some(Duration::from_secs(NOTICED_SECONDS.unsigned_abs())));
+    }
+    let coming = moving || settling || !rolling.create.is_empty() || current.iter().any(|group| !group.is_available());
     if coming && rolling.blocked == Some(Blocked::NoHandoverTarget) {
         // The group that will take over is on its way.
         rolling.blocked = None;
@@ -107,7 +112,7 @@ fn scale_down(wish: &Wish<'_>, current: &[&GroupSeen], old: &[&GroupSeen], rolli
 fn replace(wish: &Wish<'_>, here: &[&GroupSeen], old: &[&GroupSeen], rolling: &mut Rolling) {
     let least = wish.replicas.saturating_sub(wish.rollout.max_unavailable) as usize;
     for group in victims(old.to_vec()) {
-        let others = here.iter().filter(|other| other.name != group.name && other.is_available());
+        let others = here.iter().filter(|other| other.name != group.name && other.takes_over(wish.now));
         let others = others.filter(|other| !rolling.is_closed(other) && !rolling.is_deleted(other)).count();
         if (wish.broken)(group) {
             retire(wish, group, rolling);
