@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy};
+use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy};
 use kube::{Client, ResourceExt};
 use m1_operator_api::labels;
 use m1_operator_plan::{Decision, Kind, Object, PlacementWrite, PodDeletion, holds, seconds};
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::cache::{Cache, Family, Key};
-use crate::cluster::{api, owner_uid, owner_words};
+use crate::cluster::{api, owner_uid, owner_words, post_params};
 use crate::error::{Error, code};
 
 /// One thing that was done, for events and logs.
@@ -190,8 +190,7 @@ impl Hand<'_> {
         let what = format!("ExpertPlacement {}", write.name);
         object.value["spec"] = serde_json::to_value(&write.spec)?;
         let wanted: DynamicObject = serde_json::from_value(object.value.clone())?;
-        let params = PostParams { field_manager: Some(labels::MANAGER.to_owned()), ..PostParams::default() };
-        match api.create(&params, &wanted).await {
+        match api.create(&post_params(), &wanted).await {
             Err(error) if code(&error) == Some(409) => {
                 let found = api.get(&write.name).await.map_err(Error::api("get", what))?;
                 match owner_uid(&found) == Some(self.uid) || is_former(&found, self.key, self.uid) {

@@ -1,7 +1,8 @@
 //! What the operator knows of the cluster: the objects it writes and their pods, by deployment, and the nodes. Fed by watches
 //! that list again whenever a stream breaks; every change names the deployments to look at.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -11,10 +12,11 @@ use kube::ResourceExt;
 use kube::api::DynamicObject;
 use kube::runtime::watcher::{self, Event};
 use m1_arch::Bytes;
-use m1_operator_api::labels;
+use m1_operator_api::{MiniMaxM1Deployment, labels};
 use m1_operator_plan::{Kind, NodeSeen};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::relist::{Change, Relist};
 use crate::seen;
 
 /// A deployment: namespace and name.
@@ -26,6 +28,13 @@ pub struct Key {
     pub name: String,
 }
 
+impl Key {
+    /// Of a deployment.
+    pub fn of(deployment: &MiniMaxM1Deployment) -> Self {
+        Self { namespace: deployment.namespace().unwrap_or_default(), name: deployment.name_any() }
+    }
+}
+
 /// What belongs to one deployment.
 #[derive(Clone, Debug, Default)]
 pub struct Family {
@@ -33,6 +42,18 @@ pub struct Family {
     pub objects: BTreeMap<(Kind, String), Arc<DynamicObject>>,
     /// Worker and router pods by name.
     pub pods: BTreeMap<String, Arc<Pod>>,
+}
+
+impl Family {
+    /// Its pods of one component: workers or routers.
+    pub fn component<'a>(&'a self, component: &'a str) -> impl Iterator<Item = &'a Arc<Pod>> {
+        self.pods.values().filter(move |pod| pod.labels().get(labels::APP_COMPONENT).is_some_and(|found| found == component))
+    }
+
+    /// Its objects of one kind, by name.
+    pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = (&String, &Arc<DynamicObject>)> {
+        self.objects.iter().filter(move |((found, _), _)| *found == kind).map(|((_, name), object)| (name, object))
+    }
 }
 
 /// What is known.
@@ -135,36 +156,18 @@ impl Cache {
         events: impl Stream<Item = watcher::Result<Event<Node>>> + Send,
         mut listed: Option<oneshot::Sender<()>>,
     ) {
-        let mut events = std::pin::pin!(events);
-        let (mut fresh, mut gpus) = (HashMap::new(), BTreeMap::new());
+        let (mut events, mut relist) = (std::pin::pin!(events), Relist::default());
         while let Some(event) = events.next().await {
-            let changed = match event {
-                Ok(Event::Init) => {
-                    fresh.clear();
-                    gpus.clear();
-                    continue;
+            let changed = match taken("Node", &mut relist, event, |node: &Node| Some(node.name_any())) {
+                Change::Nothing => Vec::new(),
+                Change::Is(name, node) => {
+                    self.note_gpus(&name, gpu_memory(&node));
+                    self.set_node(name, Some(seen::node(&node)))
                 }
-                Ok(Event::InitApply(node)) => {
-                    gpus.extend(gpu_memory(&node));
-                    fresh.insert(node.name_any(), seen::node(&node));
-                    continue;
-                }
-                Ok(Event::InitDone) => {
-                    *self.gpu_memory.write().unwrap_or_else(PoisonError::into_inner) = std::mem::take(&mut gpus);
-                    listed.take().map(|listed| listed.send(()));
-                    self.replace_nodes(std::mem::take(&mut fresh))
-                }
-                Ok(Event::Apply(node)) => {
-                    self.note_gpus(&node, true);
-                    self.set_node(node.name_any(), Some(seen::node(&node)))
-                }
-                Ok(Event::Delete(node)) => {
-                    self.note_gpus(&node, false);
-                    self.set_node(node.name_any(), None)
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "the watch of nodes broke; it starts anew");
-                    continue;
+                Change::Gone { gone, listed: whole } => {
+                    gone.iter().for_each(|name| self.note_gpus(name, None));
+                    tell_once(&mut listed, whole);
+                    gone.into_iter().flat_map(|name| self.set_node(name, None)).collect()
                 }
             };
             for key in self.on_nodes(&changed) {
@@ -179,39 +182,17 @@ impl Cache {
         events: impl Stream<Item = watcher::Result<Event<M>>> + Send,
         mut listed: Option<oneshot::Sender<()>>,
     ) {
-        let mut events = std::pin::pin!(events);
-        // What this watch has delivered, so that a new list shows what is gone.
-        let (mut known, mut fresh) = (HashSet::new(), HashSet::new());
+        let (mut events, mut relist) = (std::pin::pin!(events), Relist::default());
         while let Some(event) = events.next().await {
-            match event {
-                Ok(Event::Init) => fresh.clear(),
-                Ok(Event::InitApply(member)) => {
-                    if let Some(place) = member.place() {
-                        fresh.insert(place.clone());
-                        self.enter(place, member).await;
+            match taken(kind.map_or("Pod", Kind::as_str), &mut relist, event, M::place) {
+                Change::Nothing => {}
+                Change::Is(place, member) => self.enter(place, member).await,
+                Change::Gone { gone, listed: whole } => {
+                    for place in &gone {
+                        self.leave::<M>(kind, place).await;
                     }
+                    tell_once(&mut listed, whole);
                 }
-                Ok(Event::InitDone) => {
-                    for gone in known.difference(&fresh) {
-                        self.leave::<M>(kind, gone).await;
-                    }
-                    known = std::mem::take(&mut fresh);
-                    // Nobody waits after the first list.
-                    listed.take().map(|listed| listed.send(()));
-                }
-                Ok(Event::Apply(member)) => {
-                    if let Some(place) = member.place() {
-                        known.insert(place.clone());
-                        self.enter(place, member).await;
-                    }
-                }
-                Ok(Event::Delete(member)) => {
-                    if let Some(place) = member.place() {
-                        known.remove(&place);
-                        self.leave::<M>(kind, &place).await;
-                    }
-                }
-                Err(error) => tracing::warn!(%error, kind = kind.map_or("Pod", Kind::as_str), "a watch broke; it starts anew"),
             }
         }
     }
@@ -247,11 +228,11 @@ impl Cache {
         let _ = self.changes.send(key).await;
     }
 
-    fn note_gpus(&self, node: &Node, present: bool) {
+    fn note_gpus(&self, node: &str, memory: Option<u64>) {
         let mut nodes = self.gpu_memory.write().unwrap_or_else(PoisonError::into_inner);
-        match gpu_memory(node).filter(|_| present) {
-            Some((name, memory)) => nodes.insert(name, memory),
-            None => nodes.remove(&node.name_any()),
+        match memory {
+            Some(memory) => nodes.insert(node.to_owned(), memory),
+            None => nodes.remove(node),
         };
     }
 
@@ -262,14 +243,6 @@ impl Cache {
             None => nodes.remove(&name),
         };
         if before == node { Vec::new() } else { vec![name] }
-    }
-
-    fn replace_nodes(&self, fresh: HashMap<String, NodeSeen>) -> Vec<String> {
-        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
-        let names: HashSet<&String> = nodes.keys().chain(fresh.keys()).collect();
-        let changed = names.into_iter().filter(|name| nodes.get(*name) != fresh.get(*name)).cloned().collect();
-        *nodes = fresh;
-        changed
     }
 
     /// Deployments with a pod on one of these nodes.
@@ -336,10 +309,32 @@ impl Member for Pod {
     }
 }
 
-/// A node's name and the memory of its GPUs in MiB, where its label tells.
-fn gpu_memory(node: &Node) -> Option<(String, u64)> {
-    let memory = node.labels().get("nvidia.com/gpu.memory")?.parse().ok()?;
-    Some((node.name_any(), memory))
+/// The memory of a node's GPUs in MiB, where its label tells.
+fn gpu_memory(node: &Node) -> Option<u64> {
+    node.labels().get("nvidia.com/gpu.memory")?.parse().ok()
+}
+
+/// What an event of a watch came to. One that broke comes to nothing: it lists anew.
+pub(crate) fn taken<T, P: Clone + Eq + Hash>(
+    what: &str,
+    relist: &mut Relist<P>,
+    event: watcher::Result<Event<T>>,
+    place: impl Fn(&T) -> Option<P>,
+) -> Change<T, P> {
+    match event {
+        Ok(event) => relist.take(event, place),
+        Err(error) => {
+            tracing::warn!(%error, kind = what, "a watch broke; it starts anew");
+            Change::Nothing
+        }
+    }
+}
+
+/// Says that a first list is whole; nobody waits after that.
+fn tell_once(listed: &mut Option<oneshot::Sender<()>>, whole: bool) {
+    if whole {
+        listed.take().map(|listed| listed.send(()));
+    }
 }
 
 /// The deployment that an object belongs to, by its label.

@@ -1,14 +1,15 @@
 //! The API server as the operator uses it: kinds as dynamic APIs, and the one field manager.
 
-use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, ValidationDirective};
-use kube::{Client, ResourceExt};
-use m1_operator_api::labels;
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams, ValidationDirective};
+use kube::core::NamespaceResourceScope;
+use kube::{Client, Resource, ResourceExt};
+use m1_operator_api::{ExpertPlacementSpec, labels};
 use m1_operator_plan::{Kind, Object};
 
 use crate::error::Error;
 
 /// Where a kind is found.
-pub fn resource(kind: Kind) -> ApiResource {
+fn resource(kind: Kind) -> ApiResource {
     let (group, version, name, plural) = kind.names();
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, name), plural)
 }
@@ -26,8 +27,29 @@ pub fn api_in(client: &Client, kind: Kind, namespace: Option<&str>) -> Api<Dynam
     }
 }
 
+/// The same for a type of its own.
+pub fn typed_in<K>(client: &Client, namespace: Option<&str>) -> Api<K>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+{
+    match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    }
+}
+
+/// What an ExpertPlacement says; none where it cannot be read.
+pub fn placement_spec(object: &DynamicObject) -> Option<ExpertPlacementSpec> {
+    serde_json::from_value(object.data.get("spec")?.clone()).ok()
+}
+
+/// A create or replace under the operator's name.
+pub fn post_params() -> PostParams {
+    PostParams { field_manager: Some(labels::MANAGER.to_owned()), ..PostParams::default() }
+}
+
 /// Server-side apply as this operator does it. Unknown fields are errors: a typing mistake must not be dropped silently.
-pub fn apply_params() -> PatchParams {
+fn apply_params() -> PatchParams {
     PatchParams { field_validation: Some(ValidationDirective::Strict), ..PatchParams::apply(labels::MANAGER).force() }
 }
 

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, ObjectMeta, PostParams};
+use kube::api::{Api, ObjectMeta};
 use kube::{Client, ResourceExt};
 use m1_operator_api::labels;
 
+use crate::cluster::post_params;
 use crate::config::LeaseConfig;
 use crate::error::{Error, code};
 
@@ -83,7 +84,7 @@ impl Leadership {
                 let spec = lease.spec.get_or_insert_default();
                 spec.holder_identity = Some(String::new());
                 spec.renew_time = Some(MicroTime(Timestamp::now()));
-                self.api.replace(&self.config.name, &params(), &lease).await?;
+                self.api.replace(&self.config.name, &post_params(), &lease).await?;
             }
             Ok::<(), kube::Error>(())
         };
@@ -97,7 +98,7 @@ impl Leadership {
         let failed = |verb| Error::api(verb, format!("Lease {}", self.config.name));
         let Some(mut lease) = self.api.get_opt(&self.config.name).await.map_err(failed("get"))? else {
             let lease = Lease { metadata: self.metadata(), spec: Some(self.spec(0)) };
-            return match self.api.create(&params(), &lease).await {
+            return match self.api.create(&post_params(), &lease).await {
                 Ok(_) => Ok(Some(0)),
                 Err(error) if code(&error) == Some(409) => Ok(None),
                 Err(error) => Err(failed("create")(error)),
@@ -115,7 +116,7 @@ impl Leadership {
         let transitions = lease.spec.as_ref().and_then(|spec| spec.lease_transitions).unwrap_or(0) + 1;
         lease.spec = Some(self.spec(transitions));
         // On top of the version that was read: of two who take it, one succeeds.
-        match self.api.replace(&self.config.name, &params(), &lease).await {
+        match self.api.replace(&self.config.name, &post_params(), &lease).await {
             Ok(_) => Ok(Some(u64::from(transitions.unsigned_abs()))),
             Err(error) if code(&error) == Some(409) => Ok(None),
             Err(error) => Err(failed("replace")(error)),
@@ -129,7 +130,7 @@ impl Leadership {
             return Ok(false);
         }
         lease.spec.get_or_insert_default().renew_time = Some(MicroTime(Timestamp::now()));
-        self.api.replace(&self.config.name, &params(), &lease).await.map_err(failed("replace"))?;
+        self.api.replace(&self.config.name, &post_params(), &lease).await.map_err(failed("replace"))?;
         Ok(true)
     }
 
@@ -154,8 +155,4 @@ impl Leadership {
 
 fn holder(lease: &Lease) -> Option<&str> {
     lease.spec.as_ref()?.holder_identity.as_deref()
-}
-
-fn params() -> PostParams {
-    PostParams { field_manager: Some(labels::MANAGER.to_owned()), ..PostParams::default() }
 }

@@ -13,6 +13,7 @@ pub mod leader;
 pub mod metrics;
 pub mod observe;
 pub mod reconcile;
+pub mod relist;
 pub mod report;
 pub mod run;
 pub mod seen;

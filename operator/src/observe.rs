@@ -7,12 +7,13 @@ use k8s_openapi::api::core::v1::Event;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DynamicObject, ListParams};
 use kube::{Client, ResourceExt};
-use m1_operator_api::{ExpertPlacementSpec, MiniMaxM1Deployment, labels};
+use m1_operator_api::{MiniMaxM1Deployment, labels};
 use m1_operator_plan::render::{ROUTER, WORKER};
 use m1_operator_plan::{ContainerSeen, GroupSeen, Kind, Observed, PlacementSeen, PodSeen, Revision, RouterSeen};
 
 use crate::cache::{Cache, Family, Key};
-use crate::cluster::owner_uid;
+use crate::cluster::{owner_uid, placement_spec};
+use crate::seen;
 use crate::workers::Workers;
 
 /// A pod that is younger than this is not asked why it does not start.
@@ -50,27 +51,22 @@ pub async fn look(client: &Client, cache: &Cache, workers: &Workers, deployment:
 /// What a former deployment of the same name left is on its way out.
 fn groups(family: &Family, workers: &Workers, cache: &Cache, (key, uid): (&Key, &str), now: Timestamp) -> Vec<GroupSeen> {
     let mut groups: BTreeMap<String, GroupSeen> = BTreeMap::new();
-    for ((kind, name), object) in &family.objects {
-        if *kind == Kind::StatefulSet {
-            let former = owner_uid(object) != Some(uid);
-            let group = group(name, object).map(|group| GroupSeen { deleting: group.deleting || former, ..group });
-            groups.extend(group.map(|group| (name.clone(), group)));
-        }
+    for (name, object) in family.of_kind(Kind::StatefulSet) {
+        let former = owner_uid(object) != Some(uid);
+        let group = group(name, object).map(|group| GroupSeen { deleting: group.deleting || former, ..group });
+        groups.extend(group.map(|group| (name.clone(), group)));
     }
-    for pod in family.pods.values().filter(|pod| pod.labels().get(labels::APP_COMPONENT).is_some_and(|c| c == WORKER)) {
+    for pod in family.component(WORKER) {
         let Some((name, labelled)) = of_labels(&pod.name_any(), pod.labels()) else { continue };
         let group = groups.entry(name).or_insert_with(|| GroupSeen { deleting: true, created: now, ..labelled });
-        let mut seen = crate::seen::pod(pod);
+        let mut seen = seen::pod(pod);
         let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
         seen.node = node.and_then(|node| cache.node(node));
         seen.worker = workers.seen(key, &seen.name, pod.uid().as_deref());
         group.pods.push(seen);
     }
-    for ((kind, name), object) in &family.objects {
-        if owner_uid(object) != Some(uid) {
-            continue;
-        }
-        if let (Kind::ExpertPlacement, Some(group)) = (kind, groups.get_mut(name)) {
+    for (name, object) in family.of_kind(Kind::ExpertPlacement).filter(|(_, object)| owner_uid(object) == Some(uid)) {
+        if let Some(group) = groups.get_mut(name) {
             group.placement = placement(object);
         }
     }
@@ -115,32 +111,28 @@ fn of_labels(pod: &str, given: &BTreeMap<String, String>) -> Option<(String, Gro
 }
 
 fn placement(object: &DynamicObject) -> Option<PlacementSeen> {
-    let spec: ExpertPlacementSpec = serde_json::from_value(object.data.get("spec")?.clone()).ok()?;
     Some(PlacementSeen {
-        spec,
+        spec: placement_spec(object)?,
         resource_version: object.resource_version()?,
         closed_since: object.annotations().get(labels::CLOSED_SINCE).and_then(|time| time.parse().ok()),
     })
 }
 
 fn router(family: &Family) -> RouterSeen {
-    let deployment = family.objects.iter().find(|((kind, _), _)| *kind == Kind::Deployment).map(|(_, object)| object);
-    let available = deployment.and_then(|object| object.data.pointer("/status/availableReplicas")?.as_u64()).unwrap_or(0);
-    let routers = family.pods.values().filter(|pod| pod.labels().get(labels::APP_COMPONENT).is_some_and(|c| c == ROUTER));
-    let trouble = routers.filter_map(|pod| router_trouble(pod)).next();
+    let deployment = family.of_kind(Kind::Deployment).next().map(|(_, object)| object);
+    let trouble = family.component(ROUTER).find_map(|pod| router_trouble(pod));
     let number = |path: &str| deployment.and_then(|object| object.data.pointer(path)?.as_u64()).unwrap_or(0);
     let wanted = number("/spec/replicas");
     let seen = deployment.and_then(|object| object.metadata.generation) == Some(number("/status/observedGeneration") as i64);
-    let pods = ["/status/replicas", "/status/updatedReplicas", "/status/availableReplicas"].map(number);
+    let pods @ [_, _, available] = ["/status/replicas", "/status/updatedReplicas", "/status/availableReplicas"].map(number);
     RouterSeen { available: available as u32, settled: seen && pods == [wanted; 3], trouble }
 }
 
 fn router_trouble(pod: &k8s_openapi::api::core::v1::Pod) -> Option<String> {
     let name = pod.name_any();
     let status = pod.status.as_ref()?;
-    let unscheduled = status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "False");
-    if let Some(condition) = unscheduled {
-        return Some(format!("pod {name} finds no node: {}", condition.message.clone().unwrap_or_default()));
+    if let Some(words) = seen::unschedulable(status) {
+        return Some(format!("pod {name} finds no node: {words}"));
     }
     let container = status.container_statuses.iter().flatten().next()?;
     let waiting = container.state.as_ref()?.waiting.as_ref()?;

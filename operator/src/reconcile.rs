@@ -81,14 +81,13 @@ pub async fn reconcile(deployment: Arc<MiniMaxM1Deployment>, context: Arc<Contex
 }
 
 async fn step(deployment: &MiniMaxM1Deployment, context: &Context) -> Result<Action, Error> {
-    let namespace = deployment.namespace().ok_or(Error::Incomplete("metadata.namespace"))?;
+    deployment.namespace().ok_or(Error::Incomplete("metadata.namespace"))?;
     let uid = deployment.uid().ok_or(Error::Incomplete("metadata.uid"))?;
-    let key = Key { namespace, name: deployment.name_any() };
+    let key = Key::of(deployment);
     if deployment.metadata.deletion_timestamp.is_some() {
         // Everything has an owner reference: the cluster's garbage collection ends it.
         return Ok(Action::await_change());
     }
-    context.workers.follow(&key, &context.cache.family(&key));
     let look = observe::look(&context.client, &context.cache, &context.workers, deployment, &key).await;
     let hand = Hand { client: &context.client, cache: &context.cache, key: &key, uid: &uid };
     let settled = settle(deployment, &context.config.images, context.cache.gpu_memory());
@@ -108,7 +107,7 @@ async fn step(deployment: &MiniMaxM1Deployment, context: &Context) -> Result<Act
         context.metrics.wrote(deed.reason);
         tracing::info!(namespace = key.namespace, name = key.name, reason = deed.reason, "{}", deed.message);
     }
-    // What was written has changed what there is to follow.
+    // Pods that came and went, and what was just written for them.
     context.workers.follow(&key, &context.cache.family(&key));
     let saying = say(deployment, context, &key, &decision, (&deeds, &carried)).await?;
     carried?;
@@ -195,7 +194,7 @@ async fn say(
 
 /// When a failed reconcile is tried again.
 pub fn retry(deployment: Arc<MiniMaxM1Deployment>, error: &Error, context: Arc<Context>) -> Action {
-    let key = Key { namespace: deployment.namespace().unwrap_or_default(), name: deployment.name_any() };
+    let key = Key::of(&deployment);
     let failures = context.note(&key, |note| {
         note.failures = note.failures.saturating_add(1);
         note.failures

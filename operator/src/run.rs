@@ -1,6 +1,5 @@
 //! The process: admin server, lease, watches, reconciles; and the order in which they end.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -19,12 +18,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::cache::{Cache, Key};
+use crate::cache::{Cache, Key, taken};
 use crate::cluster;
 use crate::config::Config;
 use crate::leader::Leadership;
 use crate::metrics::Metrics;
 use crate::reconcile::{Context, reconcile, retry, selector, served_kinds};
+use crate::relist::{Change, Relist};
 use crate::workers::Workers;
 
 /// Changes that wait for the queue; watches pause when it is full.
@@ -148,8 +148,7 @@ async fn act(config: &Config, client: Client, metrics: &Metrics, lease_transitio
     });
     let (halt, halted) = oneshot::channel::<()>();
     let requests = tokio_stream_of(changed).take_until(halted.map(|_| ()));
-    let requests = requests
-        .map(|key: Key| Ok::<_, std::convert::Infallible>(ObjectRef::<MiniMaxM1Deployment>::new(&key.name).within(&key.namespace)));
+    let requests = requests.map(|key: Key| Ok::<_, std::convert::Infallible>(reference(&key)));
     let settings = controller::Config::default().concurrency(config.concurrency);
     let gauges = (metrics.clone(), store.clone(), Arc::clone(&cache), Arc::clone(&context));
     let reconciles = controller::applier(
@@ -214,11 +213,8 @@ async fn watch_all(
             let events = watcher(cluster::api_in(client, *kind, *namespace), ours.clone()).default_backoff();
             tasks.spawn(Arc::clone(cache).follow_objects(*kind, events, listed()));
         }
-        let pods: Api<Pod> = match namespace {
-            Some(namespace) => Api::namespaced(client.clone(), namespace),
-            None => Api::all(client.clone()),
-        };
-        tasks.spawn(Arc::clone(cache).follow_pods(watcher(pods, ours.clone()).default_backoff(), listed()));
+        let pods = watcher(cluster::typed_in::<Pod>(client, *namespace), ours.clone()).default_backoff();
+        tasks.spawn(Arc::clone(cache).follow_pods(pods, listed()));
     }
     let nodes: Api<Node> = Api::all(client.clone());
     let nodes = watcher(nodes, watcher::Config::default()).default_backoff();
@@ -231,59 +227,33 @@ async fn watch_all(
     writer.apply_watcher_event(&Event::InitDone);
     let writer = Arc::new(tokio::sync::Mutex::new(writer));
     for namespace in &namespaces {
-        let api: Api<MiniMaxM1Deployment> = match namespace {
-            Some(namespace) => Api::namespaced(client.clone(), namespace),
-            None => Api::all(client.clone()),
-        };
-        let events = watcher(api, watcher::Config::default()).default_backoff();
+        let events = watcher(cluster::typed_in(client, *namespace), watcher::Config::default()).default_backoff();
         tasks.spawn(follow_deployments(events, reader.clone(), Arc::clone(&writer), changes.clone()));
     }
     reader
 }
 
-/// Follows the deployments of one namespace, or of all, into the store. A new list says what is gone.
+/// Follows the deployments of one namespace, or of all, into the store.
 async fn follow_deployments(
     events: impl futures_util::Stream<Item = watcher::Result<Event<MiniMaxM1Deployment>>> + Send,
     reader: Store<MiniMaxM1Deployment>,
     writer: Arc<tokio::sync::Mutex<reflector::store::Writer<MiniMaxM1Deployment>>>,
     changes: mpsc::Sender<Key>,
 ) {
-    let mut events = std::pin::pin!(events);
-    let (mut known, mut fresh) = (HashSet::new(), HashSet::new());
+    let (mut events, mut relist) = (std::pin::pin!(events), Relist::default());
     while let Some(event) = events.next().await {
-        let changed = match event {
-            Ok(Event::Init) => {
-                fresh.clear();
-                continue;
-            }
-            Ok(Event::InitApply(mut deployment) | Event::Apply(mut deployment)) => {
+        let changed = match taken("MiniMaxM1Deployment", &mut relist, event, |deployment| Some(Key::of(deployment))) {
+            Change::Nothing => Vec::new(),
+            Change::Is(key, mut deployment) => {
                 deployment.managed_fields_mut().clear();
-                let key = key_of(&deployment);
-                fresh.insert(key.clone());
-                known.insert(key.clone());
                 writer.lock().await.apply_watcher_event(&Event::Apply(deployment));
                 vec![key]
             }
-            Ok(Event::InitDone) => {
-                let gone: Vec<Key> = known.difference(&fresh).cloned().collect();
-                for key in &gone {
-                    known.remove(key);
-                    let reference = ObjectRef::<MiniMaxM1Deployment>::new(&key.name).within(&key.namespace);
-                    if let Some(deployment) = reader.get(&reference) {
-                        writer.lock().await.apply_watcher_event(&Event::Delete(deployment.as_ref().clone()));
-                    }
+            Change::Gone { gone, .. } => {
+                for deployment in gone.iter().filter_map(|key| reader.get(&reference(key))) {
+                    writer.lock().await.apply_watcher_event(&Event::Delete(deployment.as_ref().clone()));
                 }
                 gone
-            }
-            Ok(Event::Delete(deployment)) => {
-                let key = key_of(&deployment);
-                known.remove(&key);
-                writer.lock().await.apply_watcher_event(&Event::Delete(deployment));
-                vec![key]
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the watch of deployments broke; it starts anew");
-                continue;
             }
         };
         for key in changed {
@@ -292,6 +262,6 @@ async fn follow_deployments(
     }
 }
 
-fn key_of(deployment: &MiniMaxM1Deployment) -> Key {
-    Key { namespace: deployment.namespace().unwrap_or_default(), name: deployment.name_any() }
+fn reference(key: &Key) -> ObjectRef<MiniMaxM1Deployment> {
+    ObjectRef::new(&key.name).within(&key.namespace)
 }

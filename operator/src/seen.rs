@@ -1,6 +1,6 @@
 //! From Kubernetes' objects to what the planner sees of them. Says nothing that the object does not.
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Node, Pod};
+use k8s_openapi::api::core::v1::{ContainerStatus, Node, Pod, PodStatus};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use m1_operator_api::labels;
@@ -42,9 +42,8 @@ pub fn strip(pod: &mut Pod) {
 /// A worker pod. What its worker says and where its node is comes from elsewhere.
 pub fn pod(pod: &Pod) -> PodSeen {
     let status = pod.status.as_ref();
-    let conditions = || status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
-    let ready = conditions().find(|condition| condition.type_ == "Ready" && condition.status == "True");
-    let unscheduled = conditions().find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
+    let mut conditions = status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
+    let ready = conditions.find(|condition| condition.type_ == "Ready" && condition.status == "True");
     let container = status.and_then(|status| status.container_statuses.as_ref()?.iter().find(|status| status.name == "worker"));
     PodSeen {
         name: pod.name_any(),
@@ -53,11 +52,18 @@ pub fn pod(pod: &Pod) -> PodSeen {
         deleting: pod.metadata.deletion_timestamp.is_some(),
         ready: ready.is_some(),
         ready_since: ready.and_then(|condition| condition.last_transition_time.as_ref()).map(|time| time.0),
-        unschedulable: unscheduled.map(|condition| condition.message.clone().unwrap_or_default()),
+        unschedulable: status.and_then(unschedulable),
         container: container.map(container_state).unwrap_or_default(),
         last_end: container.and_then(last_end),
         ..PodSeen::default()
     }
+}
+
+/// Why no node takes a pod, in the scheduler's words.
+pub fn unschedulable(status: &PodStatus) -> Option<String> {
+    let conditions = status.conditions.iter().flatten();
+    let refused = conditions.into_iter().find(|condition| condition.type_ == "PodScheduled" && condition.status == "False")?;
+    Some(refused.message.clone().unwrap_or_default())
 }
 
 fn container_state(status: &ContainerStatus) -> ContainerSeen {

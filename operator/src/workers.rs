@@ -8,7 +8,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
-use m1_operator_api::{ExpertPlacementSpec, labels};
+use m1_operator_api::ExpertPlacementSpec;
 use m1_operator_plan::render::{WORKER, WORKER_PORT};
 use m1_operator_plan::{Kind, WorkerPhase, WorkerSeen};
 use m1_proto::worker::worker_client::WorkerClient;
@@ -19,6 +19,7 @@ use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::cache::{Family, Key};
+use crate::cluster::placement_spec;
 
 /// How often a worker may report: what a person who watches a start sees as alive.
 const REPORTS: Duration = Duration::from_millis(500);
@@ -34,7 +35,6 @@ const PROGRESS: i64 = 2;
 /// A worker pod in one of its lives.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Life {
-    key: Key,
     pod: String,
     uid: String,
     address: String,
@@ -55,35 +55,37 @@ struct Sample {
     bytes: u64,
 }
 
+/// The workers of one deployment.
 #[derive(Default)]
-struct Inner {
+struct Fleet {
     links: HashMap<Life, Link>,
-    samples: HashMap<Key, (Sample, Sample)>,
+    samples: Option<(Sample, Sample)>,
 }
 
-/// All workers that are followed.
+type Fleets = HashMap<Key, Fleet>;
+
+/// All workers that are followed, by deployment: a look at one costs nothing of the others.
 pub struct Workers {
-    inner: Arc<Mutex<Inner>>,
+    fleets: Arc<Mutex<Fleets>>,
     changes: mpsc::Sender<Key>,
 }
 
 impl Workers {
     /// Follows nobody. Changes are told on the channel.
     pub fn new(changes: mpsc::Sender<Key>) -> Self {
-        Self { inner: Arc::default(), changes }
+        Self { fleets: Arc::default(), changes }
     }
 
     /// What a worker said last, in the pod's present life.
     pub fn seen(&self, key: &Key, pod: &str, uid: Option<&str>) -> Option<WorkerSeen> {
-        let inner = self.lock();
-        let (_, link) =
-            inner.links.iter().find(|(life, _)| life.key == *key && life.pod == pod && Some(life.uid.as_str()) == uid)?;
-        link.seen.clone()
+        let fleets = self.lock();
+        let mut links = fleets.get(key)?.links.iter();
+        links.find(|(life, _)| life.pod == pod && Some(life.uid.as_str()) == uid)?.1.seen.clone()
     }
 
     /// Bytes per second that a deployment's workers read of late; none where they do not.
     pub fn pace(&self, key: &Key, now: Timestamp) -> Option<f64> {
-        let (before, last) = *self.lock().samples.get(key)?;
+        let (before, last) = self.lock().get(key)?.samples?;
         let seconds = last.time.duration_since(before.time).as_secs_f64();
         let stale = now.duration_since(last.time).as_secs() > 30;
         (seconds > 0.0 && !stale).then(|| last.bytes.saturating_sub(before.bytes) as f64 / seconds)
@@ -92,70 +94,73 @@ impl Workers {
     /// Follows exactly the workers of a family and gives each the placement of its group.
     pub fn follow(&self, key: &Key, family: &Family) {
         let placements = placements(family);
-        let mut present = HashSet::new();
-        for pod in family.pods.values() {
-            let Some(life) = life(key, pod) else { continue };
+        let lives: HashSet<Life> = family.component(WORKER).filter_map(|pod| life(pod)).collect();
+        if lives.is_empty() {
+            return self.forget(key);
+        }
+        let mut fleets = self.lock();
+        let fleet = fleets.entry(key.clone()).or_default();
+        fleet.links.retain(|life, _| lives.contains(life));
+        for life in lives {
             let group = life.pod.rsplit_once('-').map(|(group, _)| group);
             let placement = group.and_then(|group| placements.get(group)).cloned();
-            present.insert(life.clone());
-            self.link(life, placement);
-        }
-        let mut inner = self.lock();
-        inner.links.retain(|life, _| life.key != *key || present.contains(life));
-        if present.is_empty() {
-            inner.samples.remove(key);
+            match fleet.links.get(&life) {
+                Some(link) => {
+                    link.placement.send_if_modified(|known| {
+                        let changed = *known != placement;
+                        known.clone_from(&placement);
+                        changed
+                    });
+                }
+                None => {
+                    let link = self.link(key, &life, placement);
+                    fleet.links.insert(life, link);
+                }
+            }
         }
     }
 
-    /// Lets go of the workers of a deployment that is gone.
+    /// Lets go of the workers of a deployment.
     pub fn forget(&self, key: &Key) {
-        let mut inner = self.lock();
-        inner.links.retain(|life, _| life.key != *key);
-        inner.samples.remove(key);
+        self.lock().remove(key);
     }
 
     /// Lets go of everybody: another operator leads.
     pub fn forget_all(&self) {
-        *self.lock() = Inner::default();
+        self.lock().clear();
     }
 
-    fn link(&self, life: Life, placement: Option<Arc<ApplyPlacementRequest>>) {
-        let mut inner = self.lock();
-        if let Some(link) = inner.links.get(&life) {
-            link.placement.send_if_modified(|known| {
-                let changed = *known != placement;
-                known.clone_from(&placement);
-                changed
-            });
-            return;
-        }
+    fn link(&self, key: &Key, life: &Life, placement: Option<Arc<ApplyPlacementRequest>>) -> Link {
         let (sender, receiver) = watch::channel(placement);
         let stop = CancellationToken::new();
-        let task =
-            Follower { life: life.clone(), placement: receiver, inner: Arc::clone(&self.inner), changes: self.changes.clone() };
+        let follower = Follower {
+            key: key.clone(),
+            life: life.clone(),
+            placement: receiver,
+            fleets: Arc::clone(&self.fleets),
+            changes: self.changes.clone(),
+        };
         let stopped = stop.clone();
         tokio::spawn(async move {
             tokio::select! {
                 () = stopped.cancelled() => {}
-                () = task.run() => {}
+                () = follower.run() => {}
             }
         });
-        inner.links.insert(
-            life,
-            Link { placement: sender, seen: None, refusal: None, told: Timestamp::UNIX_EPOCH, _task: stop.drop_guard() },
-        );
+        Link { placement: sender, seen: None, refusal: None, told: Timestamp::UNIX_EPOCH, _task: stop.drop_guard() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Fleets> {
+        self.fleets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// The task that follows one worker.
 struct Follower {
+    key: Key,
     life: Life,
     placement: watch::Receiver<Option<Arc<ApplyPlacementRequest>>>,
-    inner: Arc<Mutex<Inner>>,
+    fleets: Arc<Mutex<Fleets>>,
     changes: mpsc::Sender<Key>,
 }
 
@@ -217,89 +222,85 @@ impl Follower {
         }
     }
 
+    /// Changes what is known of this worker; where `with` says that it matters, its deployment is looked at.
+    async fn note(&self, with: impl FnOnce(&mut Fleet) -> Option<bool>) {
+        let matters = {
+            let mut fleets = self.fleets.lock().unwrap_or_else(PoisonError::into_inner);
+            fleets.get_mut(&self.key).and_then(with).unwrap_or(false)
+        };
+        if matters {
+            let _ = self.changes.send(self.key.clone()).await;
+        }
+    }
+
     /// Notes that the worker refuses its placement, or does so no more.
     async fn refused(&self, refusal: Option<String>) {
-        let changed = {
-            let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some(link) = inner.links.get_mut(&self.life) else { return };
+        self.note(|fleet| {
+            let link = fleet.links.get_mut(&self.life)?;
             let changed = link.refusal != refusal;
             link.refusal.clone_from(&refusal);
             if let Some(seen) = &mut link.seen {
                 seen.refusal = refusal;
             }
-            changed
-        };
-        if changed {
-            let _ = self.changes.send(self.life.key.clone()).await;
-        }
+            Some(changed)
+        })
+        .await;
     }
 
     async fn heard(&self, status: &StatusResponse) {
-        let mut seen = read(status);
         let now = Timestamp::now();
-        let tell = {
-            let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some(link) = inner.links.get_mut(&self.life) else { return };
-            seen.refusal.clone_from(&link.refusal);
+        self.note(|fleet| {
+            let link = fleet.links.get_mut(&self.life)?;
+            let seen = WorkerSeen { refusal: link.refusal.clone(), ..read(status) };
             let quiet = |seen: &WorkerSeen| WorkerSeen { bytes_loaded: 0, sequences: seen.sequences.min(1), ..seen.clone() };
-            let progress = link.seen.as_ref().is_some_and(|known| quiet(known) == quiet(&seen));
+            let same = link.seen.as_ref().is_some_and(|known| quiet(known) == quiet(&seen));
             let loading = link.seen.as_ref().is_none_or(|known| known.bytes_loaded != seen.bytes_loaded);
             let due = now.duration_since(link.told).as_secs() >= PROGRESS;
             link.seen = Some(seen);
-            let tell = !progress || (loading && due);
+            let tell = !same || (loading && due);
             if tell {
                 link.told = now;
-                sample(&mut inner, &self.life.key, now);
+                fleet.sample(now);
             }
-            tell
-        };
-        if tell {
-            let _ = self.changes.send(self.life.key.clone()).await;
-        }
+            Some(tell)
+        })
+        .await;
     }
 
     async fn lost(&self) {
-        let known = {
-            let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-            inner.links.get_mut(&self.life).and_then(|link| link.seen.take()).is_some()
-        };
-        if known {
-            let _ = self.changes.send(self.life.key.clone()).await;
-        }
+        self.note(|fleet| Some(fleet.links.get_mut(&self.life)?.seen.take().is_some())).await;
     }
 }
 
-/// Notes how much a deployment's workers have read.
-fn sample(inner: &mut Inner, key: &Key, time: Timestamp) {
-    let bytes = inner.links.iter().filter(|(life, _)| life.key == *key).filter_map(|(_, link)| link.seen.as_ref());
-    let sample = Sample { time, bytes: bytes.map(|seen| seen.bytes_loaded).sum() };
-    let (before, last) = inner.samples.get(key).copied().unwrap_or((sample, sample));
-    // The older of the two moves on slowly, so that the pace is that of some seconds.
-    let before = if last.time.duration_since(before.time).as_secs() >= 5 || sample.bytes < last.bytes { last } else { before };
-    inner.samples.insert(key.clone(), (before, sample));
+impl Fleet {
+    /// Notes how much its workers have read.
+    fn sample(&mut self, time: Timestamp) {
+        let bytes = self.links.values().filter_map(|link| link.seen.as_ref()).map(|seen| seen.bytes_loaded).sum();
+        let sample = Sample { time, bytes };
+        let (before, last) = self.samples.unwrap_or((sample, sample));
+        // The older of the two moves on slowly, so that the pace is that of some seconds.
+        let before = if last.time.duration_since(before.time).as_secs() >= 5 || sample.bytes < last.bytes { last } else { before };
+        self.samples = Some((before, sample));
+    }
 }
 
-fn life(key: &Key, pod: &Pod) -> Option<Life> {
+/// The life of a worker pod whose process runs and has an address.
+fn life(pod: &Pod) -> Option<Life> {
     let status = pod.status.as_ref()?;
-    let worker = pod.labels().get(labels::APP_COMPONENT).is_some_and(|component| component == WORKER);
     let runs = status
         .container_statuses
         .iter()
         .flatten()
         .any(|container| container.name == "worker" && container.state.as_ref().is_some_and(|state| state.running.is_some()));
-    let ip = status.pod_ip.as_ref().filter(|_| worker && runs)?;
+    let ip = status.pod_ip.as_ref().filter(|_| runs)?;
     let host = if ip.contains(':') { format!("[{ip}]") } else { ip.clone() };
-    Some(Life { key: key.clone(), pod: pod.name_any(), uid: pod.uid()?, address: format!("{host}:{WORKER_PORT}") })
+    Some(Life { pod: pod.name_any(), uid: pod.uid()?, address: format!("{host}:{WORKER_PORT}") })
 }
 
 /// What each group's workers are told, by the group's name.
 fn placements(family: &Family) -> HashMap<String, Arc<ApplyPlacementRequest>> {
-    let objects = family.objects.iter().filter(|((kind, _), _)| *kind == Kind::ExpertPlacement);
-    let specs = objects.filter_map(|((_, name), object)| {
-        let spec: ExpertPlacementSpec = serde_json::from_value(object.data.get("spec")?.clone()).ok()?;
-        Some((name.clone(), Arc::new(request(&spec))))
-    });
-    specs.collect()
+    let objects = family.of_kind(Kind::ExpertPlacement);
+    objects.filter_map(|(name, object)| Some((name.clone(), Arc::new(request(&placement_spec(object)?))))).collect()
 }
 
 fn request(spec: &ExpertPlacementSpec) -> ApplyPlacementRequest {
