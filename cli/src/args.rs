@@ -131,6 +131,9 @@ pub struct ManArgs {
 pub struct ProbeArgs {
     /// The address, http only.
     pub url: String,
+    /// Try again for so many seconds until the answer is 200.
+    #[arg(long, default_value_t = 0, value_name = "SECONDS")]
+    pub wait: u64,
 }
 
 const UP_HELP: &str = "\

@@ -171,7 +171,8 @@ async fn say(
     (deeds, carried): (&[Deed], &Result<(), Error>),
 ) -> Result<Option<Duration>, Error> {
     let failed = carried.as_ref().err().filter(|error| !error.is_conflict());
-    let shown = failed.map(|error| write_refused(&decision.status, &error.to_string(), Timestamp::now()));
+    let before = deployment.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    let shown = failed.map(|error| write_refused(&decision.status, before, &error.to_string(), Timestamp::now()));
     let status = shown.as_ref().unwrap_or(&decision.status);
     report::tell(&context.recorder, deployment, deeds, status).await;
     if let Some(error) = failed {

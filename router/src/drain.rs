@@ -30,12 +30,9 @@ impl Stops {
     /// Counts the signals of this process from now on; call it inside a tokio runtime.
     pub fn of_process() -> Self {
         let (sender, receiver) = watch::channel(0);
-        let mut next = Box::pin(m1_runtime::shutdown::signal());
+        let mut signals = m1_runtime::shutdown::signals();
         tokio::spawn(async move {
-            loop {
-                let signal = next.await;
-                // Listening again before anybody is told: a signal that comes in answer is not missed.
-                next = Box::pin(m1_runtime::shutdown::signal());
+            while let Some(signal) = signals.recv().await {
                 tracing::info!(?signal, "signal");
                 sender.send_modify(|signals| *signals += 1);
             }

@@ -20,6 +20,7 @@ use crate::{GroupSeen, Kind, Object, Observed, PlacementSeen, Revision};
 
 pub use conditions::seconds;
 use rollout::Rolling;
+pub use status::write_refused;
 
 /// Why a spec leads to no plan: what stands in `Accepted=False`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,27 +111,15 @@ pub fn decide(scene: &Scene<'_>, revision: &Revision, observed: &Observed, lease
 pub fn refuse(refusal: &Refusal, observed: &Observed, unreachable_seconds: u32) -> Decision {
     let mut decision = Decision { status: status::refused(refusal, observed), ..Decision::default() };
     for group in observed.groups.iter().filter(|group| !group.deleting) {
-        let Some(PlacementSeen { spec, resource_version, .. }) = &group.placement else { continue };
+        let Some(seen) = &group.placement else { continue };
         let traffic = if lost::is_leaving(group) { Traffic::Closed } else { Traffic::Open };
-        if traffic != spec.traffic {
-            decision.placements.push(PlacementWrite {
-                name: group.name.clone(),
-                group: GroupRef { index: group.index, revision: group.revision.clone(), size: group.size },
-                spec: ExpertPlacementSpec { traffic, ..spec.clone() },
-                closed_since: (traffic == Traffic::Closed).then_some(observed.now),
-                resource_version: Some(resource_version.clone()),
-            });
-        }
+        let wanted = ExpertPlacementSpec { traffic, ..seen.spec.clone() };
+        decision.placements.extend(rewrite(group, seen, wanted, observed.now));
     }
     let deletions = lost::pods(&observed.groups, unreachable_seconds, observed.now);
     decision.pods = deletions.pods;
     decision.look_again = deletions.look_again;
     decision
-}
-
-/// The status where the cluster refused to take what was decided.
-pub fn write_refused(status: &DeploymentStatus, words: &str, now: Timestamp) -> DeploymentStatus {
-    status::write_refused(status, words, now)
 }
 
 /// A group that is there and stays: everything around it is kept right; its StatefulSet only in the present revision.
@@ -141,7 +130,7 @@ fn existing_group(
     decision: &mut Decision,
     open: bool,
 ) {
-    let reference = GroupRef { index: group.index, revision: group.revision.clone(), size: group.size };
+    let reference = group.reference();
     decision.apply.extend(scene.around(&reference, open));
     if group.revision == *revision {
         let replicas = if lost::gives_way(group, all) { 0 } else { group.size };
@@ -177,41 +166,41 @@ fn placement(
     lease_transitions: u64,
     now: Timestamp,
 ) -> Option<PlacementWrite> {
-    let reference = GroupRef { index: group.index, revision: group.revision.clone(), size: group.size };
-    let Some(PlacementSeen { spec, resource_version, closed_since }) = &group.placement else {
+    let Some(seen) = &group.placement else {
         // Without the old spec nobody knows what an old group held; it serves on with what its workers know.
         return (group.revision == *revision).then(|| PlacementWrite {
             name: group.name.clone(),
-            spec: ExpertPlacementSpec { traffic, ..placement_spec(scene, &reference, lease_transitions) },
-            group: reference,
+            spec: ExpertPlacementSpec { traffic, ..placement_spec(scene, &group.reference(), lease_transitions) },
+            group: group.reference(),
             closed_since: (traffic == Traffic::Closed).then_some(now),
             resource_version: None,
         });
     };
-    let wanted = match group.revision == *revision {
+    let mut wanted = seen.spec.clone();
+    if group.revision == *revision {
         // Holdings are the balancer's from the first placement on; addresses and counts are the plan's.
-        true => {
-            let fresh = placement_spec(scene, &reference, lease_transitions);
-            let same_pods = fresh.pods.iter().map(|pod| &pod.pod).eq(spec.pods.iter().map(|pod| &pod.pod));
-            let shape = (fresh.layers, fresh.experts) == (spec.layers, spec.experts);
-            if same_pods && shape { spec.clone() } else { ExpertPlacementSpec { epoch: spec.epoch + 1, ..fresh } }
+        let fresh = placement_spec(scene, &group.reference(), lease_transitions);
+        let same_pods = fresh.pods.iter().map(|pod| &pod.pod).eq(wanted.pods.iter().map(|pod| &pod.pod));
+        if !same_pods || (fresh.layers, fresh.experts) != (wanted.layers, wanted.experts) {
+            wanted = ExpertPlacementSpec { epoch: wanted.epoch + 1, lease_transitions: wanted.lease_transitions, ..fresh };
         }
-        false => spec.clone(),
-    };
-    let wanted = ExpertPlacementSpec { traffic, ..wanted };
-    if wanted == *spec {
-        return None;
     }
-    let closed_since = match traffic {
+    let write = rewrite(group, seen, ExpertPlacementSpec { traffic, ..wanted }, now)?;
+    Some(PlacementWrite { spec: ExpertPlacementSpec { lease_transitions, ..write.spec }, ..write })
+}
+
+/// The write that makes a placement say something else; none where it says so already.
+fn rewrite(group: &GroupSeen, seen: &PlacementSeen, wanted: ExpertPlacementSpec, now: Timestamp) -> Option<PlacementWrite> {
+    let closed_since = match wanted.traffic {
         Traffic::Open => None,
-        Traffic::Closed => closed_since.or(Some(now)),
+        Traffic::Closed => seen.closed_since.or(Some(now)),
     };
-    Some(PlacementWrite {
+    (wanted != seen.spec).then(|| PlacementWrite {
         name: group.name.clone(),
-        group: reference,
-        spec: ExpertPlacementSpec { lease_transitions, ..wanted },
+        group: group.reference(),
+        spec: wanted,
         closed_since,
-        resource_version: Some(resource_version.clone()),
+        resource_version: Some(seen.resource_version.clone()),
     })
 }
 

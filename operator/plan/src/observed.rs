@@ -1,9 +1,10 @@
 //! What is, as the operator saw it: the part of a cluster that decisions about one deployment need.
 
 use k8s_openapi::jiff::Timestamp;
-use m1_operator_api::{DeploymentStatus, ExpertPlacementSpec};
+use m1_operator_api::{DeploymentStatus, ExpertPlacementSpec, GroupStatus};
 
 use crate::Revision;
+use crate::render::GroupRef;
 
 /// After this a router has connected to a pod that came back: its longest pause between attempts and its connect timeout (2 s each),
 /// and the whole seconds that Kubernetes' times have.
@@ -186,7 +187,32 @@ pub struct RouterSeen {
     pub trouble: Option<String>,
 }
 
+impl Observed {
+    /// What the last status said of a group, in this revision.
+    pub fn known(&self, group: &GroupSeen) -> Option<&GroupStatus> {
+        let same = |known: &&GroupStatus| known.index == group.index && known.revision.as_deref() == Some(group.revision.as_str());
+        self.status.groups.iter().find(same)
+    }
+}
+
+impl RouterSeen {
+    /// Why routers are not as they should be, or what they are doing where nothing is wrong.
+    pub fn why(&self, otherwise: &str) -> String {
+        self.trouble.clone().unwrap_or_else(|| otherwise.to_owned())
+    }
+}
+
 impl GroupSeen {
+    /// As its objects are named.
+    pub fn reference(&self) -> GroupRef {
+        GroupRef { index: self.index, revision: self.revision.clone(), size: self.size }
+    }
+
+    /// Since when it takes no requests.
+    pub fn closed_since(&self) -> Option<Timestamp> {
+        self.placement.as_ref()?.closed_since
+    }
+
     /// Pods that are ready and stay.
     pub fn ready_pods(&self) -> u32 {
         self.pods.iter().filter(|pod| pod.ready && !pod.deleting).count() as u32

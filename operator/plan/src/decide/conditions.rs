@@ -42,6 +42,11 @@ impl<'a> Conditions<'a> {
         self.made.extend(self.before.iter().find(|condition| condition.kind == kind).cloned());
     }
 
+    /// Takes over what somebody else has said already.
+    pub fn take(&mut self, condition: Condition) {
+        self.made.push(condition);
+    }
+
     /// All that was said.
     pub fn done(self) -> Vec<Condition> {
         self.made

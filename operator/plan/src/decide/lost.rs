@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
-
 use m1_operator_api::{ConditionStatus, ConditionType};
 
 use super::{PodDeletion, since, sooner, trouble};
@@ -51,9 +50,7 @@ pub fn is_broken(group: &GroupSeen, observed: &Observed) -> bool {
     if group.ready_pods() > 0 || !group.is_idle() {
         return false;
     }
-    let revision = group.revision.as_str();
-    let known = observed.status.groups.iter().find(|k| k.index == group.index && k.revision.as_deref() == Some(revision));
-    let never_served = known.is_none_or(|known| known.epoch == 0);
+    let never_served = observed.known(group).is_none_or(|known| known.epoch == 0);
     let helpless = trouble::of(group).is_some_and(|trouble| trouble.needs_help);
     let unavailable = super::condition(&observed.status, ConditionType::Available).filter(|c| c.status == ConditionStatus::False);
     let since_when = unavailable.and_then(|condition| condition.last_transition_time.parse().ok());

@@ -26,7 +26,8 @@ pub fn history(group: &GroupSeen, known: &[RestartRecord]) -> Vec<RestartRecord>
     records
 }
 
-fn how(end: &EndSeen) -> String {
+/// How a process ended, in words.
+pub fn how(end: &EndSeen) -> String {
     match end.reason.as_str() {
         "" | "Error" => format!("exit code {}", end.code),
         reason => format!("exit code {} ({reason})", end.code),

@@ -64,6 +64,11 @@ impl Rolling {
         self.closed.contains(&group.name)
     }
 
+    /// Whether a group is neither closed nor deleted.
+    fn stays(&self, group: &GroupSeen) -> bool {
+        !self.is_closed(group) && !self.is_deleted(group)
+    }
+
     /// Whether a group goes now.
     pub fn is_deleted(&self, group: &GroupSeen) -> bool {
         self.deleted.contains(&group.name)
@@ -113,7 +118,7 @@ fn replace(wish: &Wish<'_>, here: &[&GroupSeen], old: &[&GroupSeen], rolling: &m
     let least = wish.replicas.saturating_sub(wish.rollout.max_unavailable) as usize;
     for group in victims(old.to_vec()) {
         let others = here.iter().filter(|other| other.name != group.name && other.takes_over(wish.now));
-        let others = others.filter(|other| !rolling.is_closed(other) && !rolling.is_deleted(other)).count();
+        let others = others.filter(|other| rolling.stays(other)).count();
         if (wish.broken)(group) {
             retire(wish, group, rolling);
         } else if others == 0 && wish.replicas > 0 && !wish.rollout.allow_downtime {
@@ -126,8 +131,7 @@ fn replace(wish: &Wish<'_>, here: &[&GroupSeen], old: &[&GroupSeen], rolling: &m
 
 /// Makes groups where there is room for them.
 fn create(wish: &Wish<'_>, current: &[&GroupSeen], rolling: &mut Rolling) {
-    let gone = |group: &&GroupSeen| rolling.is_deleted(group);
-    let staying = current.iter().filter(|group| !rolling.is_closed(group) && !gone(group)).count();
+    let staying = current.iter().filter(|group| rolling.stays(group)).count();
     let missing = (wish.replicas as usize).saturating_sub(staying);
     // A deleted group holds its GPUs until its pods are gone.
     let room = (wish.replicas + wish.rollout.max_surge) as usize;
@@ -139,16 +143,14 @@ fn create(wish: &Wish<'_>, current: &[&GroupSeen], rolling: &mut Rolling) {
 /// Those with the least to lose first: what does not serve, what runs the least, what is youngest.
 fn victims(mut groups: Vec<&GroupSeen>) -> Vec<&GroupSeen> {
     groups.sort_by_key(|group| {
-        let closing = group.placement.as_ref().is_some_and(|placement| placement.closed_since.is_some());
-        (!closing, group.is_available(), group.sequences(), std::cmp::Reverse((group.created, group.index)))
+        (group.closed_since().is_none(), group.is_available(), group.sequences(), std::cmp::Reverse((group.created, group.index)))
     });
     groups
 }
 
 /// Closes a group, and deletes it once nothing runs in it or its time is over.
 fn retire(wish: &Wish<'_>, group: &GroupSeen, rolling: &mut Rolling) {
-    let closed = group.placement.as_ref().and_then(|placement| placement.closed_since);
-    let Some(closed) = closed else {
+    let Some(closed) = group.closed_since() else {
         // Nobody can be in a group without a ready pod; and one without a placement cannot be closed.
         let nobody = group.ready_pods() == 0 || group.placement.is_none();
         if nobody && group.is_idle() {

@@ -2,8 +2,8 @@
 
 use k8s_openapi::jiff::Timestamp;
 use m1_operator_api::{
-    AutoscalingMode, ConditionType, DeploymentStatus, ExpertsStatus, GroupStatus, MemoryStatus, PerGpu, PredictedStatus, Reason,
-    Traffic, WeightsStatus,
+    AutoscalingMode, Condition, ConditionType, DeploymentStatus, ExpertsStatus, GroupStatus, MemoryStatus, PerGpu, PredictedStatus,
+    Reason, Traffic, WeightsStatus,
 };
 
 use super::conditions::Conditions;
@@ -28,7 +28,7 @@ struct Picture<'a> {
 
 /// The status of a deployment whose spec is accepted.
 pub fn of(scene: &Scene<'_>, revision: &Revision, observed: &Observed, rolling: &Rolling, opened: &Opened<'_>) -> DeploymentStatus {
-    let groups = observed.groups.iter().filter(|group| !group.deleting).map(|group| one(group, &observed.status)).collect();
+    let groups = observed.groups.iter().filter(|group| !group.deleting).map(|group| one(group, observed)).collect();
     let mut troubles: Vec<Trouble> = current(observed, revision).filter_map(trouble::of).collect();
     troubles.sort_by_key(|trouble| !trouble.needs_help);
     let trouble = troubles.into_iter().next();
@@ -69,7 +69,7 @@ pub fn refused(refusal: &Refusal, observed: &Observed) -> DeploymentStatus {
     conditions.set(ConditionType::Progressing, false, refusal.reason, "nothing changes until the spec is accepted");
     conditions.set(ConditionType::Ready, false, refusal.reason, &refusal.message);
     let counted = counters(observed, None);
-    let groups = observed.groups.iter().filter(|group| !group.deleting).map(|group| one(group, before)).collect();
+    let groups = observed.groups.iter().filter(|group| !group.deleting).map(|group| one(group, observed)).collect();
     DeploymentStatus {
         observed_generation: Some(observed.generation),
         replicas: counted.replicas,
@@ -81,19 +81,17 @@ pub fn refused(refusal: &Refusal, observed: &Observed) -> DeploymentStatus {
     }
 }
 
-/// The status of a deployment whose objects the API server would not take: it neither progresses nor is ready.
-pub fn write_refused(status: &DeploymentStatus, words: &str, now: Timestamp) -> DeploymentStatus {
-    let mut status = status.clone();
-    let generation = status.observed_generation.unwrap_or_default();
-    let mut conditions = Conditions::new(&status.conditions, generation, now);
+/// The status of a deployment whose objects the API server would not take: it neither progresses nor is ready. `before` is what was
+/// said last: being refused again is no change.
+pub fn write_refused(status: &DeploymentStatus, before: &[Condition], words: &str, now: Timestamp) -> DeploymentStatus {
+    let mut conditions = Conditions::new(before, status.observed_generation.unwrap_or_default(), now);
     for condition in &status.conditions {
         match condition.kind {
-            ConditionType::Progressing | ConditionType::Ready => conditions.set(condition.kind, false, Reason::WriteRefused, words),
-            kind => conditions.keep(kind),
+            kind @ (ConditionType::Progressing | ConditionType::Ready) => conditions.set(kind, false, Reason::WriteRefused, words),
+            _ => conditions.take(condition.clone()),
         }
     }
-    status.conditions = conditions.done();
-    status
+    DeploymentStatus { conditions: conditions.done(), ..status.clone() }
 }
 
 fn current<'a>(observed: &'a Observed, revision: &'a Revision) -> impl Iterator<Item = &'a GroupSeen> {
@@ -116,15 +114,14 @@ fn counters(observed: &Observed, revision: Option<&Revision>) -> DeploymentStatu
     }
 }
 
-fn one(group: &GroupSeen, before: &DeploymentStatus) -> GroupStatus {
-    let revision = Some(group.revision.to_string());
-    let known = before.groups.iter().find(|known| known.index == group.index && known.revision == revision);
+fn one(group: &GroupSeen, observed: &Observed) -> GroupStatus {
+    let known = observed.known(group);
     let epochs = group.pods.iter().map(|pod| pod.worker.as_ref().map_or(0, |worker| worker.epoch));
     GroupStatus {
         index: group.index,
         ready_pods: group.ready_pods(),
         pods: group.size,
-        revision,
+        revision: Some(group.revision.to_string()),
         // A worker that is away does not undo what was applied; the next revision begins anew.
         epoch: epochs.min().unwrap_or(0).max(known.map_or(0, |known| known.epoch)),
         traffic: Some(if group.is_open() { Traffic::Open } else { Traffic::Closed }),
@@ -133,7 +130,7 @@ fn one(group: &GroupSeen, before: &DeploymentStatus) -> GroupStatus {
     }
 }
 
-fn conditions(picture: &Picture<'_>) -> Vec<m1_operator_api::Condition> {
+fn conditions(picture: &Picture<'_>) -> Vec<Condition> {
     let observed = picture.observed;
     let mut conditions = Conditions::new(&observed.status.conditions, observed.generation, observed.now);
     conditions.set(ConditionType::Accepted, true, Reason::SpecAccepted, "the spec is understood and its plan fits");
@@ -174,7 +171,7 @@ fn available(picture: &Picture<'_>, conditions: &mut Conditions<'_>) {
     if picture.scene.checked.replicas == 0 && serving == 0 {
         conditions.set(kind, false, Reason::ScaledToZero, "spec.replicas is 0: the router answers 503 with Retry-After");
     } else if routers == 0 {
-        let why = picture.observed.router.trouble.clone().unwrap_or_else(|| "its pods are starting".to_owned());
+        let why = picture.observed.router.why("its pods are starting");
         conditions.set(kind, false, Reason::RouterUnavailable, format!("no router answers: {why}"));
     } else if serving == 0 {
         let why = picture.trouble.as_ref().map_or("groups are starting", |trouble| trouble.message.as_str());
@@ -221,7 +218,7 @@ fn progress(picture: &Picture<'_>) -> (bool, Reason, String) {
     match &picture.trouble {
         Some(trouble) => (true, trouble.reason, trouble.message.clone()),
         None if !observed.router.settled => {
-            let why = observed.router.trouble.clone().unwrap_or_else(|| "pods are being replaced".to_owned());
+            let why = observed.router.why("pods are being replaced");
             (observed.router.trouble.is_none(), Reason::RouterUnavailable, format!("routers: {why}"))
         }
         None => (false, Reason::Serving, "everything that was asked for is there".to_owned()),
@@ -238,10 +235,10 @@ fn ready(picture: &Picture<'_>, conditions: &mut Conditions<'_>) {
     if let Some(trouble) = helpless {
         conditions.set(kind, false, trouble.reason, format!("{summary}; {}", trouble.message));
     } else if observed.router.available == 0 {
-        let why = observed.router.trouble.clone().unwrap_or_else(|| "its pods are starting".to_owned());
+        let why = observed.router.why("its pods are starting");
         conditions.set(kind, false, Reason::RouterUnavailable, format!("no router answers: {why}"));
     } else if !observed.router.settled {
-        let why = observed.router.trouble.clone().unwrap_or_else(|| "pods are being replaced".to_owned());
+        let why = observed.router.why("pods are being replaced");
         conditions.set(kind, false, Reason::RouterUnavailable, format!("{summary}; routers are not what was asked for: {why}"));
     } else if replicas == 0 && all == 0 {
         conditions.set(kind, true, Reason::ScaledToZero, "spec.replicas is 0, and no group is there");
@@ -260,11 +257,7 @@ fn degraded(picture: &Picture<'_>, conditions: &mut Conditions<'_>) {
     let budget = &picture.scene.checked.spec().worker.restart_budget;
     let (resumed, now) = (picture.observed.resumed_at, picture.observed.now);
     let worn = picture.groups.iter().find(|group| restarts::exhausted(&group.restarts, budget, resumed, now));
-    let was_ready = |group: &&GroupSeen| {
-        let revision = Some(group.revision.to_string());
-        let known = picture.observed.status.groups.iter().find(|known| known.index == group.index && known.revision == revision);
-        known.is_some_and(|known| known.epoch > 0)
-    };
+    let was_ready = |group: &&GroupSeen| picture.observed.known(group).is_some_and(|known| known.epoch > 0);
     if let Some(group) = worn {
         let (used, last) = (restarts::used(&group.restarts, budget, resumed, now), group.restarts.first());
         let how = last.map(|record| format!("; last: pod {}, {}", record.pod, record.how)).unwrap_or_default();

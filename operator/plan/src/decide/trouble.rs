@@ -2,6 +2,7 @@
 
 use m1_operator_api::Reason;
 
+use super::restarts;
 use crate::{ContainerSeen, GroupSeen, PodSeen, WorkerPhase};
 
 /// What a group waits for.
@@ -97,8 +98,7 @@ fn ending(group: &GroupSeen) -> Option<Trouble> {
         let ContainerSeen::Waiting { reason, .. } = &pod.container else { return None };
         let end = pod.last_end.as_ref().filter(|_| reason == "CrashLoopBackOff")?;
         let last = end.message.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it left no words").trim();
-        let word = if end.reason.is_empty() || end.reason == "Error" { String::new() } else { format!(" ({})", end.reason) };
-        let message = format!("pod {}: ended with exit code {}{word}: {last}", pod.name, end.code);
+        let message = format!("pod {}: ended with {}: {last}", pod.name, restarts::how(end));
         Some(Trouble::help(Reason::CrashLooping, message))
     })
 }

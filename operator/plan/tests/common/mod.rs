@@ -1,6 +1,8 @@
 //! One good manifest, and what a change of it leads to.
 #![allow(dead_code, reason = "every test file uses a part")]
 
+pub mod world;
+
 use std::path::Path;
 
 use m1_operator_plan::{Checked, Environment, FieldError, Plan, PlanError, load, plan, validate};

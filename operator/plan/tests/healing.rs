@@ -1,0 +1,229 @@
+//! What breaks and what is done about it: pods, nodes, revisions, workers, refused specs; and what the status says meanwhile.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use common::world::{World, is, settle, spec};
+use common::{changed, check};
+use k8s_openapi::jiff::SignedDuration;
+use m1_operator_api::{ConditionStatus, ConditionType, Reason, Traffic};
+use m1_operator_plan::{
+    ContainerSeen, Decision, EndSeen, Kind, NodeSeen, Refusal, WorkerPhase, WorkerSeen, condition, refuse, write_refused,
+};
+
+#[test]
+fn a_group_whose_workers_have_not_been_heard_is_not_taken_for_idle() {
+    let mut world = World::new();
+    settle(&mut world, &spec("replicas: 1"), 1, 0);
+    world.group(0).pods[0].worker = None;
+    let none = spec("replicas: 0");
+    for _ in 0..10 {
+        world.step(&none);
+    }
+    assert!(!world.groups[0].0.deleting, "a new leader has not heard from this worker yet");
+    let quiet = WorkerSeen { phase: WorkerPhase::Ready, epoch: 1, ..WorkerSeen::default() };
+    world.group(0).pods[0].worker = Some(quiet);
+    settle(&mut world, &none, 1, 0);
+}
+
+#[test]
+fn a_broken_revision_is_replaced_without_asking() {
+    let mut world = World::new();
+    let broken = spec("replicas: 1");
+    world.step(&broken);
+    world.group(0).pods[0].container =
+        ContainerSeen::Waiting { reason: "ImagePullBackOff".into(), message: "image w: not found".into() };
+    let decision = world.step(&broken);
+    assert_eq!(is(&decision.status, ConditionType::Ready).1, Reason::ImageUnavailable);
+    assert_eq!(is(&decision.status, ConditionType::Progressing), (ConditionStatus::False, Reason::ImageUnavailable));
+    settle(&mut world, &spec("replicas: 1\nexperts: {loss: {waitSeconds: 9}}"), 1, 0);
+}
+
+#[test]
+fn the_younger_of_two_groups_that_find_no_node_gives_way() {
+    let mut world = World::new();
+    let checked = spec("replicas: 2");
+    world.step(&checked);
+    world.group(1).created += SignedDuration::from_secs(1);
+    for place in 0..2 {
+        world.group(place).pods[1].unschedulable = Some("0/2 nodes are available: 2 Insufficient nvidia.com/gpu".into());
+    }
+    let decision = world.decide(&checked);
+    let replicas = |name: &str| {
+        let set = decision.apply.iter().find(|object| object.kind == Kind::StatefulSet && object.name.contains(name)).unwrap();
+        set.value["spec"]["replicas"].as_u64().unwrap()
+    };
+    assert_eq!((replicas("m1-0-"), replicas("m1-1-")), (2, 0));
+    let ready = condition(&decision.status, ConditionType::Ready).unwrap();
+    assert_eq!(ready.reason, Reason::Unschedulable);
+    assert!(
+        ready.message.contains("1 of 2 pods find no node: 0/2 nodes are available: 2 Insufficient nvidia.com/gpu"),
+        "{}",
+        ready.message
+    );
+    // The older one got its nodes: the younger one tries again.
+    world.group(1).replicas = 0;
+    world.group(1).pods.clear();
+    world.group(0).pods[1].unschedulable = None;
+    let decision = world.decide(&checked);
+    assert!(decision.apply.iter().filter(|object| object.kind == Kind::StatefulSet).all(|set| set.value["spec"]["replicas"] == 2));
+}
+
+#[test]
+fn a_pod_on_a_node_that_is_gone_is_deleted_by_force_after_the_stated_time() {
+    let mut world = World::new();
+    let checked = spec("replicas: 1");
+    settle(&mut world, &checked, 1, 0);
+    let gone = world.now;
+    world.group(0).pods[1].node = Some(NodeSeen { name: "n2".into(), cordoned: false, gone_since: Some(gone) });
+    // First its words end, then the cluster notices.
+    world.group(0).pods[1].worker = None;
+    world.step(&checked);
+    world.group(0).pods[1].ready = false;
+    let decision = world.step(&checked);
+    assert!(decision.pods.is_empty());
+    assert!(decision.look_again.unwrap().as_secs() <= 60);
+    assert_eq!(is(&decision.status, ConditionType::Degraded), (ConditionStatus::True, Reason::PodLost));
+    world.now += SignedDuration::from_secs(60);
+    let decision = world.decide(&checked);
+    assert_eq!(is(&decision.status, ConditionType::Degraded), (ConditionStatus::True, Reason::PodLost));
+    assert_eq!(decision.pods.len(), 1);
+    assert_eq!(decision.pods[0].why, "node n2 has given no sign of life for 60 s");
+}
+
+#[test]
+fn a_drained_node_opens_one_group_where_another_serves() {
+    let open = |decision: &Decision| -> Vec<String> {
+        let budgets =
+            decision.apply.iter().filter(|object| object.kind == Kind::PodDisruptionBudget && !object.name.ends_with("router"));
+        budgets.filter(|budget| budget.value["spec"]["maxUnavailable"] != 0).map(|budget| budget.name.clone()).collect()
+    };
+    let cordon = |world: &mut World, place: usize| {
+        let node = NodeSeen { name: "n1".into(), cordoned: true, gone_since: None };
+        world.group(place).pods[0].node = Some(node);
+    };
+    let mut world = World::new();
+    let two = spec("replicas: 2");
+    settle(&mut world, &two, 2, 0);
+    world.now += SignedDuration::from_secs(60);
+    assert!(open(&world.decide(&two)).is_empty());
+    cordon(&mut world, 0);
+    cordon(&mut world, 1);
+    assert_eq!(open(&world.decide(&two)).len(), 1, "one at a time");
+    let mut world = World::new();
+    let one = spec("replicas: 1");
+    settle(&mut world, &one, 1, 0);
+    cordon(&mut world, 0);
+    let decision = world.decide(&one);
+    assert!(open(&decision).is_empty());
+    assert_eq!(is(&decision.status, ConditionType::Degraded), (ConditionStatus::True, Reason::NoHandoverTarget));
+    assert_eq!(open(&world.decide(&spec("replicas: 1\nrollout: {allowDowntime: true}"))).len(), 1);
+}
+
+#[test]
+fn a_pod_that_leaves_closes_its_group() {
+    let mut world = World::new();
+    let checked = spec("replicas: 2");
+    settle(&mut world, &checked, 2, 0);
+    world.group(0).pods[1].deleting = true;
+    world.step(&checked);
+    assert_eq!(world.groups[0].0.placement.as_ref().unwrap().spec.traffic, Traffic::Closed);
+    assert_eq!(world.groups[1].0.placement.as_ref().unwrap().spec.traffic, Traffic::Open);
+    world.group(0).pods[1].deleting = false;
+    settle(&mut world, &checked, 2, 1);
+    assert_eq!(world.groups[0].0.placement.as_ref().unwrap().spec.traffic, Traffic::Open);
+}
+
+#[test]
+fn a_budget_of_restarts_runs_out_and_can_be_given_anew() {
+    let mut world = World::new();
+    let yaml = changed("memoryPerGpu: 80G", "memoryPerGpu: 80G, restartBudget: {restarts: 2, windowSeconds: 600}");
+    let checked = check(&yaml).unwrap();
+    settle(&mut world, &checked, 1, 0);
+    for _ in 0..3 {
+        let end = EndSeen { time: world.now, code: 137, reason: "OOMKilled".into(), message: String::new() };
+        world.group(0).pods[0].last_end = Some(end);
+        world.step(&checked);
+    }
+    assert_eq!(world.status.groups[0].restarts.len(), 3);
+    assert_eq!(world.status.groups[0].restarts[0].how, "exit code 137 (OOMKilled)");
+    assert_eq!(is(&world.status, ConditionType::Degraded), (ConditionStatus::True, Reason::RestartBudgetExhausted));
+    world.resumed = Some(world.now);
+    world.step(&checked);
+    assert_eq!(is(&world.status, ConditionType::Degraded).0, ConditionStatus::False);
+}
+
+#[test]
+fn conditions_keep_the_time_of_their_last_change() {
+    let mut world = World::new();
+    let checked = spec("replicas: 1");
+    settle(&mut world, &checked, 1, 0);
+    let before = condition(&world.status, ConditionType::Ready).unwrap().clone();
+    world.now += SignedDuration::from_secs(3600);
+    world.step(&checked);
+    assert_eq!(*condition(&world.status, ConditionType::Ready).unwrap(), before);
+}
+
+#[test]
+fn a_refused_edit_opens_what_was_closed_for_a_pod_that_left() {
+    let mut world = World::new();
+    let checked = spec("replicas: 1");
+    settle(&mut world, &checked, 1, 0);
+    world.group(0).pods[1].deleting = true;
+    world.step(&checked);
+    assert!(!world.groups[0].0.is_open());
+    world.group(0).pods[1].deleting = false;
+    let refusal = Refusal { reason: Reason::InvalidSpec, message: "spec.x: wrong".into() };
+    let decision = refuse(&refusal, &world.observed(), 60);
+    assert_eq!(decision.placements.len(), 1);
+    assert_eq!(decision.placements[0].spec.traffic, Traffic::Open);
+    assert!(!decision.prune && decision.apply.is_empty());
+    assert_eq!(is(&decision.status, ConditionType::Accepted), (ConditionStatus::False, Reason::InvalidSpec));
+}
+
+#[test]
+fn a_worker_of_another_model_is_named() {
+    let mut world = World::new();
+    let checked = spec("replicas: 1");
+    world.step(&checked);
+    let words = "layers x experts: 80 x 32 given, this model has 8 x 32";
+    world.group(0).pods[0].worker = Some(WorkerSeen { refusal: Some(words.into()), ..WorkerSeen::default() });
+    world.step(&checked);
+    assert_eq!(is(&world.status, ConditionType::Ready).1, Reason::ArchitectureMismatch);
+}
+
+#[test]
+fn a_group_that_just_came_back_takes_nothing_over_yet() {
+    let mut world = World::new();
+    let two = spec("replicas: 2");
+    settle(&mut world, &two, 2, 0);
+    world.now += SignedDuration::from_secs(60);
+    let now = world.now;
+    world.group(0).pods[0].ready_since = Some(now);
+    let node = NodeSeen { name: "n1".into(), cordoned: true, gone_since: None };
+    world.group(1).pods[0].node = Some(node);
+    let opens = |world: &World| {
+        let decision = world.decide(&two);
+        assert_eq!(is(&decision.status, ConditionType::Degraded).0, ConditionStatus::False, "it only waits for its turn");
+        let mut budgets = decision.apply.iter().filter(|object| object.kind == Kind::PodDisruptionBudget);
+        (budgets.any(|budget| budget.value["spec"]["maxUnavailable"] == 2), decision.look_again.is_some())
+    };
+    assert_eq!(opens(&world), (false, true), "routers may not have noticed group 0 yet");
+    world.now += SignedDuration::from_secs(5);
+    assert!(opens(&world).0);
+}
+
+#[test]
+fn being_refused_again_is_no_change() {
+    let mut world = World::new();
+    let checked = spec("replicas: 1");
+    settle(&mut world, &checked, 1, 0);
+    let first = write_refused(&world.status, &world.status.conditions, "a quota", world.now);
+    assert_eq!(is(&first, ConditionType::Ready), (ConditionStatus::False, Reason::WriteRefused));
+    let later = world.now + SignedDuration::from_secs(60);
+    assert_eq!(
+        write_refused(&world.status, &first.conditions, "a quota", later),
+        first,
+        "or each try would be written, and be a new look"
+    );
+}
