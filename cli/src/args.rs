@@ -38,6 +38,8 @@ pub enum Command {
     Restart(NamedArgs),
     /// Give groups that used up their restart budget another one.
     Resume(NamedArgs),
+    /// Make a new certificate for the members of a deployment with tls.mode Managed. Restarts nothing.
+    RenewCertificates(RenewArgs),
     /// Print the CRDs, or apply them to a cluster.
     Crd(CrdArgs),
     /// Print a script that completes commands in a shell.
@@ -117,6 +119,17 @@ pub enum CrdDeed {
 pub struct CompletionsArgs {
     /// The shell.
     pub shell: clap_complete::Shell,
+}
+
+/// Arguments of `m1ctl renew-certificates`.
+#[derive(Debug, Args)]
+pub struct RenewArgs {
+    /// Which deployment.
+    #[command(flatten)]
+    pub named: NamedArgs,
+    /// Exchange the authority that signs too: its Secret is deleted, and the operator makes another.
+    #[arg(long)]
+    pub authority: bool,
 }
 
 /// Arguments of `m1ctl man`.

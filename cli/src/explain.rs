@@ -112,6 +112,9 @@ fn next_step(reason: Reason, name: &str, namespace: &str) -> Option<String> {
             format!("raise the quota or change the policy that the message names; kubectl -n {namespace} get quota")
         }
         Reason::ImageUnavailable => "correct spec.worker.image or spec.router.image, or set imagePullSecrets".to_owned(),
+        Reason::CertificatesUnavailable => {
+            format!("helm upgrade with tls.namespaces={{{namespace}}}; or mend what the message names")
+        }
         Reason::ContainerNotCreated => format!("kubectl describe pods {select}"),
         Reason::CrashLooping => format!("kubectl logs {select} --previous --tail=50"),
         Reason::RouterUnavailable => format!("kubectl describe pods {select},app.kubernetes.io/component=router"),

@@ -58,6 +58,7 @@ async fn dispatch(command: Command, console: &Console) -> Result<(), Failure> {
         Command::Explain(args) => explain::run(&args).await,
         Command::Restart(args) => request::run(&args, request::Wish::Restart).await,
         Command::Resume(args) => request::run(&args, request::Wish::Resume).await,
+        Command::RenewCertificates(args) => request::renew(&args).await,
         Command::Crd(args) => crd::run(&args, console).await,
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::pages(&args),

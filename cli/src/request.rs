@@ -1,11 +1,12 @@
-//! `m1ctl restart` and `m1ctl resume`: annotations that ask the operator for something once.
+//! `m1ctl restart`, `m1ctl resume` and `m1ctl renew-certificates`: annotations that ask the operator for something once.
 
+use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Patch, PatchParams};
-use m1_operator_api::labels;
+use kube::api::{Api, DeleteParams, Patch, PatchParams};
+use m1_operator_api::{ResourceName, labels};
 use serde_json::json;
 
-use crate::args::NamedArgs;
+use crate::args::{NamedArgs, RenewArgs};
 use crate::cluster::{Cluster, refused};
 use crate::error::Failure;
 
@@ -16,6 +17,24 @@ pub enum Wish {
     Restart,
     /// Another restart budget.
     Resume,
+    /// Another certificate for its members.
+    RenewCertificates,
+}
+
+/// Runs `m1ctl renew-certificates`. With `--authority`, what signs them is deleted first, so that another one is made.
+///
+/// # Errors
+/// The API server does not answer, refuses, or has no such deployment.
+pub async fn renew(args: &RenewArgs) -> Result<(), Failure> {
+    if args.authority {
+        let cluster = Cluster::connect(&args.named.cluster).await?;
+        let name = ResourceName::new(&args.named.name).map_err(|error| Failure::new("NAME", error))?.members_authority();
+        let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
+        let deleted = secrets.delete(&name, &DeleteParams::default()).await;
+        deleted.map_err(|error| refused(&format!("Secret {}/{name}", cluster.namespace), &error))?;
+        println!("secret/{name} deleted: members believe its successor first, and five minutes later it signs");
+    }
+    run(&args.named, Wish::RenewCertificates).await
 }
 
 /// Runs the command.
@@ -27,6 +46,7 @@ pub async fn run(args: &NamedArgs, wish: Wish) -> Result<(), Failure> {
     let (annotation, done) = match wish {
         Wish::Restart => (labels::RESTARTED_AT, "restarts, as its rollout allows"),
         Wish::Resume => (labels::RESUMED_AT, "has a new restart budget"),
+        Wish::RenewCertificates => (labels::RENEW_CERTIFICATES_AT, "gets a new certificate"),
     };
     let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default().to_string();
     let patch = json!({"metadata": {"annotations": {annotation: now}}});

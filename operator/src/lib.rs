@@ -6,6 +6,7 @@
 
 pub mod apply;
 pub mod cache;
+pub mod certificates;
 pub mod cluster;
 pub mod config;
 pub mod error;

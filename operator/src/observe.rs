@@ -13,6 +13,7 @@ use m1_operator_plan::{ContainerSeen, GroupSeen, Kind, Observed, PlacementSeen, 
 
 use crate::cache::{Cache, Family, Key};
 use crate::cluster::{owner_uid, placement_spec};
+use crate::reconcile::Context;
 use crate::seen;
 use crate::workers::Workers;
 
@@ -28,7 +29,8 @@ pub struct Look {
 }
 
 /// Looks at a deployment.
-pub async fn look(client: &Client, cache: &Cache, workers: &Workers, deployment: &MiniMaxM1Deployment, key: &Key) -> Look {
+pub async fn look(context: &Context, deployment: &MiniMaxM1Deployment, key: &Key) -> Look {
+    let Context { client, cache, workers, .. } = context;
     let now = Timestamp::now();
     let family = cache.family(key);
     let uid = deployment.uid().unwrap_or_default();
@@ -41,6 +43,7 @@ pub async fn look(client: &Client, cache: &Cache, workers: &Workers, deployment:
         resumed_at: resumed,
         groups,
         router: router(&family),
+        certificates: None,
         pace: workers.pace(key, now),
         now,
     };

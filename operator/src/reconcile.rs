@@ -13,6 +13,7 @@ use m1_operator_plan::{Decision, Kind, Object, PlacementWrite, Refusal, decide, 
 
 use crate::apply::{Deed, Hand};
 use crate::cache::{Cache, Key};
+use crate::certificates::Certificates;
 use crate::cluster;
 use crate::config::Config;
 use crate::error::Error;
@@ -39,6 +40,8 @@ pub struct Context {
     pub cache: Arc<Cache>,
     /// The workers.
     pub workers: Arc<Workers>,
+    /// The certificates of members.
+    pub certificates: Certificates,
     /// Events.
     pub recorder: Recorder,
     /// The handles.
@@ -60,6 +63,7 @@ impl Context {
     /// Forgets a deployment that is gone.
     pub fn forget(&self, key: &Key) {
         self.workers.forget(key);
+        self.certificates.forget(key);
         self.notes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(key);
     }
 
@@ -88,14 +92,16 @@ async fn step(deployment: &MiniMaxM1Deployment, context: &Context) -> Result<Act
         // Everything has an owner reference: the cluster's garbage collection ends it.
         return Ok(Action::await_change());
     }
-    let look = observe::look(&context.client, &context.cache, &context.workers, deployment, &key).await;
+    let mut look = observe::look(context, deployment, &key).await;
     let hand = Hand { client: &context.client, cache: &context.cache, key: &key, uid: &uid };
     let settled = settle(deployment, &context.config.images, context.cache.gpu_memory());
     let settled = match settled {
         Ok(settled) => known_kinds(&settled, context).await.map(|()| settled),
         Err(refusal) => Err(refusal),
     };
-    let (decision, (deeds, carried)) = match &settled {
+    let held = context.certificates.keep(&context.client, deployment, &context.cache.family(&key)).await;
+    look.observed.certificates = held.trouble;
+    let (decision, (mut deeds, carried)) = match &settled {
         Ok(settled) => accepted(settled, &look.observed, &hand, context, &key.namespace, &uid).await,
         Err(refusal) => {
             let decision = refuse(refusal, &look.observed, deployment.spec.worker.unreachable_seconds);
@@ -103,16 +109,18 @@ async fn step(deployment: &MiniMaxM1Deployment, context: &Context) -> Result<Act
             (decision, carried)
         }
     };
+    deeds.extend(held.deed);
     for deed in &deeds {
         context.metrics.wrote(deed.reason);
         tracing::info!(namespace = key.namespace, name = key.name, reason = deed.reason, "{}", deed.message);
     }
     // Pods that came and went, and what was just written for them.
-    context.workers.follow(&key, &context.cache.family(&key));
+    context.workers.follow(&key, &context.cache.family(&key), held.tls.as_ref());
     let saying = say(deployment, context, &key, &decision, (&deeds, &carried)).await?;
     carried?;
     context.note(&key, |note| note.failures = 0);
-    let again = [decision.look_again, saying, look.waits.then_some(EVENTS), Some(IDLE)].into_iter().flatten().min();
+    let again =
+        [decision.look_again, saying, held.look_again, look.waits.then_some(EVENTS), Some(IDLE)].into_iter().flatten().min();
     Ok(Action::requeue(again.unwrap_or(IDLE)))
 }
 
@@ -141,15 +149,16 @@ async fn accepted(
 
 /// Refuses what needs a kind that the cluster does not have: somebody else's CRD that is not installed.
 async fn known_kinds(settled: &Settled, context: &Context) -> Result<(), Refusal> {
-    use m1_operator_api::{Gang, Reason};
+    use m1_operator_api::{Gang, Reason, TlsMode};
     let spec = settled.checked.spec();
     let wanted = match spec.scheduling.gang {
         Gang::Coscheduling => Some((Kind::PodGroup, "spec.scheduling.gang: Coscheduling")),
         Gang::Volcano => Some((Kind::VolcanoPodGroup, "spec.scheduling.gang: Volcano")),
         Gang::Off | Gang::Kai => None,
     };
+    let certificate = (spec.tls.mode == TlsMode::CertManager).then_some((Kind::Certificate, "spec.tls.mode: CertManager"));
     let monitor = spec.monitoring.pod_monitor.then_some((Kind::PodMonitor, "spec.monitoring.podMonitor: true"));
-    for (kind, field) in wanted.into_iter().chain(monitor) {
+    for (kind, field) in wanted.into_iter().chain(monitor).chain(certificate) {
         if !context.cache.is_served(kind) {
             let message = format!(
                 "{field}: the cluster has no {} ({}); install it and restart the operator",

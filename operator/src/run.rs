@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::{Cache, Key, taken};
+use crate::certificates::Certificates;
 use crate::cluster;
 use crate::config::Config;
 use crate::leader::Leadership;
@@ -141,6 +142,7 @@ async fn act(config: &Config, client: Client, metrics: &Metrics, lease_transitio
         config: config.clone(),
         cache: Arc::clone(&cache),
         workers: Arc::clone(&workers),
+        certificates: Certificates::default(),
         recorder: Recorder::new(client, reporter),
         metrics: metrics.clone(),
         lease_transitions,

@@ -13,6 +13,7 @@ use m1_operator_plan::render::{WORKER, WORKER_PORT};
 use m1_operator_plan::{Kind, WorkerPhase, WorkerSeen};
 use m1_proto::worker::worker_client::WorkerClient;
 use m1_proto::worker::{ApplyPlacementRequest, Phase, PodPlacement, StatusResponse, WatchStatsRequest};
+use m1_runtime::tls::{self, Tls};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Code;
@@ -38,6 +39,8 @@ struct Life {
     pod: String,
     uid: String,
     address: String,
+    /// Whether it is spoken to with TLS.
+    encrypted: bool,
 }
 
 struct Link {
@@ -91,10 +94,14 @@ impl Workers {
         (seconds > 0.0 && !stale).then(|| last.bytes.saturating_sub(before.bytes) as f64 / seconds)
     }
 
-    /// Follows exactly the workers of a family and gives each the placement of its group.
-    pub fn follow(&self, key: &Key, family: &Family) {
+    /// Follows exactly the workers of a family and gives each the placement of its group. `tls` is for those that speak encrypted.
+    pub fn follow(&self, key: &Key, family: &Family, tls: Option<&Tls>) {
         let placements = placements(family);
-        let lives: HashSet<Life> = family.component(WORKER).filter_map(|pod| life(pod)).collect();
+        let encrypted =
+            |pod: &Pod| group_of(&pod.name_any()).and_then(|group| placements.get(group)).is_some_and(|it| it.encrypted);
+        let lives = family.component(WORKER).filter_map(|pod| life(pod, encrypted(pod)));
+        // Without an identity there is nothing to say to those that want one.
+        let lives: HashSet<Life> = lives.filter(|life| !life.encrypted || tls.is_some()).collect();
         if lives.is_empty() {
             return self.forget(key);
         }
@@ -102,8 +109,7 @@ impl Workers {
         let fleet = fleets.entry(key.clone()).or_default();
         fleet.links.retain(|life, _| lives.contains(life));
         for life in lives {
-            let group = life.pod.rsplit_once('-').map(|(group, _)| group);
-            let placement = group.and_then(|group| placements.get(group)).cloned();
+            let placement = group_of(&life.pod).and_then(|group| placements.get(group)).map(|it| Arc::clone(&it.request));
             match fleet.links.get(&life) {
                 Some(link) => {
                     link.placement.send_if_modified(|known| {
@@ -113,7 +119,7 @@ impl Workers {
                     });
                 }
                 None => {
-                    let link = self.link(key, &life, placement);
+                    let link = self.link(key, &life, placement, tls.filter(|_| life.encrypted));
                     fleet.links.insert(life, link);
                 }
             }
@@ -130,12 +136,13 @@ impl Workers {
         self.lock().clear();
     }
 
-    fn link(&self, key: &Key, life: &Life, placement: Option<Arc<ApplyPlacementRequest>>) -> Link {
+    fn link(&self, key: &Key, life: &Life, placement: Option<Arc<ApplyPlacementRequest>>, tls: Option<&Tls>) -> Link {
         let (sender, receiver) = watch::channel(placement);
         let stop = CancellationToken::new();
         let follower = Follower {
             key: key.clone(),
             life: life.clone(),
+            tls: tls.cloned(),
             placement: receiver,
             fleets: Arc::clone(&self.fleets),
             changes: self.changes.clone(),
@@ -159,6 +166,7 @@ impl Workers {
 struct Follower {
     key: Key,
     life: Life,
+    tls: Option<Tls>,
     placement: watch::Receiver<Option<Arc<ApplyPlacementRequest>>>,
     fleets: Arc<Mutex<Fleets>>,
     changes: mpsc::Sender<Key>,
@@ -181,7 +189,7 @@ impl Follower {
     }
 
     async fn follow(&mut self) -> Result<(), String> {
-        let mut client = connect(&self.life.address).await.map_err(|error| error.to_string())?;
+        let mut client = connect(&self.life.address, self.tls.as_ref()).await.map_err(|error| error.to_string())?;
         let request = WatchStatsRequest { interval_ms: REPORTS.as_millis() as u32 };
         let mut stream = client.watch_stats(request).await.map_err(|status| status.to_string())?.into_inner();
         let mut last: Option<StatusResponse> = None;
@@ -285,7 +293,7 @@ impl Fleet {
 }
 
 /// The life of a worker pod whose process runs and has an address.
-fn life(pod: &Pod) -> Option<Life> {
+fn life(pod: &Pod, encrypted: bool) -> Option<Life> {
     let status = pod.status.as_ref()?;
     let runs = status
         .container_statuses
@@ -294,13 +302,25 @@ fn life(pod: &Pod) -> Option<Life> {
         .any(|container| container.name == "worker" && container.state.as_ref().is_some_and(|state| state.running.is_some()));
     let ip = status.pod_ip.as_ref().filter(|_| runs)?;
     let host = if ip.contains(':') { format!("[{ip}]") } else { ip.clone() };
-    Some(Life { pod: pod.name_any(), uid: pod.uid()?, address: format!("{host}:{WORKER_PORT}") })
+    Some(Life { pod: pod.name_any(), uid: pod.uid()?, address: format!("{host}:{WORKER_PORT}"), encrypted })
 }
 
-/// What each group's workers are told, by the group's name.
-fn placements(family: &Family) -> HashMap<String, Arc<ApplyPlacementRequest>> {
+/// Name of a pod's group.
+fn group_of(pod: &str) -> Option<&str> {
+    pod.rsplit_once('-').map(|(group, _)| group)
+}
+
+/// What a group's workers are told, and how.
+struct Told {
+    request: Arc<ApplyPlacementRequest>,
+    encrypted: bool,
+}
+
+/// By the group's name.
+fn placements(family: &Family) -> HashMap<String, Told> {
+    let told = |spec: ExpertPlacementSpec| Told { request: Arc::new(request(&spec)), encrypted: spec.encrypted };
     let objects = family.of_kind(Kind::ExpertPlacement);
-    objects.filter_map(|(name, object)| Some((name.clone(), Arc::new(request(&placement_spec(object)?))))).collect()
+    objects.filter_map(|(name, object)| Some((name.clone(), told(placement_spec(object)?)))).collect()
 }
 
 fn request(spec: &ExpertPlacementSpec) -> ApplyPlacementRequest {
@@ -335,12 +355,12 @@ fn read(status: &StatusResponse) -> WorkerSeen {
     }
 }
 
-async fn connect(address: &str) -> Result<WorkerClient<Channel>, tonic::transport::Error> {
+async fn connect(address: &str, tls: Option<&Tls>) -> Result<WorkerClient<Channel>, tonic::transport::Error> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))?
         .connect_timeout(CONNECT)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)
         .keep_alive_while_idle(true);
-    Ok(WorkerClient::new(endpoint.connect().await?))
+    Ok(WorkerClient::new(tls::connect(endpoint, tls).await?))
 }

@@ -52,6 +52,15 @@ pub struct Args {
     #[arg(long, value_name = "NAMESPACE", requires = "deployment", conflicts_with = "workers", help_heading = "Replica groups")]
     pub namespace: Option<String>,
 
+    /// Folder with tls.crt, tls.key and ca.crt, for groups that speak encrypted; with --workers those do.
+    ///
+    /// Changes of the folder are seen within 5 seconds; it may be empty until such a group comes.
+    #[arg(long, value_name = "DIR", requires = "tls_name", help_heading = "Replica groups")]
+    pub tls_dir: Option<PathBuf>,
+    /// The name that every worker's certificate must be for.
+    #[arg(long, value_name = "NAME", requires = "tls_dir", help_heading = "Replica groups")]
+    pub tls_name: Option<String>,
+
     /// Folder with API keys: one file per key, its content is the key. The mount of a Secret.
     ///
     /// With it every request but /health, /ready and /metrics needs the header `Authorization: Bearer KEY`, else it is answered 401. Changes of the folder
@@ -155,6 +164,8 @@ pub struct Config {
     pub max_context: u32,
     /// Who says which groups there are.
     pub source: Source,
+    /// Folder of the certificates and the name they are for.
+    pub tls: Option<(PathBuf, String)>,
     /// Folder with the keys of those who may ask; none: everybody may.
     pub api_keys: Option<PathBuf>,
     /// How many may wait for a worker, and how long.
@@ -189,6 +200,7 @@ impl TryFrom<Args> for Config {
             served_name,
             max_context: args.max_context,
             source,
+            tls: args.tls_dir.zip(args.tls_name),
             api_keys: args.api_keys,
             patience: Patience { limit: args.queue_limit, wait: Duration::from_secs(args.queue_wait) },
             max_output_tokens: args.max_output_tokens,
@@ -202,7 +214,7 @@ fn source(args: &Args) -> Result<Source, ConfigError> {
     match (&args.deployment, args.workers.as_slice()) {
         (Some(_), [_, ..]) => Err(ConfigError::Groups("both")),
         (None, []) => Err(ConfigError::Groups("neither")),
-        (None, workers) => fixed(workers).map(Source::Fixed),
+        (None, workers) => fixed(workers, args.tls_dir.is_some()).map(Source::Fixed),
         (Some(given), []) => {
             let name = ResourceName::new(given).map_err(|source| ConfigError::Deployment { given: given.clone(), source })?;
             if let Some(namespace) = &args.namespace {
@@ -213,7 +225,7 @@ fn source(args: &Args) -> Result<Source, ConfigError> {
     }
 }
 
-fn fixed(workers: &[String]) -> Result<Topology, ConfigError> {
+fn fixed(workers: &[String], encrypted: bool) -> Result<Topology, ConfigError> {
     let groups: Vec<Vec<String>> = workers.iter().map(|group| group.split(',').map(|a| a.trim().to_owned()).collect()).collect();
     let mut seen = Vec::new();
     for address in groups.iter().flatten() {
@@ -225,7 +237,9 @@ fn fixed(workers: &[String]) -> Result<Topology, ConfigError> {
         }
         seen.push(address);
     }
-    Ok(Topology::fixed(&groups))
+    let mut topology = Topology::fixed(&groups);
+    topology.groups.values_mut().for_each(|group| group.encrypted = encrypted);
+    Ok(topology)
 }
 
 fn number(flag: &'static str, given: u64, allowed: &'static str, fits: impl Fn(u64) -> bool) -> Result<(), ConfigError> {

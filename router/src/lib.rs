@@ -30,6 +30,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::serve::ListenerExt;
 use m1_router_core::Topology;
+use m1_runtime::tls::{self, Tls, TlsError};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -52,6 +53,9 @@ pub enum RouterError {
     /// The API keys.
     #[error(transparent)]
     Keys(#[from] KeysError),
+    /// The name for certificates.
+    #[error("--tls-name")]
+    Tls(#[from] TlsError),
     /// The metrics' names.
     #[error("cannot register metrics")]
     Metrics(#[from] prometheus::Error),
@@ -69,6 +73,7 @@ impl RouterError {
         match self {
             Self::Model(error) => error.reason(),
             Self::Keys(error) => error.reason(),
+            Self::Tls(_) => "BadName",
             Self::Metrics(_) => "BadMetrics",
             Self::Serve(_) => "ServeFailed",
             Self::Task(_) => "TaskDied",
@@ -143,8 +148,12 @@ pub async fn serve(
     let (model, keys) = tokio::task::spawn_blocking(open).await??;
     let metrics = Arc::new(Metrics::new(&config.served_name)?);
     let seed = RandomState::new().hash_one(now_seconds());
-    let pool = Pool::new(config.patience, seed, Arc::clone(&metrics));
     let mut tasks = JoinSet::new();
+    let tls = config.tls.as_ref().map(|(_, name)| Tls::new(name)).transpose()?;
+    if let (Some(tls), Some((folder, _))) = (&tls, &config.tls) {
+        tasks.spawn(tls.clone().follow(folder.clone(), tls::INTERVAL));
+    }
+    let pool = Pool::new(config.patience, seed, Arc::clone(&metrics), tls);
     tasks.spawn(Arc::clone(&pool).follow(topologies));
     tasks.spawn(Arc::clone(&pool).tick());
     if let Some(keys) = &keys {

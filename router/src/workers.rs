@@ -4,12 +4,13 @@
 mod link;
 mod streams;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use m1_proto::worker::worker_client::WorkerClient;
 use m1_router_core::{Balancer, Entry, Geometry, Phase, Reason, Request, Revision, Rng, TicketId, Topology, WorkerId, WorkerStats};
+use m1_runtime::tls::Tls;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -47,6 +48,7 @@ pub struct Pool {
     metrics: Arc<Metrics>,
     started: Instant,
     patience: Patience,
+    tls: Option<Tls>,
 }
 
 /// The right to run one sequence on a worker. Ends when dropped; outlives the worker's group.
@@ -99,12 +101,12 @@ struct Came {
 }
 
 impl Pool {
-    /// Without any worker; [`Pool::follow`] brings them.
-    pub fn new(patience: Patience, seed: u64, metrics: Arc<Metrics>) -> Arc<Self> {
+    /// Without any worker; [`Pool::follow`] brings them. `tls` is for groups that speak encrypted.
+    pub fn new(patience: Patience, seed: u64, metrics: Arc<Metrics>, tls: Option<Tls>) -> Arc<Self> {
         let balancer = Balancer::new(patience.limit, Rng::new(seed));
         let seeds = Rng::new(seed.rotate_left(32) ^ 1);
         let inner = Inner { balancer, links: HashMap::new(), waiting: HashMap::new(), seeds };
-        Arc::new(Self { inner: Mutex::new(inner), metrics, started: Instant::now(), patience })
+        Arc::new(Self { inner: Mutex::new(inner), metrics, started: Instant::now(), patience, tls })
     }
 
     /// 64 random bits, for ids and for requests without a seed.
@@ -210,11 +212,18 @@ impl Pool {
     /// Takes a whole topology for the one before; says whom to listen to from now on, and whom no longer.
     fn apply(self: &Arc<Self>, topology: &Topology) -> (Vec<Came>, Vec<WorkerId>) {
         let mut came = Vec::new();
+        let encrypted = topology.groups.values().filter(|group| group.encrypted).flat_map(|group| &group.pods);
+        let encrypted: HashSet<&str> = encrypted.map(|pod| &*pod.address).collect();
         let left = {
             let mut inner = self.lock();
             let changes = inner.balancer.apply(topology);
             for (worker, address) in changes.came {
-                match Link::new(Arc::clone(&address)) {
+                let tls = self.tls.as_ref().filter(|_| encrypted.contains(&*address));
+                if tls.is_none() && encrypted.contains(&*address) {
+                    tracing::error!(worker = &*address, "speaks encrypted, and this router has no --tls-dir");
+                    continue;
+                }
+                match Link::new(Arc::clone(&address), tls) {
                     Ok(link) => {
                         let link = Arc::new(link);
                         inner.links.insert(worker, Arc::clone(&link));

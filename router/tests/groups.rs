@@ -19,7 +19,7 @@ fn topology(stand: &Stand, groups: &[(&str, bool, usize)]) -> Topology {
     let group = |(revision, open, double): &(&str, bool, usize)| {
         let address = stand.doubles[*double].address.as_str();
         let pods = vec![PodSpec { address: address.into(), holds: None }];
-        (format!("group-{double}"), GroupSpec { revision: Revision::new(revision), open: *open, pods })
+        (format!("group-{double}"), GroupSpec { revision: Revision::new(revision), open: *open, pods, ..GroupSpec::default() })
     };
     Topology { groups: groups.iter().map(group).collect() }
 }

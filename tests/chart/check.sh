@@ -2,6 +2,8 @@
 # The chart's rendering: goldens that fail on drift, values that the schema must refuse, and manifests/install.yaml, which is the
 # default rendering. Needs helm in PATH.   UPDATE_GOLDENS=1 tests/chart/check.sh writes them anew.
 set -euo pipefail
+# The last part of a pipe is this shell, so that what it finds wrong is remembered.
+shopt -s lastpipe
 cd "$(dirname "$0")/../.."
 chart=charts/minimax-m1-operator
 failed=0
@@ -42,6 +44,7 @@ refuse replicaCount replicaCount=many
 refuse image.pullPolicy image.pullPolicy=Sometimes
 refuse logFormat logFormat=xml
 refuse leaseSeconds leaderElection.leaseSeconds=1
+refuse namespaces tls.namespaces=all
 refuse replicas replicas=2
 [ "$failed" = 0 ] && echo "chart: rendering and schema are as they should be"
 exit "$failed"

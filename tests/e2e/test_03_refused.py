@@ -25,7 +25,7 @@ NOT_ACCEPTED = {
     "too little GPU memory": ({"worker.memoryPerGpu": "1M"}, "InsufficientMemory", "is too little by"),
     "too little pod memory": ({"worker.resources": {"limits": {"memory": "10Mi"}}}, "InsufficientMemory", "per pod is too little by"),
     "a model that is none": ({"model.config": {"hidden_size": 12}}, "InvalidSpec", "spec.model.config"),
-    "what is not built": ({"tls.mode": "Managed"}, "NotImplemented", "spec.tls.mode: Managed: not implemented by the operator yet"),
+    "what is not built": ({"model.dtype": "BFloat16"}, "NotImplemented", "spec.model.dtype: BFloat16: not implemented by the operator yet"),
     "a patch that breaks pods": ({"worker.podTemplate": {"spec": {"hostNetwork": True}}}, "InvalidSpec", "podTemplate.spec.hostNetwork"),
 }
 

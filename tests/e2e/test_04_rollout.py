@@ -82,6 +82,20 @@ def test_a_restart_on_request_replaces_the_groups():
     kube.ready(NAME)
 
 
+def test_scaling_from_one_to_three_and_back_fails_no_request(url):
+    with client.Load(url, MODEL) as load:
+        kube.kubectl("scale", "m1d", NAME, "--replicas=3")
+        kube.ready(NAME)
+        assert kube.get("m1d", NAME)["status"]["readyReplicas"] == 3
+        answered = load.answers
+        kube.eventually(lambda: load.answers > answered + 4, "answers of three groups")
+        kube.kubectl("scale", "m1d", NAME, "--replicas=1")
+        kube.eventually(lambda: len(kube.workers(NAME)) == 2, "one group's pods", timeout=120)
+        kube.ready(NAME)
+    assert not load.failures, load.failures[:5]
+    assert len(kube.get("m1d", NAME)["status"]["groups"]) == 1
+
+
 def test_scaling_to_none_and_back(url):
     kube.kubectl("scale", "m1d", NAME, "--replicas=0")
     kube.eventually(lambda: not kube.workers(NAME), "no worker", timeout=90)

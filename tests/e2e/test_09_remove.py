@@ -3,7 +3,7 @@
 import kube
 from conftest import NAME, demo
 
-OWNED = "statefulsets,deployments,replicasets,pods,services,serviceaccounts,roles,rolebindings,poddisruptionbudgets,networkpolicies,m1ep,controllerrevisions,endpointslices"
+OWNED = "secrets,statefulsets,deployments,replicasets,pods,services,serviceaccounts,roles,rolebindings,poddisruptionbudgets,networkpolicies,m1ep,controllerrevisions,endpointslices"
 
 
 def test_a_chart_upgrade_with_a_deployment_in_place_restarts_nothing():

@@ -63,6 +63,13 @@ pub struct ServeArgs {
     /// once. The pod's terminationGracePeriodSeconds must be at least 5 more.
     #[arg(long, default_value_t = 5, value_name = "SECONDS")]
     pub drain_seconds: u32,
+    /// Folder with tls.crt, tls.key and ca.crt: with it the gRPC services are reached with a certificate of that authority only, and
+    /// so are peers. Changed files are used by new connections. Without it nothing is encrypted.
+    #[arg(long, value_name = "DIR", requires = "tls_name")]
+    pub tls_dir: Option<PathBuf>,
+    /// The name that every peer's certificate must be for.
+    #[arg(long, value_name = "NAME", requires = "tls_dir")]
+    pub tls_name: Option<String>,
 }
 
 /// Checked configuration of one worker.
@@ -92,6 +99,8 @@ pub struct Config {
     pub expert_wait: Duration,
     /// How long sequences may go on, and peers are served, after SIGTERM.
     pub drain: Duration,
+    /// Folder of the certificates and the name they are for; none where nothing is encrypted.
+    pub tls: Option<(PathBuf, String)>,
 }
 
 impl Config {
@@ -141,6 +150,7 @@ impl ServeArgs {
             queue: self.queue,
             expert_wait: Duration::from_secs(self.expert_wait.into()),
             drain: Duration::from_secs(self.drain_seconds.into()),
+            tls: self.tls_dir.zip(self.tls_name),
         })
     }
 }
@@ -196,6 +206,13 @@ mod tests {
         // The same parser reads both.
         assert_eq!(pod_index("63"), Ok(63));
         assert_eq!(pod_index("").unwrap_err(), "allowed: 0 to 63");
+    }
+
+    #[test]
+    fn certificates_have_a_folder_and_a_name() {
+        let tls = serve(&["--tls-dir", "/tls", "--tls-name", "m1.serving.svc"]).unwrap().tls;
+        assert_eq!(tls, Some(("/tls".into(), "m1.serving.svc".into())));
+        assert!(serve(&["--tls-dir", "/tls"]).unwrap_err().contains("--tls-name"));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use m1_proto::worker as pb;
 use m1_proto::worker::worker_server::WorkerServer;
 use m1_runtime::admin::Admin;
 use m1_runtime::shutdown::Signal;
+use m1_runtime::tls::{self, Tls};
 use m1_text::Tokenizer;
 use m1_weights::Checkpoint;
 use tokio::net::TcpListener;
@@ -20,7 +21,6 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 use crate::config::Config;
 use crate::device::{self, Events, Inbox, Parts};
@@ -102,6 +102,8 @@ struct Shared {
     stop: CancellationToken,
     /// Cancelled when the device thread has ended.
     ended: CancellationToken,
+    /// This pod's identity; none where nothing is encrypted.
+    tls: Option<Tls>,
 }
 
 /// Serves on `sockets` until something of `signals` or of its own accord ends it.
@@ -111,7 +113,8 @@ struct Shared {
 pub async fn serve(config: Config, sockets: Sockets, mut signals: mpsc::Receiver<Signal>) -> anyhow::Result<Ended> {
     let (events, inbox) = Events::channel();
     let status = Arc::new(SharedStatus::new(first_status(&config)));
-    let shared = Shared { events, status, tasks: TaskTracker::new(), stop: CancellationToken::new(), ended: Default::default() };
+    let (tasks, stop, ended, tls) = (TaskTracker::new(), CancellationToken::new(), CancellationToken::new(), identity(&config)?);
+    let shared = Shared { events, status, tasks, stop, ended, tls };
     let _stopping = shared.stop.clone().drop_guard();
     if let Some(admin) = sockets.admin {
         let checks = Probes::new(shared.status.clone(), shared.ended.clone());
@@ -167,6 +170,15 @@ pub async fn serve(config: Config, sockets: Sockets, mut signals: mpsc::Receiver
     }
 }
 
+/// The identity of this pod, read again whenever its files change.
+fn identity(config: &Config) -> anyhow::Result<Option<Tls>> {
+    let Some((folder, name)) = &config.tls else { return Ok(None) };
+    let tls = Tls::new(name).context("--tls-name")?;
+    tls.read(folder).context("--tls-dir")?;
+    tokio::spawn(tls.clone().follow(folder.clone(), tls::INTERVAL));
+    Ok(Some(tls))
+}
+
 /// Waits for a reason to end, and drains where it is a signal.
 async fn until_over(config: &Config, shared: &Shared, watch: Watch, signals: &mut mpsc::Receiver<Signal>) {
     let failed = || shared.status.read().phase() == pb::Phase::Failed;
@@ -206,6 +218,7 @@ fn start_device(
         status: shared.status.clone(),
         tasks: shared.tasks.clone(),
         generations: Arc::default(),
+        tls: shared.tls.clone(),
     };
     let parts = Parts {
         checkpoint,
@@ -225,7 +238,7 @@ async fn listen(
     tokenizer: Option<Arc<Tokenizer>>,
     listener: TcpListener,
 ) -> anyhow::Result<()> {
-    let Shared { events, status, tasks, stop, .. } = shared;
+    let Shared { events, status, tasks, stop, tls, .. } = shared;
     let dispatch = DispatchService {
         identity: identity.clone(),
         events: events.clone(),
@@ -236,15 +249,13 @@ async fn listen(
     };
     let limits = identity.as_ref().map(|identity| config.limits(&identity.arch));
     let worker = WorkerService { events, status, identity, tokenizer, limits, stop: stop.clone() };
-    // Of accepted sockets; the builder's own option does not reach them. Without it answers wait for delayed ACKs: 40 ms.
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     Server::builder()
         .max_frame_size(HTTP2_FRAME)
         .initial_stream_window_size(HTTP2_WINDOW)
         .initial_connection_window_size(HTTP2_WINDOW)
         .add_service(WorkerServer::new(worker).max_decoding_message_size(MESSAGE_LIMIT))
         .add_service(ExpertDispatchServer::new(dispatch))
-        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
+        .serve_with_incoming_shutdown(tls::incoming(listener, tls), stop.cancelled_owned())
         .await
         .context("the gRPC server failed")
 }

@@ -51,6 +51,7 @@ fn rules() -> String {
         ("minimax-m1-operator.rules", rbac::RULES),
         ("minimax-m1-operator.rules.cluster", rbac::CLUSTER_RULES),
         ("minimax-m1-operator.rules.own", rbac::OWN_RULES),
+        ("minimax-m1-operator.rules.tls", rbac::TLS_RULES),
     ];
     for (name, rules) in lists {
         let _ = writeln!(text, "{{{{- define \"{name}\" -}}}}");
@@ -116,7 +117,7 @@ fn readme(yaml: &str) -> String {
         "# minimax-m1-operator\n\nThe operator that serves MiniMax-M1 on Kubernetes. How to install it: \
          [docs/install.md](../../docs/install.md).\n\n```\nhelm install minimax-m1-operator charts/minimax-m1-operator -n \
          minimax-m1-system --create-namespace\n```\n\nThe CRDs are part of the chart's templates: an upgrade upgrades them, and they \
-         stay when the chart is removed. Rights come from the operator's own list, each with its reason; it reads no Secret.\n\n## \
+         stay when the chart is removed. Rights come from the operator's own list, each with its reason; it reaches Secrets only in the namespaces of `tls.namespaces`.\n\n## \
          Values\nWritten by `cargo xtask chart` from the comments in `values.yaml`; `values.schema.json` checks what is given.\n\n\
          | value | default | meaning |\n|---|---|---|\n",
     );

@@ -60,6 +60,10 @@
 - apiGroups: [monitoring.coreos.com]
   resources: [podmonitors]
   verbs: [get, list, watch, create, patch, delete]
+# apply: tls.mode: CertManager
+- apiGroups: [cert-manager.io]
+  resources: [certificates]
+  verbs: [get, list, watch, create, patch, delete]
 {{- end }}
 {{- define "minimax-m1-operator.rules.cluster" -}}
 # cache: nodes that are gone or being drained, and the label nvidia.com/gpu.memory
@@ -72,4 +76,10 @@
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
   verbs: [get, create, update]
+{{- end }}
+{{- define "minimax-m1-operator.rules.tls" -}}
+# certificates: the members' certificate and the authority that signs it
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get, create, patch]
 {{- end }}

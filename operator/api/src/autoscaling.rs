@@ -161,7 +161,10 @@ pub struct Monitoring {
 /// Encryption between the pods of this deployment.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[x_kube(validation = Rule::new("self.mode != 'CertManager' || has(self.issuerRef)").message("tls.issuerRef: required with mode CertManager"))]
+#[x_kube(
+    validation = Rule::new("self.mode != 'CertManager' || has(self.issuerRef)").message("tls.issuerRef: required with mode CertManager"),
+    validation = Rule::new("self.mode == oldSelf.mode || self.mode == 'Off' || oldSelf.mode == 'Off'").message("tls.mode: between Managed and CertManager set Off first, or members would not believe each other")
+)]
 pub struct Tls {
     /// `Off`: none. `Managed`: the operator makes and renews the certificates. `CertManager`: cert-manager does. Default `Off`; quote it (`"Off"`), because kubectl reads a bare Off as false.
     #[serde(default)]

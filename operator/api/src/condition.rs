@@ -59,6 +59,8 @@ words! {
         WriteRefused,
         /// An image cannot be had.
         ImageUnavailable,
+        /// The certificates of the members cannot be made or renewed.
+        CertificatesUnavailable,
         /// A container cannot be made from what the pod says.
         ContainerNotCreated,
         /// A process keeps ending.

@@ -36,6 +36,12 @@ pub const LLMD_SERVING: &str = "llm-d.ai/inference-serving";
 pub const RESTARTED_AT: &str = "serving.minimax-m1.dev/restartedAt";
 /// Annotation of a deployment: gives groups that used up their restart budget another one. The value is free; a new one counts.
 pub const RESUMED_AT: &str = "serving.minimax-m1.dev/resumedAt";
+/// Annotation of a deployment: asks for a new certificate of its members. The value is free; a new one counts.
+pub const RENEW_CERTIFICATES_AT: &str = "serving.minimax-m1.dev/renewCertificatesAt";
+/// Annotation of a certificate's Secret: the last such value that was obeyed.
+pub const RENEWED_FOR: &str = "serving.minimax-m1.dev/renewed-for";
+/// Annotation of a certificate's Secret: since when its newest authority is believed, RFC 3339.
+pub const AUTHORITY_SINCE: &str = "serving.minimax-m1.dev/authority-since";
 /// Annotation of a child: digest of what was applied, so that what the spec no longer wants is noticed.
 pub const APPLIED: &str = "serving.minimax-m1.dev/applied";
 /// Annotation of a StatefulSet: version of the operator that rendered its template, which another version leaves as it is.

@@ -77,6 +77,16 @@ impl ResourceName {
         format!("{}-worker", self.0)
     }
 
+    /// Name of the Secret with the certificate that routers, workers and the operator show each other.
+    pub fn members_certificate(&self) -> String {
+        format!("{}-members-tls", self.0)
+    }
+
+    /// Name of the Secret with the authority that signs it.
+    pub fn members_authority(&self) -> String {
+        format!("{}-members-ca", self.0)
+    }
+
     /// Name of the router's Deployment and Service.
     pub fn router(&self) -> String {
         format!("{}-router", self.0)

@@ -55,6 +55,9 @@ pub struct ExpertPlacementSpec {
     /// Whether routers send new requests to the group. `Open`. `Closed`: what runs may end, nothing new comes. Default `Open`.
     #[serde(default)]
     pub traffic: Traffic,
+    /// Whether the group's pods are spoken to with mutual TLS. Default false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub encrypted: bool,
     /// One entry per pod of the group, in the order of their indices.
     #[schemars(length(max = 256), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["pod"]))]
     pub pods: Vec<PodHolding>,

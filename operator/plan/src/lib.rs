@@ -31,7 +31,8 @@ pub use load::load;
 pub use m1_operator_api::{FieldError, FieldReason, MiniMaxM1Deployment};
 pub use object::{Kind, Object, holds};
 pub use observed::{
-    ContainerSeen, EndSeen, GroupSeen, NodeSeen, Observed, PlacementSeen, PodSeen, RouterSeen, WorkerPhase, WorkerSeen,
+    CertificateTrouble, ContainerSeen, EndSeen, GroupSeen, NodeSeen, Observed, PlacementSeen, PodSeen, RouterSeen, WorkerPhase,
+    WorkerSeen,
 };
 pub use placement::{place, range_words};
 pub use revision::{Revision, canonical};

@@ -31,11 +31,13 @@ pub enum Kind {
     VolcanoPodGroup,
     /// What Prometheus scrapes.
     PodMonitor,
+    /// What cert-manager makes a certificate from.
+    Certificate,
 }
 
 impl Kind {
     /// Every kind, in the order of application: what others refer to comes first.
-    pub const ALL: [Kind; 12] = [
+    pub const ALL: [Kind; 13] = [
         Kind::ServiceAccount,
         Kind::Role,
         Kind::RoleBinding,
@@ -48,6 +50,7 @@ impl Kind {
         Kind::Deployment,
         Kind::PodDisruptionBudget,
         Kind::PodMonitor,
+        Kind::Certificate,
     ];
 
     /// API group, version, kind and plural.
@@ -65,6 +68,7 @@ impl Kind {
             Kind::PodGroup => ("scheduling.x-k8s.io", "v1alpha1", "PodGroup", "podgroups"),
             Kind::VolcanoPodGroup => ("scheduling.volcano.sh", "v1beta1", "PodGroup", "podgroups"),
             Kind::PodMonitor => ("monitoring.coreos.com", "v1", "PodMonitor", "podmonitors"),
+            Kind::Certificate => ("cert-manager.io", "v1", "Certificate", "certificates"),
         }
     }
 
@@ -83,7 +87,7 @@ impl Kind {
 
     /// Whether a cluster may lack this kind: somebody else's CRD.
     pub fn is_optional(self) -> bool {
-        matches!(self, Kind::PodGroup | Kind::VolcanoPodGroup | Kind::PodMonitor)
+        matches!(self, Kind::PodGroup | Kind::VolcanoPodGroup | Kind::PodMonitor | Kind::Certificate)
     }
 }
 

@@ -23,6 +23,8 @@ pub struct Observed {
     pub groups: Vec<GroupSeen>,
     /// Its routers.
     pub router: RouterSeen,
+    /// What is wrong with the certificates of its members.
+    pub certificates: Option<CertificateTrouble>,
     /// Bytes per second that all its pods read together.
     pub pace: Option<f64>,
     /// Now.
@@ -52,6 +54,15 @@ pub struct GroupSeen {
     pub placement: Option<PlacementSeen>,
     /// Its pods, by index.
     pub pods: Vec<PodSeen>,
+}
+
+/// What is wrong with the certificates of a deployment's members.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateTrouble {
+    /// The sentence.
+    pub message: String,
+    /// There are none, so no pod can start; else those that are there cannot be renewed.
+    pub missing: bool,
 }
 
 /// The ExpertPlacement of a group.

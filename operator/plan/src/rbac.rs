@@ -1,5 +1,5 @@
 //! What carrying out a plan needs to be allowed, each right with the code that needs it. The chart's roles are written from this list, so that code and
-//! rights cannot drift apart. No wildcard, no Secrets, nothing about nodes but looking.
+//! rights cannot drift apart. No wildcard, Secrets only where somebody binds the right to them, nothing about nodes but looking.
 
 /// Rights to one kind of resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +68,17 @@ pub const RULES: &[Rule] = &[
     Rule { group: "scheduling.x-k8s.io", resources: &["podgroups"], verbs: OWN, reason: "apply: scheduling.gang: Coscheduling" },
     Rule { group: "scheduling.volcano.sh", resources: &["podgroups"], verbs: OWN, reason: "apply: scheduling.gang: Volcano" },
     Rule { group: "monitoring.coreos.com", resources: &["podmonitors"], verbs: OWN, reason: "apply: monitoring.podMonitor" },
+    Rule { group: "cert-manager.io", resources: &["certificates"], verbs: OWN, reason: "apply: tls.mode: CertManager" },
 ];
+
+/// Only where it is bound: in the namespaces of deployments with `tls.mode` other than Off. Names of Secrets cannot be known before
+/// deployments are, so Kubernetes could narrow it no further.
+pub const TLS_RULES: &[Rule] = &[Rule {
+    group: "",
+    resources: &["secrets"],
+    verbs: &["get", "create", "patch"],
+    reason: "certificates: the members' certificate and the authority that signs it",
+}];
 
 /// Of the whole cluster, in either mode.
 pub const CLUSTER_RULES: &[Rule] = &[Rule {

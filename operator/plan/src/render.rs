@@ -6,6 +6,7 @@
 mod access;
 mod budget;
 mod gang;
+mod members;
 mod network;
 mod overrides;
 mod placement;
@@ -18,6 +19,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{Checked, Kind, Object, Plan, Revision};
 
+pub use members::{CERTIFICATE_HOURS, RENEW_HOURS, name as members_name};
 pub use overrides::check_pod_template;
 pub use placement::{first as first_placement, object as placement_object};
 pub use router::{endpoint, leader_selector};
@@ -79,6 +81,7 @@ impl Scene<'_> {
         objects.extend(router::objects(self));
         objects.extend(budget::router(self));
         objects.extend(network::pod_monitor(self));
+        objects.extend(members::certificate(self));
         objects
     }
 

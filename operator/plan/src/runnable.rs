@@ -85,7 +85,6 @@ fn serving(spec: &MiniMaxM1DeploymentSpec, wanted: &mut Wanted) {
         Runtime::Cluster => (!matches!(scaling, Off | External), "Off and External"),
     };
     wanted.refuse(asked, "autoscaling.mode", scaling, only);
-    wanted.refuse(spec.tls.mode != m1_operator_api::TlsMode::Off, "tls.mode", spec.tls.mode, "Off");
     wanted.refuse(spec.monitoring.dashboards, "monitoring.dashboards", true, "false");
 }
 
@@ -106,6 +105,7 @@ fn processes(checked: &Checked, wanted: &mut Wanted) {
     wanted.refuse(queue.max_requests != usual.max_requests, "router.queue.maxRequests", queue.max_requests, "the default");
     let wait = queue.max_wait_seconds;
     wanted.refuse(wait != usual.max_wait_seconds, "router.queue.maxWaitSeconds", wait, "the default");
+    wanted.refuse(spec.tls.mode != m1_operator_api::TlsMode::Off, "tls.mode", spec.tls.mode, "Off");
     wanted.refuse(spec.rollout.paused, "rollout.paused", true, "false");
 }
 

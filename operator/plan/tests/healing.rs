@@ -8,7 +8,8 @@ use common::{changed, check};
 use k8s_openapi::jiff::SignedDuration;
 use m1_operator_api::{ConditionStatus, ConditionType, Reason, Traffic};
 use m1_operator_plan::{
-    ContainerSeen, Decision, EndSeen, Kind, NodeSeen, Refusal, WorkerPhase, WorkerSeen, condition, refuse, write_refused,
+    CertificateTrouble, ContainerSeen, Decision, EndSeen, Kind, NodeSeen, Refusal, WorkerPhase, WorkerSeen, condition, refuse,
+    write_refused,
 };
 
 #[test]
@@ -24,6 +25,27 @@ fn a_group_whose_workers_have_not_been_heard_is_not_taken_for_idle() {
     let quiet = WorkerSeen { phase: WorkerPhase::Ready, epoch: 1, ..WorkerSeen::default() };
     world.group(0).pods[0].worker = Some(quiet);
     settle(&mut world, &none, 1, 0);
+}
+
+#[test]
+fn without_certificates_nothing_starts_and_with_old_ones_everything_serves_on() {
+    let mut world = World::new();
+    let checked = spec("tls: {mode: Managed}");
+    world.certificates = Some(CertificateTrouble { message: "no right to Secrets".into(), missing: true });
+    world.step(&checked);
+    world.group(0).pods[0].volumes = Some("secret m1-members-tls not found".into());
+    let decision = world.decide(&checked);
+    let ready = condition(&decision.status, ConditionType::Ready).unwrap();
+    assert_eq!(ready.reason, Reason::CertificatesUnavailable);
+    assert!(ready.message.contains("no right to Secrets"), "{}", ready.message);
+    world.group(0).pods[0].volumes = None;
+    world.certificates = None;
+    settle(&mut world, &checked, 1, 0);
+    assert!(world.group(0).placement.as_ref().unwrap().spec.encrypted);
+    world.certificates = Some(CertificateTrouble { message: "no right to Secrets".into(), missing: false });
+    let status = world.step(&checked).status;
+    assert_eq!(is(&status, ConditionType::Ready).0, ConditionStatus::True);
+    assert_eq!(is(&status, ConditionType::Degraded), (ConditionStatus::True, Reason::CertificatesUnavailable));
 }
 
 #[test]

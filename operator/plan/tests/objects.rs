@@ -95,6 +95,12 @@ fn other_gangs() {
 }
 
 #[test]
+fn certificates_of_the_operator_and_of_cert_manager() {
+    golden("tls-managed", &rendered(&added("tls: {mode: Managed}")));
+    golden("tls-cert-manager", &rendered(&added("tls: {mode: CertManager, issuerRef: {name: ours, kind: ClusterIssuer}}")));
+}
+
+#[test]
 fn an_image_as_the_weights() {
     let yaml = changed("hostPath: {path: /models/m1}", "image: {reference: example.test/weights:1}");
     let set: Vec<Object> = rendered(&yaml).into_iter().filter(|object| object.kind.as_str() == "StatefulSet").collect();

@@ -44,6 +44,8 @@ pub struct GroupSpec {
     pub revision: Revision,
     /// Whether it gets new requests; what runs there may end in any case.
     pub open: bool,
+    /// Whether its pods are spoken to encrypted.
+    pub encrypted: bool,
     /// In the order of their numbers.
     pub pods: Vec<PodSpec>,
 }

@@ -49,6 +49,7 @@ pub fn read(object: &DynamicObject) -> Result<GroupSpec, PlacementError> {
     let experts: u32 = spec.needed("experts", "a whole number")?;
     let revision: Option<String> = spec.read("revision", "a text")?;
     let traffic: Option<Traffic> = spec.read("traffic", "Open or Closed")?;
+    let encrypted: Option<bool> = spec.read("encrypted", "true or false")?;
     let pods: Vec<Value> = spec.needed("pods", "an array with at least one pod")?;
     if pods.is_empty() {
         return Err(PlacementError::new(spec.field("pods"), &Value::Array(pods), "an array with at least one pod"));
@@ -63,7 +64,8 @@ pub fn read(object: &DynamicObject) -> Result<GroupSpec, PlacementError> {
         read.push(pod);
     }
     let open = traffic.unwrap_or_default() == Traffic::Open && !is_leaving(object);
-    Ok(GroupSpec { revision: Revision::new(&revision.unwrap_or_default()), open, pods: read })
+    let revision = Revision::new(&revision.unwrap_or_default());
+    Ok(GroupSpec { revision, open, encrypted: encrypted.unwrap_or_default(), pods: read })
 }
 
 fn read_pod(pod: &Part<'_>, layers: u32, experts: u32) -> Result<PodSpec, PlacementError> {
@@ -135,7 +137,8 @@ mod tests {
     #[test]
     fn an_object_of_the_operator_is_a_group() {
         let group = read_changed(|_| {}).unwrap();
-        assert_eq!((group.revision.as_str(), group.open), ("abc", true));
+        assert_eq!((group.revision.as_str(), group.open, group.encrypted), ("abc", true, false));
+        assert!(read_changed(|object| object["spec"]["encrypted"] = json!(true)).unwrap().encrypted);
         let addresses: Vec<&str> = group.pods.iter().map(|pod| &*pod.address).collect();
         assert_eq!(addresses, ["m1-0-0.m1:7000", "m1-0-1.m1:7000"]);
         let holds: Vec<String> = group.pods.iter().map(|pod| pod.holds.as_ref().unwrap().to_hex()).collect();
@@ -163,6 +166,7 @@ mod tests {
         assert_eq!(field(|object| object["spec"] = Value::Null), "spec.layers");
         assert_eq!(field(|object| object["spec"]["experts"] = json!("4")), "spec.experts");
         assert_eq!(field(|object| object["spec"]["traffic"] = json!("Ajar")), "spec.traffic");
+        assert_eq!(field(|object| object["spec"]["encrypted"] = json!("yes")), "spec.encrypted");
         assert_eq!(field(|object| object["spec"]["pods"] = json!([])), "spec.pods");
         assert_eq!(field(|object| object["spec"]["pods"][1]["address"] = Value::Null), "spec.pods[1].address");
         assert_eq!(field(|object| object["spec"]["pods"][1]["address"] = json!("m1-0-1.m1")), "spec.pods[1].address");

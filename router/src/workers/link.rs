@@ -8,6 +8,7 @@ use axum::http::uri::Authority;
 use m1_proto::worker::worker_client::WorkerClient;
 use m1_proto::worker::{self as wire, StatusResponse};
 use m1_router_core::{Geometry, Phase, WorkerStats};
+use m1_runtime::tls::{self, Tls};
 use tonic::transport::{Channel, Endpoint};
 
 /// A pod that does not accept a connection this fast is treated as gone.
@@ -28,11 +29,11 @@ pub struct Link {
 }
 
 impl Link {
-    /// Prepares a connection; none is made before it is needed.
+    /// Prepares a connection, encrypted with an identity; none is made before it is needed.
     ///
     /// # Errors
     /// An address that is no authority of a URI.
-    pub fn new(address: Arc<str>) -> Result<Self, tonic::transport::Error> {
+    pub fn new(address: Arc<str>, tls: Option<&Tls>) -> Result<Self, tonic::transport::Error> {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
@@ -41,7 +42,7 @@ impl Link {
             .keep_alive_while_idle(true)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(STREAM_WINDOW.saturating_mul(16));
-        let client = WorkerClient::new(endpoint.connect_lazy());
+        let client = WorkerClient::new(tls::connect_lazy(&endpoint, tls));
         let client = client.max_decoding_message_size(MESSAGE_LIMIT).max_encoding_message_size(MESSAGE_LIMIT);
         Ok(Self { address, client })
     }

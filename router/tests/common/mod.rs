@@ -44,6 +44,7 @@ pub fn config() -> Config {
         served_name: NAME.to_owned(),
         max_context: 4096,
         source: Source::Fixed(Topology::default()),
+        tls: None,
         api_keys: None,
         patience: Patience { limit: 8, wait: PATIENCE },
         max_output_tokens: None,

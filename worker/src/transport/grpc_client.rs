@@ -8,6 +8,7 @@ use m1_exchange::{Lane, PodId};
 use m1_proto::dispatch::expert_dispatch_client::ExpertDispatchClient;
 use m1_proto::dispatch::frame::Kind;
 use m1_proto::dispatch::{Frame, Heartbeat};
+use m1_runtime::tls::{self, Tls};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -44,6 +45,8 @@ pub struct Dialer {
     pub tasks: TaskTracker,
     /// Numbers connections.
     pub generations: Arc<AtomicU64>,
+    /// This pod's identity; none where nothing is encrypted.
+    pub tls: Option<Tls>,
 }
 
 /// Why one connection ended.
@@ -112,7 +115,7 @@ impl Dialer {
     }
 
     async fn connection(&self, peer: &PeerAddress, lane: Lane, generation: u64) -> Result<std::convert::Infallible, LinkError> {
-        let channel = Endpoint::from_shared(format!("http://{}", peer.address))
+        let endpoint = Endpoint::from_shared(format!("http://{}", peer.address))
             .map_err(LinkError::Address)?
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
@@ -121,10 +124,8 @@ impl Dialer {
             .initial_connection_window_size(HTTP2_WINDOW)
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE)
-            .keep_alive_while_idle(true)
-            .connect()
-            .await
-            .map_err(LinkError::Connect)?;
+            .keep_alive_while_idle(true);
+        let channel = tls::connect(endpoint, self.tls.as_ref()).await.map_err(LinkError::Connect)?;
         let (link, outgoing) = Link::new(generation);
         link.send(Kind::Hello(self.identity.hello(lane, self.status.epoch(), 0)));
         let mut client = ExpertDispatchClient::new(channel);

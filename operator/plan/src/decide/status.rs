@@ -30,7 +30,10 @@ struct Picture<'a> {
 pub fn of(scene: &Scene<'_>, revision: &Revision, observed: &Observed, rolling: &Rolling, opened: &Opened<'_>) -> DeploymentStatus {
     let groups = observed.groups.iter().filter(|group| !group.deleting).map(|group| one(group, observed)).collect();
     let mut troubles: Vec<Trouble> = current(observed, revision).filter_map(trouble::of).collect();
-    troubles.sort_by_key(|trouble| !trouble.needs_help);
+    let missing = observed.certificates.as_ref().filter(|certificates| certificates.missing);
+    troubles.extend(missing.map(|certificates| Trouble::help(Reason::CertificatesUnavailable, certificates.message.clone())));
+    // Without certificates pods wait for a volume: the cause goes before what it causes.
+    troubles.sort_by_key(|trouble| (!trouble.needs_help, trouble.reason != Reason::CertificatesUnavailable));
     let trouble = troubles.into_iter().next();
     let picture = Picture { scene, revision, observed, rolling, opened, groups, trouble };
     let conditions = conditions(&picture);
@@ -274,6 +277,8 @@ fn degraded(picture: &Picture<'_>, conditions: &mut Conditions<'_>) {
         conditions.set(kind, true, Reason::NoHandoverTarget, message);
     } else if let Some(trouble) = current(picture.observed, picture.revision).filter(was_ready).find_map(trouble::of) {
         conditions.set(kind, true, trouble.reason, trouble.message);
+    } else if let Some(certificates) = picture.observed.certificates.as_ref().filter(|certificates| !certificates.missing) {
+        conditions.set(kind, true, Reason::CertificatesUnavailable, &certificates.message);
     } else {
         conditions.set(kind, false, Reason::AllThere, "nothing that served is lost");
     }

@@ -17,7 +17,7 @@ pub struct Trouble {
 }
 
 impl Trouble {
-    fn help(reason: Reason, message: String) -> Self {
+    pub(super) fn help(reason: Reason, message: String) -> Self {
         Self { reason, message, needs_help: true }
     }
 

@@ -23,6 +23,7 @@ pub fn first(scene: &Scene<'_>, group: &GroupRef, lease_transitions: u64) -> Exp
         experts: model.experts as u32,
         revision: group.revision.to_string(),
         traffic: Traffic::Open,
+        encrypted: super::members::is_encrypted(scene),
         pods: (0..)
             .zip(&every.pods)
             .map(|(index, pod)| PodHolding {

@@ -3,6 +3,7 @@
 use m1_operator_api::{AuthMode, labels};
 use serde_json::{Value, json};
 
+use super::members;
 use super::pod::{container_security, model, probe, security, tolerations};
 use super::{ROUTER, ROUTER_PORT, Scene};
 use crate::{Kind, Object};
@@ -55,6 +56,11 @@ fn pod(scene: &Scene<'_>) -> Value {
     let mut volumes = vec![model.volume, json!({"name": "tmp", "emptyDir": {}})];
     let mut mounts = vec![model.mount, json!({"name": "tmp", "mountPath": "/tmp"})];
     let mut args = args(scene, &model.folder);
+    // Always, and empty where nothing is encrypted: groups of two revisions may differ in it, and no router has to be replaced.
+    let tls = members::volume(scene, true);
+    volumes.push(tls.volume);
+    mounts.push(tls.mount);
+    args.extend(tls.flags);
     if let (AuthMode::ApiKeys, Some(secret)) = (spec.router.auth.mode, &spec.router.auth.secret_ref) {
         volumes.push(json!({"name": "keys", "secret": {"secretName": secret.name}}));
         mounts.push(json!({"name": "keys", "mountPath": KEYS_MOUNT, "readOnly": true}));

@@ -3,6 +3,7 @@
 use m1_operator_api::{Gang, labels};
 use serde_json::{Map, Value, json};
 
+use super::members::{self, volume as tls_volume};
 use super::pod::{ModelVolume, container_security, model, probe, security, tolerations};
 use super::{ADMIN_PORT, GroupRef, Scene, WORKER_PORT, map, overrides};
 use crate::{Device, Kind, Object, PodPlan};
@@ -29,7 +30,7 @@ pub fn service(scene: &Scene<'_>, group: &GroupRef) -> Object {
         "clusterIP": "None",
         "publishNotReadyAddresses": true,
         "selector": scene.group_selector(group),
-        "ports": [{"name": "grpc", "port": WORKER_PORT, "targetPort": "grpc", "appProtocol": "kubernetes.io/h2c"}],
+        "ports": [{"name": "grpc", "port": WORKER_PORT, "targetPort": "grpc", "appProtocol": if members::is_encrypted(scene) { "kubernetes.io/h2" } else { "kubernetes.io/h2c" }}],
     }});
     scene.group_object(Kind::Service, group, body)
 }
@@ -71,6 +72,17 @@ fn template(scene: &Scene<'_>, group: &GroupRef, pod: &PodPlan) -> Value {
         "tolerations": tolerations(&spec.worker),
         "affinity": affinity(scene, group),
     });
+    let mut add = |key: &str, path: &str, value: Value| {
+        if let Some(list) = pod_spec.pointer_mut(path).and_then(|at| at[key].as_array_mut()) {
+            list.push(value);
+        }
+    };
+    if members::is_encrypted(scene) {
+        let tls = tls_volume(scene, false);
+        add("volumes", "", tls.volume);
+        add("volumeMounts", "/containers/0", tls.mount);
+        tls.flags.into_iter().for_each(|flag| add("args", "/containers/0", json!(flag)));
+    }
     let mut set = |key: &str, value: Value| {
         pod_spec[key] = value;
     };

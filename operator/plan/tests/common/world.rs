@@ -6,8 +6,8 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use m1_operator_api::{ConditionStatus, ConditionType, DeploymentStatus, Reason};
 use m1_operator_plan::render::{Images, Scene};
 use m1_operator_plan::{
-    Checked, ContainerSeen, Decision, GroupSeen, Kind, Observed, PlacementSeen, PodSeen, Revision, RouterSeen, WorkerPhase,
-    WorkerSeen, condition, decide, plan,
+    CertificateTrouble, Checked, ContainerSeen, Decision, GroupSeen, Kind, Observed, PlacementSeen, PodSeen, Revision, RouterSeen,
+    WorkerPhase, WorkerSeen, condition, decide, plan,
 };
 
 use super::{added, check, m1};
@@ -24,12 +24,13 @@ pub struct World {
     pub groups: Vec<(GroupSeen, u32)>,
     pub restarted: Option<String>,
     pub resumed: Option<Timestamp>,
+    pub certificates: Option<CertificateTrouble>,
 }
 
 impl World {
     pub fn new() -> Self {
         let now = "2026-01-01T00:00:00Z".parse().unwrap();
-        Self { now, status: DeploymentStatus::default(), groups: Vec::new(), restarted: None, resumed: None }
+        Self { now, status: DeploymentStatus::default(), groups: Vec::new(), restarted: None, resumed: None, certificates: None }
     }
 
     pub fn observed(&self) -> Observed {
@@ -39,6 +40,7 @@ impl World {
             resumed_at: self.resumed,
             groups: self.groups.iter().map(|(group, _)| group.clone()).collect(),
             router: RouterSeen { available: 1, settled: true, trouble: None },
+            certificates: self.certificates.clone(),
             pace: None,
             now: self.now,
         }

@@ -12,7 +12,7 @@ fn topology(rows: &[Row]) -> Topology {
     let pod = |address: &&str| PodSpec { address: Arc::from(*address), holds: None };
     let group = |(key, revision, open, pods): &Row| {
         let pods = pods.iter().map(pod).collect();
-        ((*key).to_owned(), GroupSpec { revision: Revision::new(revision), open: *open, pods })
+        ((*key).to_owned(), GroupSpec { revision: Revision::new(revision), open: *open, pods, ..GroupSpec::default() })
     };
     Topology { groups: rows.iter().map(group).collect() }
 }
@@ -210,7 +210,9 @@ fn dealt(dice: &mut Rng) -> Topology {
         }
         let pods = (0..=dice.below(3)).map(|pod| PodSpec { address: format!("{key}:{}", pod + 1).into(), holds: None });
         let revision = Revision::new(["1", "2"][dice.below(2)]);
-        topology.groups.insert(key.to_owned(), GroupSpec { revision, open: dice.below(3) > 0, pods: pods.collect() });
+        topology
+            .groups
+            .insert(key.to_owned(), GroupSpec { revision, open: dice.below(3) > 0, pods: pods.collect(), ..GroupSpec::default() });
     }
     topology
 }
