@@ -1,0 +1,69 @@
+"""Several operators, and one that watches a namespace only."""
+
+import os
+
+import kube
+from conftest import NAME, demo
+
+CHART = os.path.join(kube.REPOSITORY, "charts/minimax-m1-operator")
+OPERATOR = "app.kubernetes.io/name=minimax-m1-operator"
+
+
+def upgrade(*values):
+    kube.run("helm", "upgrade", "minimax-m1-operator", CHART, "-n", kube.SYSTEM, "--wait", "--timeout", "120s", "--reuse-values", *values)
+
+
+def operators():
+    found = kube.items("pods", OPERATOR, namespace=kube.SYSTEM)
+    return {pod["metadata"]["name"] for pod in found if "deletionTimestamp" not in pod["metadata"] and kube.is_ready(pod)}
+
+
+def lease():
+    spec = kube.get("lease", "minimax-m1-operator", namespace=kube.SYSTEM)["spec"]
+    return spec.get("holderIdentity") or "", spec.get("leaseTransitions", 0)
+
+
+def leader():
+    """The pod that leads: its name is in the lease."""
+    return kube.eventually(lambda: next((name for name in operators() if name in lease()[0]), None), "a leader", timeout=60)
+
+
+def test_another_operator_takes_over_from_one_that_stops_and_from_one_that_dies():
+    upgrade("--set", "replicaCount=2")
+    kube.eventually(lambda: len(operators()) == 2, "two operators")
+    for manner in [(), ("--grace-period=0", "--force")]:
+        first, (_, before) = leader(), lease()
+        kube.kubectl("delete", "pod", first, "--wait=false", *manner, namespace=kube.SYSTEM)
+        # Asked for while nobody leads: whoever comes next does it.
+        replicas = 1 if manner else 2
+        kube.kubectl("patch", "m1d", NAME, "--type=merge", "-p", f'{{"spec": {{"router": {{"replicas": {replicas}}}}}}}')
+        kube.eventually(lambda: lease()[0] and first not in lease()[0], "another leader", timeout=45)
+        assert lease()[1] > before
+        wanted = lambda: kube.get("deployment", f"{NAME}-router")["spec"]["replicas"] == replicas
+        kube.eventually(wanted, "what was asked for meanwhile", timeout=60)
+        kube.eventually(lambda: len(operators()) == 2, "two operators again")
+    kube.ready(NAME)
+
+
+def test_an_operator_of_one_namespace_touches_no_other():
+    kube.run("kubectl", "create", "namespace", "m1-e2e-other")
+    try:
+        upgrade("--set", "replicaCount=1", "--set", f"watchNamespaces={{{kube.NAMESPACE}}}")
+        account = f"system:serviceaccount:{kube.SYSTEM}:minimax-m1-operator"
+        for namespace, words in [(kube.NAMESPACE, "yes"), ("m1-e2e-other", "no")]:
+            done = kube.kubectl("auth", "can-i", "create", "statefulsets", f"--as={account}", namespace=namespace, check=False)
+            assert done.stdout.strip() == words, (namespace, done)
+        other = demo("other")
+        other["metadata"]["namespace"] = "m1-e2e-other"
+        kube.apply(other, namespace="m1-e2e-other")
+        kube.apply(demo(**{"router.replicas": 2}))
+        kube.eventually(lambda: kube.get("deployment", f"{NAME}-router")["spec"]["replicas"] == 2, "an edit where it watches")
+        kube.ready(NAME)
+        assert "status" not in kube.get("m1d", "other", namespace="m1-e2e-other")
+        upgrade("--set-json", "watchNamespaces=[]")
+        kube.kubectl("wait", "--for=condition=Ready", "m1d/other", "--timeout=120s", namespace="m1-e2e-other")
+    finally:
+        upgrade("--set-json", "watchNamespaces=[]")
+        kube.run("kubectl", "delete", "namespace", "m1-e2e-other", "--timeout=90s")
+    kube.apply(demo())
+    kube.ready(NAME)
