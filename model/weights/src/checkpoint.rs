@@ -23,6 +23,7 @@ pub struct Checkpoint {
     dir: PathBuf,
     architecture: Architecture,
     shards: Vec<Mmap>,
+    paths: Vec<PathBuf>,
     entries: HashMap<TensorName, Entry>,
     digest: String,
     total_bytes: u64,
@@ -53,7 +54,8 @@ impl Checkpoint {
         let entries = resolve(&architecture, &Files { dir, paths: &shards.paths, tensors: &shards.tensors })?;
         let total_bytes = entries.values().map(|entry| entry.bytes.len() as u64).sum();
         let digest = shards.digest(&config);
-        Ok(Checkpoint { dir: dir.to_owned(), architecture, shards: shards.maps, entries, digest, total_bytes })
+        let Shards { paths, maps, .. } = shards;
+        Ok(Checkpoint { dir: dir.to_owned(), architecture, shards: maps, paths, entries, digest, total_bytes })
     }
 
     /// The network that `config.json` describes.
@@ -89,6 +91,11 @@ impl Checkpoint {
         let entry = self.entries.get(name).ok_or_else(absent)?;
         let data = self.shards[entry.shard].get(entry.bytes.clone()).ok_or_else(absent)?;
         Ok(TensorView { dtype: entry.dtype, shape: entry.shape.clone(), data })
+    }
+
+    /// Name of a file in the checkpoint's folder.
+    pub(crate) fn shard_name(&self, shard: usize) -> Option<String> {
+        Some(self.paths.get(shard)?.file_name()?.to_string_lossy().into_owned())
     }
 
     pub(crate) fn entries(&self) -> &HashMap<TensorName, Entry> {

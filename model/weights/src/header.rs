@@ -81,6 +81,12 @@ pub(crate) fn read(path: &Path, file: &[u8]) -> Result<Header, WeightsError> {
     Ok(header)
 }
 
+/// Where the header ends, by the first bytes of a file; none where they are no header's.
+pub(crate) fn end(front: &[u8]) -> Option<u64> {
+    let length = u64::from_le_bytes(*front.first_chunk::<LENGTH_BYTES>()?);
+    (length <= LARGEST_HEADER).then_some(LENGTH_BYTES as u64 + length)
+}
+
 /// The JSON, and where the data starts.
 fn json_part<'a>(path: &Path, file: &'a [u8]) -> Result<(&'a [u8], usize), WeightsError> {
     let given = file.len() as u64;

@@ -1,7 +1,7 @@
 //! Which tensor is in which file: `model.safetensors.index.json`, or a single `model.safetensors` that needs none. The index
 //! alone decides; names and numbers of shards mean nothing (M1's own start at 00000).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Component, Path};
 
@@ -9,8 +9,10 @@ use serde::Deserialize;
 
 use crate::error::WeightsError;
 
-const INDEX: &str = "model.safetensors.index.json";
-const SINGLE: &str = "model.safetensors";
+/// The index of a checkpoint in several files.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
+/// A checkpoint in one file.
+pub(crate) const SINGLE: &str = "model.safetensors";
 
 /// How a checkpoint's folder is laid out.
 pub(crate) enum Layout {
@@ -34,13 +36,23 @@ pub(crate) fn read(dir: &Path) -> Result<Layout, WeightsError> {
         }
         return Err(WeightsError::MissingIndex { dir: dir.to_owned() });
     }
+    Ok(Layout::Sharded(weight_map(&path)?))
+}
+
+/// The names of the shards of an index, whatever the index itself is called.
+pub(crate) fn shards(path: &Path) -> Result<BTreeSet<String>, WeightsError> {
+    Ok(weight_map(path)?.into_values().collect())
+}
+
+fn weight_map(path: &Path) -> Result<BTreeMap<String, String>, WeightsError> {
+    let path = path.to_owned();
     let text = fs::read(&path).map_err(|source| WeightsError::Read { path: path.clone(), source })?;
     let index: Index =
         serde_json::from_slice(&text).map_err(|source| WeightsError::BadIndex { path: path.clone(), what: source.to_string() })?;
-    if let Some((tensor, given)) = index.weight_map.iter().find(|(_, file)| !is_plain(file)) {
-        return Err(WeightsError::FileName { path, tensor: tensor.clone(), given: given.clone() });
+    match index.weight_map.iter().find(|(_, file)| !is_plain(file)) {
+        Some((tensor, given)) => Err(WeightsError::FileName { path, tensor: tensor.clone(), given: given.clone() }),
+        None => Ok(index.weight_map),
     }
-    Ok(Layout::Sharded(index.weight_map))
 }
 
 /// Whether a name stays in its folder, on any system. The file itself may be a link, as in Hugging Face's cache.

@@ -4,6 +4,8 @@
 //! the architecture is there with its shape, that every byte range lies inside its file, that nothing is there which this
 //! network would ignore. After that [`Checkpoint::tensor`] is a view into the map; no weight is read or copied here.
 //!
+//! A checkpoint that lies elsewhere is fetched into such a folder first: see [`source`].
+//!
 //! Original names (`block_sparse_moe`), Hugging Face's (`mlp`) and its fused experts (`gate_up_proj`, `down_proj`) all
 //! end in one [`TensorName`].
 
@@ -14,6 +16,7 @@ mod index;
 mod names;
 mod plan;
 mod resolve;
+pub mod source;
 
 pub use checkpoint::{Checkpoint, TensorView};
 pub use error::WeightsError;

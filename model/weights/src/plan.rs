@@ -12,6 +12,8 @@ pub struct ReadPlan {
     pub tensors: Vec<TensorName>,
     /// Their bytes as stored.
     pub bytes: u64,
+    /// Names of the files that hold them.
+    pub shards: Vec<String>,
 }
 
 /// Plans the reading of a worker that holds `experts`; pairs that the model lacks are left out.
@@ -22,7 +24,10 @@ pub fn plan_read(checkpoint: &Checkpoint, experts: &ExpertSet) -> ReadPlan {
     };
     let mut entries: Vec<_> = checkpoint.entries().iter().filter(|(name, _)| wanted(name)).collect();
     entries.sort_by_key(|(name, entry)| (entry.shard, entry.bytes.start, **name));
+    let mut shards: Vec<usize> = entries.iter().map(|(_, entry)| entry.shard).collect();
+    shards.dedup();
     ReadPlan {
+        shards: shards.into_iter().filter_map(|shard| checkpoint.shard_name(shard)).collect(),
         bytes: entries.iter().map(|(_, entry)| entry.bytes.len() as u64).sum(),
         tensors: entries.into_iter().map(|(name, _)| *name).collect(),
     }
