@@ -260,7 +260,12 @@ impl Follower {
         self.note(|fleet| {
             let link = fleet.links.get_mut(&self.life)?;
             let seen = WorkerSeen { refusal: link.refusal.clone(), ..read(status) };
-            let quiet = |seen: &WorkerSeen| WorkerSeen { bytes_loaded: 0, sequences: seen.sequences.min(1), ..seen.clone() };
+            let quiet = |seen: &WorkerSeen| {
+                // A worker that fetches says its numbers in words too.
+                let loads = seen.phase == WorkerPhase::Loading;
+                let message = if loads { String::new() } else { seen.message.clone() };
+                WorkerSeen { bytes_loaded: 0, sequences: seen.sequences.min(1), message, ..seen.clone() }
+            };
             let same = link.seen.as_ref().is_some_and(|known| quiet(known) == quiet(&seen));
             let loading = link.seen.as_ref().is_none_or(|known| known.bytes_loaded != seen.bytes_loaded);
             let due = now.duration_since(link.told).as_secs() >= PROGRESS;

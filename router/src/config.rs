@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Parser;
 use m1_operator_api::{NameError, ResourceName};
 use m1_router_core::Topology;
+use m1_weights::source::{Given, GivenError, Location, Settings};
 
 use crate::drain::Grace;
 use crate::groups::{Deployment, Source};
@@ -23,10 +24,21 @@ pub struct Args {
     /// /health answers from the start, /ready is 503 until a replica group can serve.
     #[arg(long, default_value = "127.0.0.1:8000")]
     pub listen: String,
-    /// Folder with the model's config.json and tokenizer. Weights are not needed here.
+    /// Where the model's config.json and tokenizer are: a folder, hf://OWNER/NAME[@REVISION], or the https:// or http:// address of a folder.
+    ///
+    /// From the hub or the web they are fetched into --cache. Weights are not needed here.
+    #[arg(long, value_name = "PLACE")]
+    pub model: Location,
+    /// Folder of fetched models; processes may share it. Default: $XDG_CACHE_HOME or ~/.cache, then minimax-m1/models.
     #[arg(long, value_name = "DIR")]
-    pub model: PathBuf,
-    /// The model's name in requests, answers and metrics. Default: the name of the --model folder.
+    pub cache: Option<PathBuf>,
+    /// Address of the Hugging Face hub or of a mirror of it. Default: https://huggingface.co.
+    #[arg(long, env = "HF_ENDPOINT", value_name = "URL")]
+    pub hub: Option<String>,
+    /// File with an access token of the hub. Without it the variable HF_TOKEN counts. It is sent to the hub's own host only.
+    #[arg(long, value_name = "FILE")]
+    pub hub_token_file: Option<PathBuf>,
+    /// The model's name in requests, answers and metrics. Default: the name of the --model folder or repository.
     #[arg(long, value_name = "NAME")]
     pub served_name: Option<String>,
     /// Longest sequence, prompt and output together, in tokens. Workers that hold less bound it further.
@@ -127,6 +139,9 @@ pub enum ConfigError {
         /// The bounds.
         allowed: &'static str,
     },
+    /// Something about fetching.
+    #[error(transparent)]
+    Fetch(#[from] GivenError),
     /// No name, and none to be had from the directory.
     #[error("--{flag}: given {given:?}, allowed: at least one character")]
     Name {
@@ -146,6 +161,7 @@ impl ConfigError {
             Self::Groups(_) => "BadGroups",
             Self::Deployment { .. } => "BadDeployment",
             Self::Number { .. } => "BadNumber",
+            Self::Fetch(_) => "BadFetch",
             Self::Name { .. } => "BadName",
         }
     }
@@ -157,7 +173,9 @@ pub struct Config {
     /// Where to listen.
     pub listen: String,
     /// Tokenizer and config.json.
-    pub model: PathBuf,
+    pub model: Location,
+    /// How they are fetched; none where they are in a folder.
+    pub fetch: Option<Settings>,
     /// The model's name.
     pub served_name: String,
     /// Tokens of prompt and output together.
@@ -191,12 +209,17 @@ impl TryFrom<Args> for Config {
         number("max-output-tokens", args.max_output_tokens.unwrap_or(1).into(), "1 and more", |n| n >= 1)?;
         number("shutdown-delay", args.shutdown_delay, "0 to 3600", |n| n <= 3600)?;
         number("drain-seconds", args.drain_seconds, "0 to 86400", |n| n <= 86_400)?;
-        let directory = || args.model.file_name().map(|name| name.to_string_lossy().into_owned());
+        let directory = || args.model.name();
+        let fetch = match args.model {
+            Location::Folder(_) => None,
+            Location::Hub { .. } | Location::Web(_) => Some(fetching(&args).check()?),
+        };
         let served_name = args.served_name.clone().or_else(directory).unwrap_or_default();
         named("served-name", &served_name)?;
         Ok(Self {
             listen: args.listen,
             model: args.model,
+            fetch,
             served_name,
             max_context: args.max_context,
             source,
@@ -207,6 +230,18 @@ impl TryFrom<Args> for Config {
             body_limit: args.body_limit,
             grace: Grace { delay: Duration::from_secs(args.shutdown_delay), drain: Duration::from_secs(args.drain_seconds) },
         })
+    }
+}
+
+fn fetching(args: &Args) -> Given {
+    let path = |name| std::env::var_os(name).map(PathBuf::from);
+    Given {
+        cache: args.cache.clone(),
+        hub: args.hub.clone(),
+        token_file: args.hub_token_file.clone(),
+        token: std::env::var("HF_TOKEN").ok(),
+        xdg_cache_home: path("XDG_CACHE_HOME"),
+        home: path("HOME"),
     }
 }
 

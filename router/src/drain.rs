@@ -41,7 +41,7 @@ impl Stops {
     }
 
     /// Completes once there were so many; never, when nobody is left to count.
-    async fn reached(&self, count: u32) {
+    pub(crate) async fn reached(&self, count: u32) {
         let mut signals = self.0.clone();
         if signals.wait_for(|signals| *signals >= count).await.is_err() {
             std::future::pending::<()>().await;

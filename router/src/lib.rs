@@ -24,6 +24,8 @@ pub mod tokenize;
 pub mod workers;
 
 use std::hash::{BuildHasher, RandomState};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -31,6 +33,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use axum::serve::ListenerExt;
 use m1_router_core::Topology;
 use m1_runtime::tls::{self, Tls, TlsError};
+use m1_weights::source::{Location, Settings, Source, SourceError};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -50,6 +53,9 @@ pub enum RouterError {
     /// The model's files.
     #[error("cannot open the model")]
     Model(#[from] ModelError),
+    /// The model's files, which lie elsewhere.
+    #[error("cannot fetch the model")]
+    Fetch(#[from] SourceError),
     /// The API keys.
     #[error(transparent)]
     Keys(#[from] KeysError),
@@ -72,6 +78,7 @@ impl RouterError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Model(error) => error.reason(),
+            Self::Fetch(error) => error.reason(),
             Self::Keys(error) => error.reason(),
             Self::Tls(_) => "BadName",
             Self::Metrics(_) => "BadMetrics",
@@ -143,9 +150,17 @@ pub async fn serve(
     topologies: watch::Receiver<Topology>,
     stops: Stops,
 ) -> Result<(), RouterError> {
-    let (dir, name, key_dir) = (config.model.clone(), config.served_name.clone(), config.api_keys.clone());
-    let open = move || Ok::<_, RouterError>((Model::open(&dir, name)?, key_dir.map(Keys::open).transpose()?));
-    let (model, keys) = tokio::task::spawn_blocking(open).await??;
+    let (place, fetch, name) = (config.model.clone(), config.fetch.clone(), config.served_name.clone());
+    let key_dir = config.api_keys.clone();
+    let open = move || {
+        let dir = model_dir(place, fetch)?;
+        Ok::<_, RouterError>((Model::open(&dir, name)?, key_dir.map(Keys::open).transpose()?))
+    };
+    let (model, keys) = tokio::select! {
+        opened = tokio::task::spawn_blocking(open) => opened??,
+        // Nobody was served yet.
+        () = stops.reached(1) => return Ok(()),
+    };
     let metrics = Arc::new(Metrics::new(&config.served_name)?);
     let seed = RandomState::new().hash_one(now_seconds());
     let mut tasks = JoinSet::new();
@@ -177,6 +192,18 @@ pub async fn serve(
     };
     tasks.shutdown().await;
     Ok(served?)
+}
+
+/// The folder of config and tokenizer, fetched where they lie elsewhere.
+fn model_dir(place: Location, fetch: Option<Settings>) -> Result<PathBuf, SourceError> {
+    match (place, fetch) {
+        (Location::Folder(dir), _) => Ok(dir),
+        (place, fetch) => {
+            let source = fetch.map(|settings| Source::open(&place, &settings)).transpose()?.flatten();
+            // A configuration has settings for every place that is no folder.
+            Ok(source.ok_or(SourceError::Stopped)?.texts(&mut |_| ControlFlow::Continue(()))?.dir())
+        }
+    }
 }
 
 /// Seconds since 1970.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use m1_arch::Architecture;
+use m1_weights::source::{Given, GivenError, Location, Settings};
 
 /// One worker pod: attention for its own sequences, experts for everyone in its group.
 #[derive(Debug, Parser)]
@@ -26,9 +27,20 @@ pub enum Command {
 /// Arguments of `m1-worker serve`, unchecked.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    /// Folder of the checkpoint: config.json, safetensors shards with their index, and, to serve text, the tokenizer.
+    /// The checkpoint: a folder, hf://OWNER/NAME[@REVISION], or the https:// or http:// address of a folder. It holds config.json,
+    /// safetensors shards with their index, and, to serve text, the tokenizer. From the hub or the web it is fetched into --cache:
+    /// first the headers, then the shards that hold what this pod needs.
+    #[arg(long, value_name = "PLACE")]
+    pub model: Location,
+    /// Folder of fetched checkpoints; processes may share it. Default: $XDG_CACHE_HOME or ~/.cache, then minimax-m1/models.
     #[arg(long, value_name = "DIR")]
-    pub model: PathBuf,
+    pub cache: Option<PathBuf>,
+    /// Address of the Hugging Face hub or of a mirror of it. Default: https://huggingface.co.
+    #[arg(long, env = "HF_ENDPOINT", value_name = "URL")]
+    pub hub: Option<String>,
+    /// File with an access token of the hub. Without it the variable HF_TOKEN counts. It is sent to the hub's own host only.
+    #[arg(long, value_name = "FILE")]
+    pub hub_token_file: Option<PathBuf>,
     /// Index of this pod in its group, from 0.
     #[arg(long, env = "M1_POD_INDEX", default_value_t = 0, value_name = "N", value_parser = pod_index)]
     pub pod: u16,
@@ -75,8 +87,10 @@ pub struct ServeArgs {
 /// Checked configuration of one worker.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Folder of the checkpoint.
-    pub model: PathBuf,
+    /// Where the checkpoint lies.
+    pub model: Location,
+    /// How it is fetched; none where it is a folder.
+    pub fetch: Option<Settings>,
     /// Index of this pod in its group.
     pub pod: u16,
     /// Address of the gRPC services.
@@ -117,13 +131,22 @@ impl Config {
     }
 }
 
-/// A flag whose value is outside its range.
+/// A flag that cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("--{flag}: {given} given, allowed: {allowed}")]
-pub struct ConfigError {
-    flag: &'static str,
-    given: u64,
-    allowed: String,
+pub enum ConfigError {
+    /// A number outside its range.
+    #[error("--{flag}: {given} given, allowed: {allowed}")]
+    Range {
+        /// The flag.
+        flag: &'static str,
+        /// Its value.
+        given: u64,
+        /// What would do.
+        allowed: String,
+    },
+    /// Something about fetching.
+    #[error(transparent)]
+    Fetch(#[from] GivenError),
 }
 
 impl ServeArgs {
@@ -137,8 +160,13 @@ impl ServeArgs {
         range("queue", self.queue.into(), 1, 1 << 20)?;
         range("expert-wait", self.expert_wait.into(), 0, 86_400)?;
         range("drain-seconds", self.drain_seconds.into(), 0, 86_400)?;
+        let fetch = match self.model {
+            Location::Folder(_) => None,
+            Location::Hub { .. } | Location::Web(_) => Some(self.fetching().check()?),
+        };
         Ok(Config {
             model: self.model,
+            fetch,
             pod: self.pod,
             listen: self.listen,
             admin: self.admin,
@@ -153,6 +181,18 @@ impl ServeArgs {
             tls: self.tls_dir.zip(self.tls_name),
         })
     }
+
+    fn fetching(&self) -> Given {
+        let path = |name| std::env::var_os(name).map(PathBuf::from);
+        Given {
+            cache: self.cache.clone(),
+            hub: self.hub.clone(),
+            token_file: self.hub_token_file.clone(),
+            token: std::env::var("HF_TOKEN").ok(),
+            xdg_cache_home: path("XDG_CACHE_HOME"),
+            home: path("HOME"),
+        }
+    }
 }
 
 /// An index that the exchange can name, from the flag or from the environment.
@@ -165,7 +205,7 @@ fn range(flag: &'static str, given: u64, low: u64, high: u64) -> Result<(), Conf
     if (low..=high).contains(&given) {
         return Ok(());
     }
-    Err(ConfigError { flag, given, allowed: format!("{low} to {high}") })
+    Err(ConfigError::Range { flag, given, allowed: format!("{low} to {high}") })
 }
 
 #[cfg(test)]
@@ -195,6 +235,19 @@ mod tests {
         assert!(error.contains("invalid value '64' for '--pod <N>': allowed: 0 to 63"), "{error}");
         let error = serve(&["--admin", "9090"]).unwrap_err();
         assert!(error.contains("invalid value '9090' for '--admin <HOST:PORT>'"), "{error}");
+    }
+
+    #[test]
+    fn a_model_is_a_folder_or_is_fetched() {
+        assert!(serve(&[]).unwrap().fetch.is_none());
+        let line = ["m1-worker", "serve", "--cache", "/c", "--hub", "http://mirror.test", "--model", "hf://a/b@v1"];
+        let Command::Serve(args) = Cli::try_parse_from(line).unwrap().command;
+        let config = args.check().unwrap();
+        assert_eq!(config.model, Location::Hub { repo: "a/b".into(), revision: "v1".into() });
+        let fetch = config.fetch.unwrap();
+        assert_eq!((fetch.cache, fetch.hub.as_str()), ("/c".into(), "http://mirror.test"));
+        let error = Cli::try_parse_from(["m1-worker", "serve", "--model", "s3://b/m"]).unwrap_err().to_string();
+        assert!(error.contains("its scheme is not served"), "{error}");
     }
 
     #[test]

@@ -12,6 +12,7 @@
 
 mod convert;
 mod dispatch;
+mod fetch;
 mod group;
 mod inbox;
 mod links;
@@ -38,6 +39,7 @@ use crate::config::Config;
 use crate::service::reasoned;
 use crate::status::SharedStatus;
 use crate::transport::{CREDITS, Transport};
+use fetch::Fetching;
 use group::Peers;
 use links::Links;
 use own_step::OwnStep;
@@ -45,6 +47,7 @@ use sequences::Sequences;
 use serving::Requests;
 use streams::Streams;
 
+pub use fetch::Remote;
 pub use inbox::{Events, Gone, Group, GroupPod, Inbox, NewSequence, SequenceKey};
 
 /// Messages taken in before the next piece of work: more than come in one, so that only a flood is held back.
@@ -69,6 +72,8 @@ pub enum StartError {
 pub struct Parts {
     /// The model on disk.
     pub checkpoint: Checkpoint,
+    /// Where the rest of it comes from; none where all is on disk.
+    pub remote: Option<Remote>,
     /// Ids that may be sampled.
     pub known: AllowedIds,
     /// Opens connections to peers.
@@ -103,6 +108,9 @@ pub fn spawn(
 struct Device {
     config: Config,
     checkpoint: Checkpoint,
+    remote: Option<Remote>,
+    /// The placement whose shards are being fetched.
+    fetching: Option<Fetching>,
     transport: Box<dyn Transport>,
     status: Arc<SharedStatus>,
     /// Absent until a placement was applied.
@@ -128,7 +136,7 @@ struct Device {
 
 impl Device {
     fn new(config: &Config, parts: Parts) -> Result<Self, StartError> {
-        let Parts { checkpoint, known, transport, status, .. } = parts;
+        let Parts { checkpoint, remote, known, transport, status, .. } = parts;
         let arch = checkpoint.architecture();
         let limits = config.limits(arch);
         let scheduler = SchedulerConfig { limits, queue: config.queue, prefill_tokens: config.prefill_chunk };
@@ -142,6 +150,8 @@ impl Device {
             exchange: Exchange::new(exchange, Arc::new(DispatchTable::empty(layers, experts)))?,
             config: config.clone(),
             checkpoint,
+            remote,
+            fetching: None,
             transport,
             status,
             executor: None,
@@ -204,6 +214,7 @@ impl Device {
                 self.abort_unwanted();
             }
             Inbox::Place { group, reply } => self.place(group, reply),
+            Inbox::Fetched { version, result } => self.fetched(version, result),
             Inbox::Drain => {
                 self.draining = true;
                 self.report();

@@ -5,6 +5,7 @@ pub mod config;
 pub mod device;
 pub mod drain;
 pub mod metrics;
+pub mod open;
 pub mod probes;
 pub mod serve;
 pub mod service;

@@ -94,6 +94,8 @@ fn unwell(status: &StatusResponse) -> Unwell {
     let message = match (loads, message.is_empty()) {
         (false, _) => message,
         (true, true) => loaded(status),
+        // A fetch has numbers of its own.
+        (true, false) if status.phase() == Phase::Loading => message,
         (true, false) => format!("{message}; {}", loaded(status)),
     };
     Unwell::new(reason, message)
@@ -133,6 +135,8 @@ mod tests {
         });
         waiting.status.set_bytes_loaded(250);
         assert_eq!(said(waiting.started()), "Loading: 250 of 600 bytes loaded");
+        waiting.status.update(|status| status.message = "fetching: 1 of 3 files".into());
+        assert_eq!(said(waiting.started()), "Loading: fetching: 1 of 3 files");
         waiting.status.update(|status| status.set_phase(Phase::Connecting));
         assert_eq!(said(waiting.started()), "ok");
         waiting.status.update(|status| status.set_phase(Phase::Loading));

@@ -1,6 +1,6 @@
 //! `m1-worker serve`: binds the addresses, opens the checkpoint, starts the device thread and the services, and ends them in
 //! order: drain (see `drain.rs`), stop the device thread, close connections. Ends when a signal comes, when the device thread
-//! has ended, or when a checkpoint that could not be used was changed; a second signal ends it without a drain.
+//! has ended, or when a checkpoint that could not be used may be usable now; a second signal ends it without a drain.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -15,7 +15,6 @@ use m1_runtime::admin::Admin;
 use m1_runtime::shutdown::Signal;
 use m1_runtime::tls::{self, Tls};
 use m1_text::Tokenizer;
-use m1_weights::Checkpoint;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -23,13 +22,14 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 
 use crate::config::Config;
-use crate::device::{self, Events, Inbox, Parts};
+use crate::device::{self, Events, Inbox, Parts, Remote};
 use crate::drain::{Drained, drain};
+use crate::open::{Model, Opened};
 use crate::probes::Probes;
 use crate::service::WorkerService;
 use crate::status::SharedStatus;
 use crate::transport::{Dialer, DispatchService, HTTP2_FRAME, HTTP2_WINDOW, Identity};
-use crate::watch::{self, Watch};
+use crate::watch::{self, Again};
 
 /// Threads of the async runtime: connections only, the mathematics has its own thread.
 const IO_THREADS: usize = 2;
@@ -131,10 +131,10 @@ pub async fn serve(config: Config, sockets: Sockets, mut signals: mpsc::Receiver
             return Ok(Ended::Whole);
         }
     };
-    let Opened { model, tokenizer, watch } = opened;
-    let identity = model.as_ref().map(|(_, identity)| identity.clone());
+    let Opened { model, tokenizer, again } = opened;
+    let identity = model.as_ref().map(|model| model.identity.clone());
     let thread = match model {
-        Some((checkpoint, identity)) => Some(start_device(&config, &shared, (checkpoint, identity), tokenizer.as_deref(), inbox)?),
+        Some(model) => Some(start_device(&config, &shared, model, tokenizer.as_deref(), inbox)?),
         None => {
             // Nobody takes messages, so nobody shall wait for an answer to one.
             drop(inbox);
@@ -145,7 +145,7 @@ pub async fn serve(config: Config, sockets: Sockets, mut signals: mpsc::Receiver
     tracing::info!(address = %sockets.grpc.local_addr()?, pod = config.pod, "m1-worker listens");
     let mut server = tokio::spawn(listen(config.clone(), shared.clone(), identity, tokenizer, sockets.grpc));
     tokio::select! {
-        () = until_over(&config, &shared, watch, &mut signals) => {}
+        () = until_over(&config, &shared, again, &mut signals) => {}
         served = &mut server => return served.context("the gRPC server panicked")?.map(|()| Ended::Whole),
     }
     let ends = async {
@@ -180,15 +180,18 @@ fn identity(config: &Config) -> anyhow::Result<Option<Tls>> {
 }
 
 /// Waits for a reason to end, and drains where it is a signal.
-async fn until_over(config: &Config, shared: &Shared, watch: Watch, signals: &mut mpsc::Receiver<Signal>) {
-    let failed = || shared.status.read().phase() == pb::Phase::Failed;
+async fn until_over(config: &Config, shared: &Shared, again: Again, signals: &mut mpsc::Receiver<Signal>) {
+    let again = async {
+        match again {
+            Again::Files(watch) => watch.changed(watch::EVERY, || shared.status.read().phase() == pb::Phase::Failed).await,
+            Again::Time => watch::passed(watch::EVERY, watch::PAUSE, || shared.status.failed_for_now()).await,
+        }
+    };
     let signal = tokio::select! {
         Some(signal) = signals.recv() => signal,
         // Without its device this pod is of no use; whoever supervises it starts it anew.
         () = shared.ended.cancelled() => return tracing::error!("the device thread has ended"),
-        () = watch.changed(watch::EVERY, failed) => {
-            return tracing::info!("the files of the checkpoint have changed: this process ends, so that another one reads them");
-        }
+        () = again => return tracing::info!("the checkpoint may be usable now: this process ends, so that another one tries"),
     };
     tracing::info!(?signal, seconds = config.drain.as_secs(), "draining");
     let drained = tokio::select! {
@@ -207,7 +210,7 @@ async fn until_over(config: &Config, shared: &Shared, watch: Watch, signals: &mu
 fn start_device(
     config: &Config,
     shared: &Shared,
-    (checkpoint, identity): (Checkpoint, Arc<Identity>),
+    Model { checkpoint, identity, snapshot }: Model,
     tokenizer: Option<&Tokenizer>,
     inbox: mpsc::Receiver<Inbox>,
 ) -> anyhow::Result<JoinHandle<()>> {
@@ -222,6 +225,7 @@ fn start_device(
     };
     let parts = Parts {
         checkpoint,
+        remote: snapshot.map(|snapshot| Remote { snapshot, events: shared.events.clone(), given_up: false }),
         known: tokenizer.map_or_else(|| AllowedIds::all(vocab), |t| AllowedIds::from_ids(vocab, t.known_ids())),
         transport: Box::new(dialer),
         status: shared.status.clone(),
@@ -258,42 +262,6 @@ async fn listen(
         .serve_with_incoming_shutdown(tls::incoming(listener, tls), stop.cancelled_owned())
         .await
         .context("the gRPC server failed")
-}
-
-/// The model's folder, read as far as it goes without weights.
-struct Opened {
-    model: Option<(Checkpoint, Arc<Identity>)>,
-    tokenizer: Option<Arc<Tokenizer>>,
-    watch: Watch,
-}
-
-impl Opened {
-    /// Opens the checkpoint. A broken one does not end the process: `Status` says what is wrong.
-    fn open(config: &Config, status: &SharedStatus) -> Self {
-        let watch = Watch::new(&config.model);
-        match Checkpoint::open(&config.model) {
-            Ok(checkpoint) => {
-                let identity =
-                    Identity { pod: config.pod, digest: checkpoint.digest().to_owned(), arch: checkpoint.architecture().clone() };
-                status.update(|s| {
-                    s.weights_digest = identity.digest.clone();
-                    s.bytes_checkpoint = checkpoint.total_bytes();
-                    s.message = "no placement yet".into();
-                });
-                let tokenizer = crate::text::open_tokenizer(&config.model);
-                Self { model: Some((checkpoint, Arc::new(identity))), tokenizer, watch }
-            }
-            Err(error) => {
-                tracing::error!(reason = error.reason(), error = %error, "the checkpoint cannot be used until its files change");
-                status.update(|s| {
-                    s.set_phase(pb::Phase::Failed);
-                    s.reason = error.reason().into();
-                    s.message = error.to_string();
-                });
-                Self { model: None, tokenizer: None, watch }
-            }
-        }
-    }
 }
 
 fn first_status(config: &Config) -> pb::StatusResponse {

@@ -16,6 +16,7 @@ pub struct SharedStatus {
     bytes_loaded: AtomicU64,
     serves_peers: AtomicBool,
     started: AtomicBool,
+    may_pass: AtomicBool,
     clients: AtomicU64,
     owed: AtomicU64,
     traffic: Traffic,
@@ -31,6 +32,7 @@ impl SharedStatus {
             bytes_loaded: AtomicU64::new(0),
             serves_peers: AtomicBool::new(false),
             started: AtomicBool::new(false),
+            may_pass: AtomicBool::new(false),
             clients: AtomicU64::new(0),
             owed: AtomicU64::new(0),
             traffic: Traffic::default(),
@@ -96,6 +98,20 @@ impl SharedStatus {
     /// Rows of experts that went between this pod and its peers.
     pub fn traffic(&self) -> &Traffic {
         &self.traffic
+    }
+
+    /// The worker has failed: why, and whether another start may do better with nothing changed.
+    pub fn fail(&self, reason: &str, message: &str, may_pass: bool) {
+        self.may_pass.store(may_pass, Ordering::Relaxed);
+        self.update(|status| {
+            status.set_phase(Phase::Failed);
+            (status.reason, status.message) = (reason.to_owned(), message.to_owned());
+        });
+    }
+
+    /// Whether the worker has failed for a reason that may pass.
+    pub fn failed_for_now(&self) -> bool {
+        self.snapshot.borrow().phase() == Phase::Failed && self.may_pass.load(Ordering::Relaxed)
     }
 
     /// Changes the snapshot in place.

@@ -1,6 +1,6 @@
-//! Looks whether the files of a checkpoint have changed. A worker that could not use its checkpoint stays `Failed` and reads
-//! nothing again until somebody has changed the files; then the process ends and whoever supervises it starts it anew.
-//! Nothing is opened or read here.
+//! When a worker that could not use its checkpoint ends, so that whoever supervises it starts it anew. Until then it stays `Failed`
+//! and says why. A folder is read again once somebody has changed its files; a fetch is tried again a while after the network was
+//! in its way, and never for a refusal or a wrong checksum. Nothing is opened or read here.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,34 @@ use tokio::time::interval;
 
 /// How often is looked: somebody who has mended a checkpoint waits for it, and a look costs one `stat` a file.
 pub const EVERY: Duration = Duration::from_secs(5);
+
+/// How long a fetch that has given up is left alone. It had tried for minutes, and whoever starts this process anew waits longer
+/// from time to time.
+pub const PAUSE: Duration = Duration::from_secs(60);
+
+/// What makes another start worth while.
+#[derive(Debug)]
+pub enum Again {
+    /// Changed files in a folder.
+    Files(Watch),
+    /// Time, after a fetch that failed for now.
+    Time,
+}
+
+/// Completes when `failed_for_now` has been true for `pause`.
+pub async fn passed(every: Duration, pause: Duration, failed_for_now: impl Fn() -> bool) {
+    let mut looks = interval(every);
+    let mut since = None;
+    loop {
+        let now = looks.tick().await;
+        match (failed_for_now(), since) {
+            (false, _) => since = None,
+            (true, None) => since = Some(now),
+            (true, Some(began)) if now.duration_since(began) >= pause => return,
+            (true, Some(_)) => {}
+        }
+    }
+}
 
 /// What can be seen of a checkpoint from outside.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,5 +170,14 @@ mod tests {
         let watch = Watch::new(Path::new("/nowhere"));
         let watch = Watch { folder: folder.path().to_owned(), ..watch };
         tokio::time::timeout(Duration::from_secs(60), watch.changed(every, || true)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_failure_that_may_pass_ends_the_process_after_a_pause() {
+        let (every, pause) = (Duration::from_millis(1), Duration::from_millis(50));
+        assert!(tokio::time::timeout(pause * 2, passed(every, pause, || false)).await.is_err());
+        let began = tokio::time::Instant::now();
+        passed(every, pause, || true).await;
+        assert!(began.elapsed() >= pause);
     }
 }

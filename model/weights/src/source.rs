@@ -30,7 +30,7 @@ use sha2::{Digest, Sha256};
 
 pub use error::{Refusal, SourceError};
 pub use location::{Location, LocationError};
-pub use settings::{HUB, Retry, Settings, Token, usual_cache};
+pub use settings::{Given, GivenError, HUB, Retry, Settings, Token};
 
 use crate::index::{self, INDEX, SINGLE};
 use cache::Cache;
@@ -156,7 +156,7 @@ impl Source {
         let told = |done| watch(Progress { files: done, files_total: total, bytes: 0, bytes_total: 0 });
         streams::each(&files, self.streams, &halt, fetch, told)?;
         self.cache.link(&listing.id, listing.files.values(), &halt)?;
-        Ok(Snapshot { source: Arc::clone(self), listing })
+        Ok(Snapshot { source: Arc::clone(self), listing: Arc::new(listing) })
     }
 
     /// What the source holds. Where it cannot be reached, what it held the last time.
@@ -259,9 +259,10 @@ fn is_shard(file: &RemoteFile) -> bool {
 }
 
 /// One state of a source, in the cache: a commit of a repository, or what a web address held.
+#[derive(Clone)]
 pub struct Snapshot {
     source: Arc<Source>,
-    listing: Listing,
+    listing: Arc<Listing>,
 }
 
 impl Snapshot {

@@ -4,11 +4,15 @@ use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::quantity::Quantity;
 use crate::words::words;
 
 /// What is served.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = Rule::new("!has(self.cache) || has(self.source.huggingFace) || has(self.source.url)").message("model.cache: only with source.huggingFace or source.url, which are fetched")
+)]
 pub struct Model {
     /// The name clients send as `model`. Letters, digits and `. _ / : -`, at most 128 characters. Default: `metadata.name`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -16,6 +20,12 @@ pub struct Model {
     pub served_name: Option<String>,
     /// Where the checkpoint lies. Exactly one of its fields.
     pub source: ModelSource,
+    /// Where workers keep what they fetch from `huggingFace` or `url`; other sources have no cache. Exactly one of its fields.
+    /// Default: `emptyDir: {}`, because it is the one volume that every cluster admits: Pod Security `restricted` forbids host
+    /// paths. It is the pod's own: pods of one node fetch the same file twice, and a new pod fetches everything again. For the
+    /// full model (912 GB) give a `hostPath` or a claim. Routers fetch config and tokenizer only and need no cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<ModelCache>,
     /// The model's `config.json` as an object, for the planner, which cannot read the source before pods exist.
     /// Default: MiniMax-M1's own. Workers compare it with the checkpoint and refuse a difference (`ArchitectureMismatch`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -120,6 +130,43 @@ pub struct HostPathSource {
     pub path: String,
 }
 
+/// Where workers keep what they fetch: exactly one field is set.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = Rule::new("(has(self.hostPath) ? 1 : 0) + (has(self.persistentVolumeClaim) ? 1 : 0) + (has(self.emptyDir) ? 1 : 0) == 1").message("model.cache: exactly one of hostPath, persistentVolumeClaim, emptyDir")
+)]
+pub struct ModelCache {
+    /// A directory of the node, shared by the pods of a node: each file is fetched once per node, and stays. It must be there
+    /// and user 65532 must be able to write it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_path: Option<HostPathSource>,
+    /// A claim, shared by all pods that mount it. With pods on several nodes it must be `ReadWriteMany`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistent_volume_claim: Option<CacheClaim>,
+    /// A directory that lives and dies with the pod. It outlives a restart of the container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub empty_dir: Option<CacheEmptyDir>,
+}
+
+/// A claim that workers may write.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CacheClaim {
+    /// Name of a PersistentVolumeClaim in the namespace of the deployment.
+    #[schemars(length(min = 1, max = 253))]
+    pub claim_name: String,
+}
+
+/// A directory of the pod.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CacheEmptyDir {
+    /// Most bytes, as in `500Gi`; a pod that exceeds it is evicted. Default: what the node's disk has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_limit: Option<Quantity>,
+}
+
 /// A repository of the Hugging Face hub.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -131,7 +178,8 @@ pub struct HuggingFaceSource {
     #[serde(default = "main_branch")]
     #[schemars(length(min = 1, max = 128))]
     pub revision: String,
-    /// Key of a Secret that holds an access token. Default: none is sent.
+    /// Key of a Secret that holds an access token, for private and gated repositories. It is sent to the hub's own host only.
+    /// Default: none is sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_secret: Option<SecretKeyRef>,
 }
@@ -165,7 +213,9 @@ pub struct ImageSource {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UrlSource {
-    /// `https://`, `http://`, `s3://` or `gs://` address of the checkpoint's directory.
+    /// `https://` or `http://` address of the checkpoint's directory; every file is fetched from `URL/FILE`. With a file
+    /// `SHA256SUMS` beside the others (what `sha256sum *` writes) checksums are verified, else length and ETag. `s3://` and
+    /// `gs://` are not implemented yet: give the bucket's `https://` address.
     #[schemars(length(min = 1, max = 2048), regex(pattern = r"^(https?|s3|gs)://"))]
     pub url: String,
 }

@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use m1_operator_api::{AuthMode, FieldError, MiniMaxM1DeploymentSpec, ModelSource, Quantity, Resources, TlsMode, parse_interval};
+use m1_operator_api::{
+    AuthMode, FieldError, MiniMaxM1DeploymentSpec, Model, ModelSource, Quantity, Resources, TlsMode, parse_interval,
+};
 
 /// Shortest `rebalance.interval`: balancing on less data follows noise.
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(10);
@@ -13,6 +15,7 @@ pub(crate) fn broken_rules(spec: &MiniMaxM1DeploymentSpec) -> Vec<FieldError> {
     let mut errors = Vec::new();
     model(spec, &mut errors);
     source(&spec.model.source, &mut errors);
+    cache(&spec.model, &mut errors);
     experts(spec, &mut errors);
     quantities(spec, &mut errors);
     operation(spec, &mut errors);
@@ -65,6 +68,24 @@ fn source(source: &ModelSource, errors: &mut Vec<FieldError>) {
     }
 }
 
+fn cache(model: &Model, errors: &mut Vec<FieldError>) {
+    let Some(cache) = &model.cache else { return };
+    if model.source.hugging_face.is_none() && model.source.url.is_none() {
+        let why = "only with source.huggingFace or source.url, which are fetched";
+        errors.push(FieldError::invalid("spec.model.cache", "given", why));
+    }
+    let given = [cache.host_path.is_some(), cache.persistent_volume_claim.is_some(), cache.empty_dir.is_some()];
+    let given = given.into_iter().filter(|given| *given).count();
+    if given != 1 {
+        let what = format!("{given} fields");
+        errors.push(FieldError::invalid("spec.model.cache", what, "exactly one of hostPath, persistentVolumeClaim, emptyDir"));
+    }
+    let climbs = |path: &str| path.split('/').any(|part| part == "..");
+    if let Some(source) = cache.host_path.as_ref().filter(|source| !source.path.starts_with('/') || climbs(&source.path)) {
+        errors.push(FieldError::invalid("spec.model.cache.hostPath.path", &source.path, "an absolute path without '..'"));
+    }
+}
+
 fn is_repository(text: &str) -> bool {
     let word = |part: &str| {
         part.starts_with(|c: char| c.is_ascii_alphanumeric())
@@ -105,6 +126,9 @@ fn quantities(spec: &MiniMaxM1DeploymentSpec, errors: &mut Vec<FieldError>) {
     };
     resources("spec.worker.resources", &spec.worker.resources);
     resources("spec.router.resources", &spec.router.resources);
+    if let Some(limit) = spec.model.cache.as_ref().and_then(|cache| cache.empty_dir.as_ref()?.size_limit.as_ref()) {
+        check("spec.model.cache.emptyDir.sizeLimit".to_owned(), limit);
+    }
     if let Some(memory) = &spec.worker.memory_per_gpu {
         match memory.amount() {
             Err(error) => errors.push(FieldError::invalid("spec.worker.memoryPerGpu", memory, error.to_string())),

@@ -57,11 +57,16 @@ impl Wanted {
 fn model(checked: &Checked, wanted: &mut Wanted) {
     let (elsewhere, only) = match (wanted.runtime, &checked.source) {
         (Runtime::Local, source) => (!matches!(source, Source::HostPath { .. }), "hostPath"),
-        (Runtime::Cluster, source) => {
-            (matches!(source, Source::HuggingFace { .. } | Source::Url { .. }), "persistentVolumeClaim, hostPath and image")
+        (Runtime::Cluster, Source::Url { url }) => {
+            (!url.starts_with("http"), "https:// and http://: give the bucket's https:// address, or another source")
         }
+        (Runtime::Cluster, _) => (false, ""),
     };
-    wanted.refuse(elsewhere, &format!("model.source.{}", checked.source.field()), "given", only);
+    if let (true, Source::Url { url }, Runtime::Cluster) = (elsewhere, &checked.source, wanted.runtime) {
+        wanted.refuse(true, "model.source.url.url", url, only);
+    } else {
+        wanted.refuse(elsewhere, &format!("model.source.{}", checked.source.field()), "given", only);
+    }
     wanted.refuse(checked.dtype == Dtype::BFloat16, "model.dtype", checked.dtype, "Auto and Float32");
     let quantized = checked.expert_quantization != m1_operator_api::ExpertQuantization::None;
     wanted.refuse(quantized, "model.expertQuantization", checked.expert_quantization, "None");

@@ -102,6 +102,21 @@ fn flows_that_must_pass_do_and_all_others_do_not() {
     }
 }
 
+/// Whether anything but ingress is denied to a pod. None of these policies says where a pod may connect to: a source, a mirror, its
+/// CDN or a proxy may be anywhere, and a policy of the namespace decides about that.
+fn is_isolated_outwards(policies: &[Object], from: &Peer) -> bool {
+    let selecting = policies.iter().map(|policy| &policy.value["spec"]).filter(|spec| selects(&spec["podSelector"], &from.labels));
+    selecting.into_iter().any(|spec| spec["policyTypes"].as_array().is_none_or(|types| types.iter().any(|kind| kind == "Egress")))
+}
+
+#[test]
+fn pods_that_fetch_their_model_reach_its_source() {
+    let policies = policies();
+    for pod in [member("worker"), member("router")] {
+        assert!(!is_isolated_outwards(&policies, &pod));
+    }
+}
+
 #[test]
 fn the_evaluator_sees_a_policy_that_is_missing() {
     let without_deny: Vec<Object> =

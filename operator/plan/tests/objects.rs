@@ -107,6 +107,49 @@ fn an_image_as_the_weights() {
     golden("weights-image", &set);
 }
 
+/// The StatefulSet and the router of a deployment whose model is fetched.
+fn fetching(source: &str, more: &str) -> Vec<Object> {
+    let yaml = changed("source: {hostPath: {path: /models/m1}}", source).replace("memoryPerGpu: 80G", more);
+    rendered(&yaml).into_iter().filter(|object| matches!(object.kind.as_str(), "StatefulSet" | "Deployment")).collect()
+}
+
+#[test]
+fn weights_from_the_hub() {
+    let source = "source: {huggingFace: {repo: MiniMaxAI/MiniMax-M1-80k, revision: v1, tokenSecret: {name: hub, key: read}}}, \
+                  cache: {hostPath: {path: /var/cache/m1}}";
+    let env = "memoryPerGpu: 80G, podTemplate: {spec: {containers: [{name: worker, env: [{name: HF_ENDPOINT, value: 'https://mirror.test'}, \
+               {name: https_proxy, value: 'http://proxy.test:3128'}, {name: NCCL_DEBUG, value: INFO}]}]}}";
+    golden("weights-hub", &fetching(source, env));
+}
+
+#[test]
+fn weights_from_the_web() {
+    golden("weights-url", &fetching("source: {url: {url: 'https://files.test/m1'}}", "memoryPerGpu: 80G"));
+    let claim = "source: {url: {url: 'https://files.test/m1'}}, cache: {persistentVolumeClaim: {claimName: cache}}";
+    let volumes = |objects: Vec<Object>, kind: &str| {
+        let object = objects.into_iter().find(|object| object.kind.as_str() == kind).unwrap();
+        object.value["spec"]["template"]["spec"]["volumes"][0].to_string()
+    };
+    let objects = fetching(claim, "memoryPerGpu: 80G");
+    assert_eq!(volumes(objects.clone(), "StatefulSet"), r#"{"persistentVolumeClaim":{"claimName":"cache"},"name":"model-cache"}"#);
+    assert_eq!(volumes(objects, "Deployment"), r#"{"emptyDir":{},"name":"model-cache"}"#, "a router needs little");
+    let limited = "source: {url: {url: 'https://files.test/m1'}}, cache: {emptyDir: {sizeLimit: 500Gi}}";
+    let expected = r#"{"emptyDir":{"sizeLimit":"500Gi"},"name":"model-cache"}"#;
+    assert_eq!(volumes(fetching(limited, "memoryPerGpu: 80G"), "StatefulSet"), expected);
+}
+
+#[test]
+fn another_source_or_cache_is_another_revision() {
+    let revision = |source: &str| {
+        let yaml = changed("source: {hostPath: {path: /models/m1}}", source);
+        Revision::of(&check(&yaml).unwrap(), "example.test/worker:1", None).to_string()
+    };
+    let hub = "source: {huggingFace: {repo: a/b}}";
+    for other in ["source: {huggingFace: {repo: a/b, revision: v2}}", "source: {huggingFace: {repo: a/b}}, cache: {emptyDir: {}}"] {
+        assert_ne!(revision(hub), revision(other), "{other}");
+    }
+}
+
 #[test]
 fn an_upgrade_of_the_operator_restarts_nothing() {
     let revision = |yaml: &str| Revision::of(&check(yaml).unwrap(), "example.test/worker:1", None).to_string();

@@ -98,6 +98,31 @@ fn sources() {
     refused(&with("{huggingFace: {repo: MiniMax-M1}}"), "spec.model.source.huggingFace.repo: MiniMax-M1: owner/name");
     refused(&with("{url: {url: 'ftp://x'}}"), "spec.model.source.url.url: ftp://x: begins with https://, http://, s3:// or gs://");
     assert!(check(&with("{image: {reference: 'registry/m1:1'}}")).is_ok());
+    let hub = |cache: &str| with(&format!("{{huggingFace: {{repo: a/b}}}}, cache: {cache}"));
+    refused(
+        &with("{hostPath: {path: /models/m1}}, cache: {emptyDir: {}}"),
+        "spec.model.cache: given: only with source.huggingFace or source.url, which are fetched",
+    );
+    const ONE_CACHE: &str = "exactly one of hostPath, persistentVolumeClaim, emptyDir";
+    refused(&hub("{}"), &format!("spec.model.cache: 0 fields: {ONE_CACHE}"));
+    refused(&hub("{emptyDir: {}, hostPath: {path: /c}}"), &format!("spec.model.cache: 2 fields: {ONE_CACHE}"));
+    refused(&hub("{hostPath: {path: c/../d}}"), "spec.model.cache.hostPath.path: c/../d: an absolute path without '..'");
+    assert!(check(&hub("{emptyDir: {sizeLimit: 1Ti}}")).is_ok());
+    assert!(!errors(&hub("{emptyDir: {sizeLimit: much}}")).is_empty());
+}
+
+#[test]
+fn what_is_fetched_runs_in_a_cluster_if_http_brings_it() {
+    let with = |source: &str| check(&changed("{hostPath: {path: /models/m1}}", source)).unwrap();
+    for source in ["{huggingFace: {repo: a/b}}", "{url: {url: 'https://files.test/m1'}}"] {
+        let checked = with(source);
+        assert_eq!(runnable(&checked, Runtime::Cluster), Ok(()), "{source}");
+        assert!(runnable(&checked, Runtime::Local).is_err(), "{source}");
+    }
+    let errors = runnable(&with("{url: {url: 's3://bucket/m1'}}"), Runtime::Cluster).unwrap_err();
+    let expected = "spec.model.source.url.url: s3://bucket/m1: not implemented by the operator yet; it runs https:// and http://: \
+                    give the bucket's https:// address, or another source";
+    assert_eq!((errors.len(), errors[0].to_string().as_str(), errors[0].reason()), (1, expected, "NotImplemented"));
 }
 
 #[test]

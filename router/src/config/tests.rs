@@ -66,5 +66,5 @@ fn wrong_arguments_are_named() {
         Config::try_from(args).unwrap_err().reason()
     };
     assert_eq!(reason(|args| args.max_context = 1), "BadNumber");
-    assert_eq!(reason(|args| args.model = "/".into()), "BadName");
+    assert_eq!(reason(|args| args.model = Location::Folder("/".into())), "BadName");
 }

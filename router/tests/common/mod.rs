@@ -15,6 +15,7 @@ use m1_router::groups::Source;
 use m1_router::workers::Patience;
 use m1_router_core::Topology;
 use m1_text::Tokenizer;
+use m1_weights::source::Location;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -40,7 +41,8 @@ pub fn tokenizer() -> Tokenizer {
 pub fn config() -> Config {
     Config {
         listen: String::new(),
-        model: model_dir(),
+        model: Location::Folder(model_dir()),
+        fetch: None,
         served_name: NAME.to_owned(),
         max_context: 4096,
         source: Source::Fixed(Topology::default()),

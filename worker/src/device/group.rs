@@ -83,25 +83,39 @@ impl Device {
     /// Applies a placement unless it is older than the present one. Answers before it loads.
     pub(super) fn place(&mut self, group: Group, reply: oneshot::Sender<Result<(), String>>) {
         let version = TableVersion { lease_transitions: group.lease_transitions, epoch: group.epoch };
-        let present = self.peers.version;
-        let table = match version < present && self.peers.placed {
-            true => Err(format!("epoch: {version} given, this worker has {present} already")),
+        let present = self.latest();
+        let table = match present.is_some_and(|present| version < present) {
+            true => Err(format!("epoch: {version} given, this worker has {} already", present.unwrap_or_default())),
             false => self.table(version, &group).map_err(|error| format!("pods: {error}")),
         };
         // Whoever asked may have gone away; the placement counts all the same.
         let _ = reply.send(table.as_ref().map(drop).map_err(String::clone));
         let Ok(table) = table else { return };
-        if self.peers.placed && version == present {
+        if present == Some(version) {
             return;
         }
-        let me = PodId(self.config.pod);
-        let Some(mine) = group.pods.iter().find(|pod| pod.id == me).map(|pod| pod.holds.clone()) else { return };
-        if let Err(error) = self.hold(&mine) {
-            return self.broken(error.reason(), &error.to_string());
+        let Some(mine) = self.holds_of(&group) else { return };
+        self.apply_or_fetch(version, group, table, &mine);
+    }
+
+    /// The newest placement that was accepted, whether or not its weights are here.
+    fn latest(&self) -> Option<TableVersion> {
+        self.awaited().or(self.peers.placed.then_some(self.peers.version))
+    }
+
+    /// What this pod holds by a placement.
+    pub(super) fn holds_of(&self, group: &Group) -> Option<ExpertSet> {
+        group.pods.iter().find(|pod| pod.id == PodId(self.config.pod)).map(|pod| pod.holds.clone())
+    }
+
+    /// Carries out a placement whose weights are on disk.
+    pub(super) fn apply(&mut self, version: TableVersion, group: &Group, table: DispatchTable, mine: &ExpertSet) {
+        if let Err(error) = self.hold(mine) {
+            return self.broken(error.reason(), &error.to_string(), false);
         }
         self.peers.version = version;
         self.peers.placed = true;
-        self.dial(&group);
+        self.dial(group);
         self.tell(Event::Table(Arc::new(table)));
         self.status.set_epoch(version.epoch);
         self.report();
@@ -195,7 +209,7 @@ impl Device {
     }
 
     /// Nothing can be served any more: says why, once, and ends every sequence.
-    fn broken(&mut self, reason: &'static str, message: &str) {
+    pub(super) fn broken(&mut self, reason: &'static str, message: &str, may_pass: bool) {
         tracing::error!(reason, error = message, "the weights cannot be used");
         let failure = Failure { reason, message: message.to_owned() };
         self.fail_step(&failure);
@@ -206,10 +220,7 @@ impl Device {
         let nothing = ExpertSet::empty(arch.layers.len(), arch.experts);
         // Peers that wait are told that nothing is here.
         self.tell(Event::Hold(Arc::new(nothing)));
-        self.status.update(|status| {
-            status.set_phase(Phase::Failed);
-            (status.reason, status.message) = (reason.to_owned(), message.to_owned());
-        });
+        self.status.fail(reason, message, may_pass);
     }
 
     /// Whether requests can be sent to a peer now.

@@ -2,8 +2,9 @@
 
 use m1_arch::ExpertSet;
 use m1_engine::SequenceSpec;
-use m1_exchange::PodId;
+use m1_exchange::{PodId, TableVersion};
 use m1_proto::worker::GenerateEvent;
+use m1_weights::source::SourceError;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
@@ -64,6 +65,13 @@ pub enum Inbox {
         group: Group,
         /// Empty, or why not.
         reply: oneshot::Sender<Result<(), String>>,
+    },
+    /// A fetch of shards has ended.
+    Fetched {
+        /// Of the placement that needs them.
+        version: TableVersion,
+        /// How.
+        result: Result<(), SourceError>,
     },
     /// Admit no more.
     Drain,

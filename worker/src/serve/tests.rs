@@ -34,7 +34,11 @@ impl Pod {
     async fn start(model: &Path, pod: &str, drain_seconds: &str) -> Self {
         let flags = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--expert-wait", "1", "--pod", pod];
         let line = ["m1-worker", "serve", "--drain-seconds", drain_seconds, "--model", model.to_str().unwrap()];
-        let Command::Serve(args) = Cli::try_parse_from(line.into_iter().chain(flags)).unwrap().command;
+        Self::start_with(&line.into_iter().chain(flags).collect::<Vec<_>>()).await
+    }
+
+    async fn start_with(line: &[&str]) -> Self {
+        let Command::Serve(args) = Cli::try_parse_from(line).unwrap().command;
         let config = args.check().unwrap();
         let sockets = Sockets::bind(&config).await.unwrap();
         let address = sockets.grpc.local_addr().unwrap();
@@ -208,4 +212,99 @@ async fn pods_that_drain_together_do_not_wait_for_each_other() {
     assert_eq!(end(yours).await, (pb::FinishReason::FinishLength, 200, String::new()));
     one.ended().await;
     other.ended().await;
+}
+
+/// A server of files on a port of this machine. It answers ranges; `closed` lets nothing through but what a checkpoint is opened with.
+struct Files {
+    address: SocketAddr,
+    open: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl Files {
+    async fn serve(folder: PathBuf) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let open = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let through = open.clone();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let (folder, through) = (folder.clone(), through.clone());
+                tokio::spawn(async move {
+                    let mut head = Vec::new();
+                    while !head.ends_with(b"\r\n\r\n") {
+                        head.push(stream.read_u8().await.unwrap());
+                    }
+                    let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
+                    let name = head.split(' ').nth(1).unwrap().trim_start_matches("/m/");
+                    let range = head.lines().find_map(|line| line.strip_prefix("range: bytes=")?.split_once('-'));
+                    let Ok(bytes) = std::fs::read(folder.join(name)) else {
+                        return stream.write_all(b"HTTP/1.1 404 x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
+                    };
+                    let wholly = range.is_none_or(|(_, last)| last.is_empty());
+                    if wholly && name.ends_with("safetensors") && !through.load(std::sync::atomic::Ordering::Relaxed) {
+                        // Silent until it is asked by another connection.
+                        std::future::pending::<()>().await;
+                    }
+                    let (first, last) = range.unwrap_or(("0", ""));
+                    let first: usize = first.parse().unwrap();
+                    let last = last.parse::<usize>().unwrap_or(usize::MAX).min(bytes.len() - 1);
+                    let (status, length) = (if range.is_some() { 206 } else { 200 }, last + 1 - first);
+                    let head = format!(
+                        "HTTP/1.1 {status} x\r\ncontent-length: {length}\r\ncontent-range: bytes {first}-{last}/{}\r\nconnection: close\r\n\r\n",
+                        bytes.len()
+                    );
+                    stream.write_all(head.as_bytes()).await?;
+                    stream.write_all(&bytes[first..=last]).await
+                });
+            }
+        });
+        Self { address, open }
+    }
+
+    async fn pod(&self, cache: &Path, path: &str) -> Pod {
+        let model = format!("http://{}/{path}", self.address);
+        let flags = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--cache", cache.to_str().unwrap()];
+        Pod::start_with(&[&["m1-worker", "serve", "--model", &model][..], &flags[..]].concat()).await
+    }
+}
+
+fn whole_group(pod: &Pod) -> pb::ApplyPlacementRequest {
+    let pods = vec![pb::PodPlacement { pod: 0, address: pod.address.to_string(), holds: "ffffffff".repeat(8) }];
+    pb::ApplyPlacementRequest { lease_transitions: 0, epoch: 3, layers: 8, experts: 32, pods }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_from_elsewhere_is_fetched_with_words_and_a_signal_ends_that_at_once() {
+    let (files, cache) = (Files::serve(demo()).await, tempfile::tempdir().unwrap());
+    let pod = files.pod(cache.path(), "m").await;
+    pod.until("/startupz", 503, "no placement yet").await;
+    for _ in 0..2 {
+        // The second is one that the operator says again.
+        pod.client().await.apply_placement(whole_group(&pod)).await.unwrap();
+    }
+    pod.until("/startupz", 503, "{\"reason\":\"Loading\",\"message\":\"fetching: 0 of 15146448 bytes, 0 of 2 shards\"}").await;
+    assert_eq!(pod.ask("/livez").await.0, 200);
+    let status = pod.client().await.status(pb::StatusRequest {}).await.unwrap().into_inner();
+    assert_eq!((status.phase(), status.bytes_loaded, status.bytes_to_load), (pb::Phase::Loading, 0, 15_146_448));
+    let began = Instant::now();
+    pod.signal().await;
+    pod.ended().await;
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    files.open.store(true, std::sync::atomic::Ordering::Relaxed);
+    let pod = files.pod(cache.path(), "m").await;
+    pod.until("/startupz", 503, "no placement yet").await;
+    place(&[&pod]).await;
+    assert_eq!(end(pod.begin(8).await).await, (pb::FinishReason::FinishLength, 8, String::new()));
+    pod.signal().await;
+    pod.ended().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_fetch_is_said_and_is_no_reason_to_restart() {
+    let (files, cache) = (Files::serve(demo()).await, tempfile::tempdir().unwrap());
+    let pod = files.pod(cache.path(), "m/nowhere").await;
+    pod.until("/readyz", 503, "{\"reason\":\"FileNotFound\",\"message\":\"config.json: http://127.0.0.1:").await;
+    assert_eq!((pod.ask("/startupz").await.0, pod.ask("/livez").await.0), (200, 200));
+    pod.signal().await;
+    pod.ended().await;
 }

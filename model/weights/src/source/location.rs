@@ -21,6 +21,16 @@ pub enum Location {
     Web(String),
 }
 
+impl Location {
+    /// The name of the folder or repository.
+    pub fn name(&self) -> Option<String> {
+        match self {
+            Location::Folder(folder) => Some(folder.file_name()?.to_string_lossy().into_owned()),
+            Location::Hub { repo: path, .. } | Location::Web(path) => path.rsplit('/').next().map(str::to_owned),
+        }
+    }
+}
+
 /// An address that is none.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("{given:?} is no place of a checkpoint: {why}; allowed: a folder, hf://OWNER/NAME[@REVISION], https://... or http://...")]

@@ -117,7 +117,10 @@ fn passing(group: &GroupSeen, name: &str) -> Trouble {
     }
     let loading = group.pods.iter().filter(phase(WorkerPhase::Loading)).count();
     if loading > 0 {
-        return Trouble::passing(Reason::LoadingWeights, format!("{name}: {loading} of {size} pods read their weights"));
+        let words = group.pods.iter().filter(phase(WorkerPhase::Loading)).filter_map(|pod| pod.worker.as_ref());
+        let fetches = words.into_iter().any(|worker| worker.message.starts_with("fetching"));
+        let does = if fetches { "fetch" } else { "read" };
+        return Trouble::passing(Reason::LoadingWeights, format!("{name}: {loading} of {size} pods {does} their weights"));
     }
     if let Some(pod) = group.pods.iter().find(phase(WorkerPhase::Connecting)) {
         let says = pod.worker.as_ref().map_or("", |worker| worker.message.as_str());

@@ -1,6 +1,6 @@
 //! What every pod has in common: who it runs as, what it may not do, and the model's files.
 
-use m1_operator_api::Worker;
+use m1_operator_api::{ModelCache, Worker};
 use serde_json::{Value, json};
 
 use super::USER;
@@ -8,6 +8,12 @@ use crate::Source;
 
 /// Where the checkpoint's volume is mounted.
 const MODEL_MOUNT: &str = "/model";
+/// Where the cache of fetched files is mounted.
+const CACHE_MOUNT: &str = "/model-cache";
+/// Where the Secret with the hub's token is mounted.
+const TOKEN_MOUNT: &str = "/hub-token";
+/// The token in it, whatever its key is called.
+const TOKEN_FILE: &str = "token";
 
 /// `securityContext` of a pod.
 pub fn security() -> Value {
@@ -22,35 +28,74 @@ pub fn container_security() -> Value {
     json!({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}})
 }
 
-/// The model as a volume and its mount; and the folder of the checkpoint as the process sees it.
-pub struct ModelVolume {
-    /// Entry of `volumes`.
-    pub volume: Value,
-    /// Entry of `volumeMounts`.
-    pub mount: Value,
-    /// The folder.
-    pub folder: String,
+/// The model's files: volumes, their mounts, and the flags by which the process finds them.
+pub struct ModelFiles {
+    /// Entries of `volumes`.
+    pub volumes: Vec<Value>,
+    /// Entries of `volumeMounts`.
+    pub mounts: Vec<Value>,
+    /// Flags of the process, without dashes.
+    pub flags: Vec<(&'static str, String)>,
 }
 
-/// How a source reaches a pod.
-pub fn model(source: &Source) -> ModelVolume {
-    let mount = json!({"name": "model", "mountPath": MODEL_MOUNT, "readOnly": true});
-    let (volume, folder) = match source {
-        Source::HostPath { path } => (json!({"name": "model", "hostPath": {"path": path, "type": "Directory"}}), String::new()),
+/// How the model reaches a pod whose fetched files lie in `cache`.
+pub fn model(source: &Source, cache: Value) -> ModelFiles {
+    match source {
+        Source::HostPath { path } => mounted(json!({"hostPath": {"path": path, "type": "Directory"}}), ""),
         Source::PersistentVolumeClaim { claim_name, path } => {
-            (json!({"name": "model", "persistentVolumeClaim": {"claimName": claim_name, "readOnly": true}}), path.clone())
+            mounted(json!({"persistentVolumeClaim": {"claimName": claim_name, "readOnly": true}}), path)
         }
-        Source::Image { reference } => {
-            (json!({"name": "model", "image": {"reference": reference, "pullPolicy": "IfNotPresent"}}), String::new())
+        Source::Image { reference } => mounted(json!({"image": {"reference": reference, "pullPolicy": "IfNotPresent"}}), ""),
+        Source::HuggingFace { repo, revision, token_secret } => {
+            let mut files = fetched(format!("hf://{repo}@{revision}"), cache);
+            if let Some(secret) = token_secret {
+                let item = json!({"key": secret.key, "path": TOKEN_FILE});
+                // Octal 440: the group of the pod reads it.
+                let volume = json!({"secretName": secret.name, "items": [item], "optional": false, "defaultMode": 0o440});
+                files.volumes.push(json!({"name": "hub-token", "secret": volume}));
+                files.mounts.push(json!({"name": "hub-token", "mountPath": TOKEN_MOUNT, "readOnly": true}));
+                files.flags.push(("hub-token-file", format!("{TOKEN_MOUNT}/{TOKEN_FILE}")));
+            }
+            files
         }
-        // Not run yet (`runnable` refuses them): the volume is what a download would fill.
-        Source::HuggingFace { .. } | Source::Url { .. } => (json!({"name": "model", "emptyDir": {}}), String::new()),
-    };
-    let folder = match folder.trim_matches('/') {
+        Source::Url { url } => fetched(url.clone(), cache),
+    }
+}
+
+/// A volume that holds the checkpoint, in this directory.
+fn mounted(mut volume: Value, path: &str) -> ModelFiles {
+    volume["name"] = json!("model");
+    let folder = match path.trim_matches('/') {
         "" => MODEL_MOUNT.to_owned(),
         path => format!("{MODEL_MOUNT}/{path}"),
     };
-    ModelVolume { volume, mount, folder }
+    ModelFiles {
+        volumes: vec![volume],
+        mounts: vec![json!({"name": "model", "mountPath": MODEL_MOUNT, "readOnly": true})],
+        flags: vec![("model", folder)],
+    }
+}
+
+/// A volume for what the process fetches.
+fn fetched(address: String, mut cache: Value) -> ModelFiles {
+    cache["name"] = json!("model-cache");
+    ModelFiles {
+        volumes: vec![cache],
+        mounts: vec![json!({"name": "model-cache", "mountPath": CACHE_MOUNT})],
+        flags: vec![("model", address), ("cache", CACHE_MOUNT.to_owned())],
+    }
+}
+
+/// The volume of a worker's cache.
+pub fn cache(cache: Option<&ModelCache>) -> Value {
+    let given = cache.cloned().unwrap_or_default();
+    if let Some(source) = given.host_path {
+        return json!({"hostPath": {"path": source.path, "type": "Directory"}});
+    }
+    if let Some(claim) = given.persistent_volume_claim {
+        return json!({"persistentVolumeClaim": {"claimName": claim.claim_name}});
+    }
+    json!({"emptyDir": given.empty_dir.unwrap_or_default()})
 }
 
 /// What the spec accepts, and a node that is gone for as long as the spec says.

@@ -4,9 +4,9 @@ use m1_operator_api::{AuthMode, labels};
 use serde_json::{Value, json};
 
 use super::members;
-use super::pod::{container_security, model, probe, security, tolerations};
+use super::pod::{ModelFiles, container_security, model, probe, security, tolerations};
 use super::{ROUTER, ROUTER_PORT, Scene};
-use crate::{Kind, Object};
+use crate::{Kind, Object, Source};
 
 /// Between the end of readiness and the closing of the listener: what endpoints need to reach every kube-proxy.
 const SHUTDOWN_DELAY: u32 = 5;
@@ -14,6 +14,8 @@ const SHUTDOWN_DELAY: u32 = 5;
 const GRACE_BEYOND_DRAIN: u32 = 10;
 /// `router.limits.maxBody` where the spec says nothing: 16 Mi.
 const USUAL_BODY: u64 = 16 << 20;
+/// Variables that lead to a source: the hub's address, a token, proxies.
+const SOURCE_ENV: [&str; 6] = ["HF_ENDPOINT", "HF_TOKEN", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"];
 /// Where the Secret with API keys is mounted.
 const KEYS_MOUNT: &str = "/keys";
 
@@ -52,10 +54,11 @@ fn deployment(scene: &Scene<'_>) -> Value {
 
 fn pod(scene: &Scene<'_>) -> Value {
     let spec = scene.checked.spec();
-    let model = model(&scene.checked.source);
-    let mut volumes = vec![model.volume, json!({"name": "tmp", "emptyDir": {}})];
-    let mut mounts = vec![model.mount, json!({"name": "tmp", "mountPath": "/tmp"})];
-    let mut args = args(scene, &model.folder);
+    // Config and tokenizer are small, and routers run where no cache of weights is.
+    let ModelFiles { mut volumes, mut mounts, flags } = model(&scene.checked.source, json!({"emptyDir": {}}));
+    volumes.push(json!({"name": "tmp", "emptyDir": {}}));
+    mounts.push(json!({"name": "tmp", "mountPath": "/tmp"}));
+    let mut args = args(scene, &flags);
     // Always, and empty where nothing is encrypted: groups of two revisions may differ in it, and no router has to be replaced.
     let tls = members::volume(scene, true);
     volumes.push(tls.volume);
@@ -66,7 +69,7 @@ fn pod(scene: &Scene<'_>) -> Value {
         mounts.push(json!({"name": "keys", "mountPath": KEYS_MOUNT, "readOnly": true}));
         args.extend(["--api-keys".to_owned(), KEYS_MOUNT.to_owned()]);
     }
-    let container = json!({
+    let mut container = json!({
         "name": "router",
         "image": scene.images.router,
         "imagePullPolicy": "IfNotPresent",
@@ -82,6 +85,10 @@ fn pod(scene: &Scene<'_>) -> Value {
         "livenessProbe": probe("/health", "http", 10, 6),
         "terminationMessagePolicy": "FallbackToLogsOnError",
     });
+    let env = source_env(scene);
+    if !env.is_empty() {
+        container["env"] = json!(env);
+    }
     let mut pod = json!({
         "serviceAccountName": scene.checked.name.router(),
         "enableServiceLinks": false,
@@ -107,12 +114,12 @@ fn pod(scene: &Scene<'_>) -> Value {
     pod
 }
 
-fn args(scene: &Scene<'_>, folder: &str) -> Vec<String> {
+fn args(scene: &Scene<'_>, model: &[(&'static str, String)]) -> Vec<String> {
     let (router, spec) = (&scene.plan.router, scene.checked.spec());
     let mut line = Vec::new();
     let mut flag = |name: &str, value: String| line.extend([format!("--{name}"), value]);
     flag("listen", format!("0.0.0.0:{ROUTER_PORT}"));
-    flag("model", folder.to_owned());
+    model.iter().for_each(|(name, value)| flag(name, value.clone()));
     flag("served-name", router.served_name.clone());
     flag("max-context", router.max_context.to_string());
     flag("deployment", scene.checked.name.to_string());
@@ -127,6 +134,21 @@ fn args(scene: &Scene<'_>, folder: &str) -> Vec<String> {
     let body = spec.router.limits.max_body.as_ref().and_then(|body| body.amount().ok()).map_or(USUAL_BODY, |bytes| bytes as u64);
     flag("body-limit", body.to_string());
     line
+}
+
+/// What workers are told of the way to a source that is fetched, in `spec.worker.podTemplate`: routers take the same way.
+fn source_env(scene: &Scene<'_>) -> Vec<Value> {
+    if !matches!(scene.checked.source, Source::HuggingFace { .. } | Source::Url { .. }) {
+        return Vec::new();
+    }
+    let template = scene.checked.spec().worker.pod_template.as_ref();
+    let containers = template.and_then(|template| template.get("spec")?.get("containers")?.as_array()).into_iter().flatten();
+    let worker = containers.filter(|container| container["name"] == "worker");
+    let env = worker.flat_map(|container| container["env"].as_array().into_iter().flatten());
+    let way = |variable: &&Value| {
+        variable["name"].as_str().is_some_and(|name| SOURCE_ENV.iter().any(|way| way.eq_ignore_ascii_case(name)))
+    };
+    env.filter(way).cloned().collect()
 }
 
 /// Where clients connect, inside the cluster.

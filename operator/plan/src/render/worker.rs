@@ -4,12 +4,14 @@ use m1_operator_api::{Gang, labels};
 use serde_json::{Map, Value, json};
 
 use super::members::{self, volume as tls_volume};
-use super::pod::{ModelVolume, container_security, model, probe, security, tolerations};
+use super::pod::{ModelFiles, cache, container_security, model, probe, security, tolerations};
 use super::{ADMIN_PORT, GroupRef, Scene, WORKER_PORT, map, overrides};
-use crate::{Device, Kind, Object, PodPlan};
+use crate::{Device, Kind, Object, PodPlan, Source};
 
 /// The slowest source that a start is given time for: a network disk shared by several pods.
 const SLOWEST_READ: u64 = 50_000_000;
+/// The slowest line to a hub that a start is given time for: 160 Mbit/s. What is fetched by then stays for the next start.
+const SLOWEST_FETCH: u64 = 20_000_000;
 /// Time to start without any weights: image unpacking, GPU drivers, a slow API server.
 const LEAST_START_SECONDS: u64 = 600;
 /// Between two probes of a start; small against the start of the demo model, which takes a second.
@@ -59,8 +61,10 @@ fn template(scene: &Scene<'_>, group: &GroupRef, pod: &PodPlan) -> Value {
     let mut labels = scene.group_labels(group);
     labels.extend(map(&[(labels::LLMD_SERVING, "true"), (labels::LLMD_MODEL, &label_value(&scene.plan.served_name))]));
     let name = scene.group_name(group);
-    let model = model(&scene.checked.source);
     let spec = scene.checked.spec();
+    let mut model = model(&scene.checked.source, cache(spec.model.cache.as_ref()));
+    model.volumes.push(json!({"name": "tmp", "emptyDir": {}}));
+    model.mounts.push(json!({"name": "tmp", "mountPath": "/tmp"}));
     let mut pod_spec = json!({
         "serviceAccountName": scene.checked.name.worker(),
         "automountServiceAccountToken": false,
@@ -68,7 +72,7 @@ fn template(scene: &Scene<'_>, group: &GroupRef, pod: &PodPlan) -> Value {
         "terminationGracePeriodSeconds": spec.worker.drain_seconds + GRACE_BEYOND_DRAIN,
         "securityContext": security(),
         "containers": [container(scene, group, pod, &model)],
-        "volumes": [model.volume, {"name": "tmp", "emptyDir": {}}],
+        "volumes": model.volumes,
         "tolerations": tolerations(&spec.worker),
         "affinity": affinity(scene, group),
     });
@@ -115,7 +119,7 @@ fn template(scene: &Scene<'_>, group: &GroupRef, pod: &PodPlan) -> Value {
     overrides::apply(template, spec.worker.pod_template.as_ref())
 }
 
-fn container(scene: &Scene<'_>, group: &GroupRef, pod: &PodPlan, model: &ModelVolume) -> Value {
+fn container(scene: &Scene<'_>, group: &GroupRef, pod: &PodPlan, model: &ModelFiles) -> Value {
     let name = scene.group_name(group);
     let index = json!({"fieldRef": {"fieldPath": format!("metadata.labels['{}']", labels::POD_INDEX)}});
     let leader = format!("{name}-0.{name}.{}.svc", scene.namespace);
@@ -123,7 +127,7 @@ fn container(scene: &Scene<'_>, group: &GroupRef, pod: &PodPlan, model: &ModelVo
         "name": "worker",
         "image": scene.images.worker,
         "imagePullPolicy": "IfNotPresent",
-        "args": args(scene, pod, &model.folder),
+        "args": args(scene, pod, &model.flags),
         "env": [
             {"name": "M1_POD_INDEX", "valueFrom": index},
             // LeaderWorkerSet's names, which tools and people know.
@@ -137,24 +141,29 @@ fn container(scene: &Scene<'_>, group: &GroupRef, pod: &PodPlan, model: &ModelVo
         ],
         "resources": resources(scene, pod),
         "securityContext": container_security(),
-        "volumeMounts": [model.mount, {"name": "tmp", "mountPath": "/tmp"}],
-        "startupProbe": probe("/startupz", "admin", PROBE_PERIOD, start_seconds(pod).div_ceil(u64::from(PROBE_PERIOD))),
+        "volumeMounts": model.mounts,
+        "startupProbe": probe("/startupz", "admin", PROBE_PERIOD, start_seconds(scene, pod).div_ceil(u64::from(PROBE_PERIOD))),
         "readinessProbe": probe("/readyz", "admin", PROBE_PERIOD, 2),
         "livenessProbe": probe("/livez", "admin", 10, LIVENESS_FAILURES),
         "terminationMessagePolicy": "FallbackToLogsOnError",
     })
 }
 
-/// How long a pod may take to start: what it reads at the pace of the slowest source, and no less than a floor.
-fn start_seconds(pod: &PodPlan) -> u64 {
-    LEAST_START_SECONDS + pod.bytes.read.0 / SLOWEST_READ
+/// How long a pod may take to start: what it fetches and reads at the pace of the slowest source, and no less than a floor. A pod
+/// fetches whole shards, which may hold experts of all others: at most what all pods of its group read.
+fn start_seconds(scene: &Scene<'_>, pod: &PodPlan) -> u64 {
+    let fetched = match scene.checked.source {
+        Source::HuggingFace { .. } | Source::Url { .. } => scene.plan.every.pods.iter().map(|pod| pod.bytes.read.0).sum(),
+        Source::HostPath { .. } | Source::PersistentVolumeClaim { .. } | Source::Image { .. } => 0,
+    };
+    LEAST_START_SECONDS + pod.bytes.read.0 / SLOWEST_READ + fetched / SLOWEST_FETCH
 }
 
-fn args(scene: &Scene<'_>, pod: &PodPlan, folder: &str) -> Vec<String> {
+fn args(scene: &Scene<'_>, pod: &PodPlan, model: &[(&'static str, String)]) -> Vec<String> {
     let (args, spec) = (&pod.args, scene.checked.spec());
     let mut line = vec!["serve".to_owned()];
     let mut flag = |name: &str, value: String| line.extend([format!("--{name}"), value]);
-    flag("model", folder.to_owned());
+    model.iter().for_each(|(name, value)| flag(name, value.clone()));
     flag("listen", format!("0.0.0.0:{WORKER_PORT}"));
     flag("admin", format!("0.0.0.0:{ADMIN_PORT}"));
     flag("slots", args.slots.to_string());
