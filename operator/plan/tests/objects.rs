@@ -115,8 +115,8 @@ fn fetching(source: &str, more: &str) -> Vec<Object> {
 
 #[test]
 fn weights_from_the_hub() {
-    let source = "source: {huggingFace: {repo: MiniMaxAI/MiniMax-M1-80k, revision: v1, tokenSecret: {name: hub, key: read}}}, \
-                  cache: {hostPath: {path: /var/cache/m1}}";
+    let source = "source: {huggingFace: {repo: MiniMaxAI/MiniMax-M1-80k, revision: v1, tokenSecret: {name: hub, key: read}}}\n    cache: \
+                  {hostPath: {path: /var/cache/m1}}";
     let env = "memoryPerGpu: 80G, podTemplate: {spec: {containers: [{name: worker, env: [{name: HF_ENDPOINT, value: 'https://mirror.test'}, \
                {name: https_proxy, value: 'http://proxy.test:3128'}, {name: NCCL_DEBUG, value: INFO}]}]}}";
     golden("weights-hub", &fetching(source, env));
@@ -125,16 +125,16 @@ fn weights_from_the_hub() {
 #[test]
 fn weights_from_the_web() {
     golden("weights-url", &fetching("source: {url: {url: 'https://files.test/m1'}}", "memoryPerGpu: 80G"));
-    let claim = "source: {url: {url: 'https://files.test/m1'}}, cache: {persistentVolumeClaim: {claimName: cache}}";
+    let claim = "source: {url: {url: 'https://files.test/m1'}}\n    cache: {persistentVolumeClaim: {claimName: cache}}";
     let volumes = |objects: Vec<Object>, kind: &str| {
         let object = objects.into_iter().find(|object| object.kind.as_str() == kind).unwrap();
         object.value["spec"]["template"]["spec"]["volumes"][0].to_string()
     };
     let objects = fetching(claim, "memoryPerGpu: 80G");
-    assert_eq!(volumes(objects.clone(), "StatefulSet"), r#"{"persistentVolumeClaim":{"claimName":"cache"},"name":"model-cache"}"#);
-    assert_eq!(volumes(objects, "Deployment"), r#"{"emptyDir":{},"name":"model-cache"}"#, "a router needs little");
-    let limited = "source: {url: {url: 'https://files.test/m1'}}, cache: {emptyDir: {sizeLimit: 500Gi}}";
-    let expected = r#"{"emptyDir":{"sizeLimit":"500Gi"},"name":"model-cache"}"#;
+    assert_eq!(volumes(objects.clone(), "StatefulSet"), r#"{"name":"model-cache","persistentVolumeClaim":{"claimName":"cache"}}"#);
+    assert_eq!(volumes(objects, "Deployment"), r#"{"name":"model-cache","emptyDir":{}}"#, "a router needs little");
+    let limited = "source: {url: {url: 'https://files.test/m1'}}\n    cache: {emptyDir: {sizeLimit: 500Gi}}";
+    let expected = r#"{"name":"model-cache","emptyDir":{"sizeLimit":"500Gi"}}"#;
     assert_eq!(volumes(fetching(limited, "memoryPerGpu: 80G"), "StatefulSet"), expected);
 }
 
@@ -145,7 +145,9 @@ fn another_source_or_cache_is_another_revision() {
         Revision::of(&check(&yaml).unwrap(), "example.test/worker:1", None).to_string()
     };
     let hub = "source: {huggingFace: {repo: a/b}}";
-    for other in ["source: {huggingFace: {repo: a/b, revision: v2}}", "source: {huggingFace: {repo: a/b}}, cache: {emptyDir: {}}"] {
+    for other in
+        ["source: {huggingFace: {repo: a/b, revision: v2}}", "source: {huggingFace: {repo: a/b}}\n    cache: {emptyDir: {}}"]
+    {
         assert_ne!(revision(hub), revision(other), "{other}");
     }
 }

@@ -39,13 +39,13 @@ pub struct ModelFiles {
 }
 
 /// How the model reaches a pod whose fetched files lie in `cache`.
-pub fn model(source: &Source, cache: Value) -> ModelFiles {
+pub fn model(source: &Source, cache: Cache) -> ModelFiles {
     match source {
-        Source::HostPath { path } => mounted(json!({"hostPath": {"path": path, "type": "Directory"}}), ""),
+        Source::HostPath { path } => mounted("hostPath", json!({"path": path, "type": "Directory"}), ""),
         Source::PersistentVolumeClaim { claim_name, path } => {
-            mounted(json!({"persistentVolumeClaim": {"claimName": claim_name, "readOnly": true}}), path)
+            mounted("persistentVolumeClaim", json!({"claimName": claim_name, "readOnly": true}), path)
         }
-        Source::Image { reference } => mounted(json!({"image": {"reference": reference, "pullPolicy": "IfNotPresent"}}), ""),
+        Source::Image { reference } => mounted("image", json!({"reference": reference, "pullPolicy": "IfNotPresent"}), ""),
         Source::HuggingFace { repo, revision, token_secret } => {
             let mut files = fetched(format!("hf://{repo}@{revision}"), cache);
             if let Some(secret) = token_secret {
@@ -63,39 +63,45 @@ pub fn model(source: &Source, cache: Value) -> ModelFiles {
 }
 
 /// A volume that holds the checkpoint, in this directory.
-fn mounted(mut volume: Value, path: &str) -> ModelFiles {
-    volume["name"] = json!("model");
+fn mounted(kind: &str, volume: Value, path: &str) -> ModelFiles {
     let folder = match path.trim_matches('/') {
         "" => MODEL_MOUNT.to_owned(),
         path => format!("{MODEL_MOUNT}/{path}"),
     };
     ModelFiles {
-        volumes: vec![volume],
+        volumes: vec![json!({"name": "model", kind: volume})],
         mounts: vec![json!({"name": "model", "mountPath": MODEL_MOUNT, "readOnly": true})],
         flags: vec![("model", folder)],
     }
 }
 
 /// A volume for what the process fetches.
-fn fetched(address: String, mut cache: Value) -> ModelFiles {
-    cache["name"] = json!("model-cache");
+fn fetched(address: String, cache: Cache) -> ModelFiles {
     ModelFiles {
-        volumes: vec![cache],
+        volumes: vec![json!({"name": "model-cache", cache.kind: cache.volume})],
         mounts: vec![json!({"name": "model-cache", "mountPath": CACHE_MOUNT})],
         flags: vec![("model", address), ("cache", CACHE_MOUNT.to_owned())],
     }
 }
 
-/// The volume of a worker's cache.
-pub fn cache(cache: Option<&ModelCache>) -> Value {
-    let given = cache.cloned().unwrap_or_default();
-    if let Some(source) = given.host_path {
-        return json!({"hostPath": {"path": source.path, "type": "Directory"}});
+/// The volume of a cache: its kind, as the API server calls it, and what that kind wants to know.
+pub struct Cache {
+    kind: &'static str,
+    volume: Value,
+}
+
+impl Cache {
+    /// What the spec says for workers; else a directory of the pod.
+    pub fn of(cache: Option<&ModelCache>) -> Self {
+        let given = cache.cloned().unwrap_or_default();
+        if let Some(source) = given.host_path {
+            return Self { kind: "hostPath", volume: json!({"path": source.path, "type": "Directory"}) };
+        }
+        if let Some(claim) = given.persistent_volume_claim {
+            return Self { kind: "persistentVolumeClaim", volume: json!(claim) };
+        }
+        Self { kind: "emptyDir", volume: json!(given.empty_dir.unwrap_or_default()) }
     }
-    if let Some(claim) = given.persistent_volume_claim {
-        return json!({"persistentVolumeClaim": {"claimName": claim.claim_name}});
-    }
-    json!({"emptyDir": given.empty_dir.unwrap_or_default()})
 }
 
 /// What the spec accepts, and a node that is gone for as long as the spec says.

@@ -4,7 +4,7 @@ use m1_operator_api::{AuthMode, labels};
 use serde_json::{Value, json};
 
 use super::members;
-use super::pod::{ModelFiles, container_security, model, probe, security, tolerations};
+use super::pod::{Cache, ModelFiles, container_security, model, probe, security, tolerations};
 use super::{ROUTER, ROUTER_PORT, Scene};
 use crate::{Kind, Object, Source};
 
@@ -55,7 +55,7 @@ fn deployment(scene: &Scene<'_>) -> Value {
 fn pod(scene: &Scene<'_>) -> Value {
     let spec = scene.checked.spec();
     // Config and tokenizer are small, and routers run where no cache of weights is.
-    let ModelFiles { mut volumes, mut mounts, flags } = model(&scene.checked.source, json!({"emptyDir": {}}));
+    let ModelFiles { mut volumes, mut mounts, flags } = model(&scene.checked.source, Cache::of(None));
     volumes.push(json!({"name": "tmp", "emptyDir": {}}));
     mounts.push(json!({"name": "tmp", "mountPath": "/tmp"}));
     let mut args = args(scene, &flags);

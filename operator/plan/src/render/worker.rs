@@ -4,7 +4,7 @@ use m1_operator_api::{Gang, labels};
 use serde_json::{Map, Value, json};
 
 use super::members::{self, volume as tls_volume};
-use super::pod::{ModelFiles, cache, container_security, model, probe, security, tolerations};
+use super::pod::{Cache, ModelFiles, container_security, model, probe, security, tolerations};
 use super::{ADMIN_PORT, GroupRef, Scene, WORKER_PORT, map, overrides};
 use crate::{Device, Kind, Object, PodPlan, Source};
 
@@ -62,7 +62,7 @@ fn template(scene: &Scene<'_>, group: &GroupRef, pod: &PodPlan) -> Value {
     labels.extend(map(&[(labels::LLMD_SERVING, "true"), (labels::LLMD_MODEL, &label_value(&scene.plan.served_name))]));
     let name = scene.group_name(group);
     let spec = scene.checked.spec();
-    let mut model = model(&scene.checked.source, cache(spec.model.cache.as_ref()));
+    let mut model = model(&scene.checked.source, Cache::of(spec.model.cache.as_ref()));
     model.volumes.push(json!({"name": "tmp", "emptyDir": {}}));
     model.mounts.push(json!({"name": "tmp", "mountPath": "/tmp"}));
     let mut pod_spec = json!({
