@@ -6,6 +6,7 @@
 #
 #   build.sh       build, or find what was built before
 #   build.sh lws   LeaderWorkerSet, into a folder of its own
+#   build.sh gang  the scheduler of scheduler-plugins, likewise; gang.sh installs it
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 what=${1:-cluster}
@@ -179,13 +180,31 @@ build_lws() {
     chmod -R u+w "$out/chart"
 }
 
+# The scheduler that knows gangs (Coscheduling) as an image, its chart, and the CRD
+# of its PodGroup. It is of Kubernetes 1.31 and stays so, and thus shares no
+# package of Kubernetes with kubernetes/. Its controller only writes the status of
+# PodGroups, which neither scheduler nor operator reads: it is left out.
+build_gang() {
+    mkdir "$out/images" "$out/rootfs"
+    cd tools/scheduler-plugins
+    local version source
+    version=$(version_of k8s.io/kubernetes)
+    (build . sigs.k8s.io/scheduler-plugins/cmd/scheduler "$out/rootfs/kube-scheduler" "$(stamp "$version")")
+    image cluster.test/scheduler-plugins:0.31.8 "$out/rootfs" /kube-scheduler
+    source=$(go list "${flags[@]}" -m -f '{{.Dir}}' sigs.k8s.io/scheduler-plugins)/manifests
+    cp -r "$source/install/charts/as-a-second-scheduler" "$out/chart"
+    cp "$source/coscheduling/crd.yaml" "$out/crd.yaml"
+    chmod -R u+w "$out/chart" "$out/crd.yaml"
+}
+
 # ---- the folder ---------------------------------------------------------------
 
 case $what in
 cluster) inputs=(kubernetes/* images/*.c images/*/* tools/{coredns,helm,kwok}/*) ;;
 lws) inputs=(tools/lws/*) ;;
+gang) inputs=(tools/scheduler-plugins/*) ;;
 *)
-    say "usage: build.sh [lws]"
+    say "usage: build.sh [lws|gang]"
     exit 1
     ;;
 esac
@@ -213,6 +232,7 @@ if [ ! -d "$folder" ]; then
         step "helm" build_helm
         ;;
     lws) step "lws" build_lws ;;
+    gang) step "gang" build_gang ;;
     esac
     mv -T "$out" "$folder"
     say "built $folder: $SECONDS s"
