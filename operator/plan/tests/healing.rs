@@ -92,6 +92,23 @@ fn the_younger_of_two_groups_that_find_no_node_gives_way() {
 }
 
 #[test]
+fn what_a_gang_lacks_is_told_by_the_pod_that_says_it() {
+    let mut world = World::new();
+    let checked = spec("replicas: 1");
+    world.step(&checked);
+    // As scheduler-plugins writes it: the first had a node, the second found none, so the first lost its own.
+    let words = ["0/1 nodes are available: 1 optimistic rejection in PostFilter.", "0/2 nodes are available: 2 Insufficient nvidia.com/gpu."];
+    for places in [[0, 1], [1, 0]] {
+        for (pod, place) in places.into_iter().enumerate() {
+            world.group(0).pods[pod].unschedulable = Some(words[place].into());
+        }
+        let decision = world.decide(&checked);
+        let ready = condition(&decision.status, ConditionType::Ready).unwrap();
+        assert!(ready.message.contains("2 of 2 pods find no node: 0/2 nodes are available: 2 Insufficient"), "{}", ready.message);
+    }
+}
+
+#[test]
 fn a_pod_on_a_node_that_is_gone_is_deleted_by_force_after_the_stated_time() {
     let mut world = World::new();
     let checked = spec("replicas: 1");

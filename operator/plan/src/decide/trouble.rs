@@ -67,9 +67,14 @@ fn pods_in_trouble(group: &GroupSeen) -> Option<Trouble> {
     })
 }
 
+/// What scheduler-plugins says of a pod of a gang that had a node and lost it for a sibling's sake.
+const FOR_A_SIBLING: [&str; 3] = ["optimistic rejection", "rejection in Unreserve", "rejected due to timeout"];
+
 fn unscheduled(group: &GroupSeen) -> Option<Trouble> {
-    let waiting: Vec<&PodSeen> = group.pods.iter().filter(|pod| pod.unschedulable.is_some() && !pod.deleting).collect();
-    let words = waiting.first()?.unschedulable.as_deref()?;
+    let waiting: Vec<&str> = group.pods.iter().filter(|pod| !pod.deleting).filter_map(|pod| pod.unschedulable.as_deref()).collect();
+    // The pod that names what is missing, wherever it stands in the group.
+    let telling = waiting.iter().find(|words| !FOR_A_SIBLING.iter().any(|phrase| words.contains(phrase)));
+    let words = telling.or(waiting.first())?;
     let message = format!("group {}: {} of {} pods find no node: {words}", group.index, waiting.len(), group.size);
     Some(Trouble::help(Reason::Unschedulable, message))
 }
