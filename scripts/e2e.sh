@@ -14,6 +14,8 @@ if [ -z "${KUBECONFIG:-}" ]; then
   trap finish EXIT
   eval "$(tests/cluster/up.sh --nodes 2)"
   tests/cluster/load.sh "$images"/minimax-m1-{operator,router,worker}.tar
+  # Before the operator: it asks once, at its start, which kinds the cluster has.
+  tests/cluster/gang.sh up
   # How the suite reaches nodes and pods of this cluster; elsewhere it does without.
   export M1_E2E_DIRECT=1 M1_E2E_NODE_EXEC="$PWD/tests/cluster/node.sh" M1_E2E_STOP_NODE="$PWD/tests/cluster/stop-node.sh" \
     M1_E2E_START_NODE="$PWD/tests/cluster/start-node.sh"
