@@ -50,13 +50,12 @@ impl Device {
         self.fetching.as_ref().map(|fetching| fetching.version)
     }
 
-    /// Applies a placement, at once or when its shards are here.
+    /// Applies a placement, at once or when its shards are here. Where they may come from elsewhere, this never trusts that they are:
+    /// the present checkpoint may have mapped a header with a hole behind it before another pod brought the whole file.
     pub(super) fn apply_or_fetch(&mut self, version: TableVersion, group: Group, table: DispatchTable, mine: &ExpertSet) {
         self.fetching = None;
+        let Some(remote) = &self.remote else { return self.apply(version, &group, table, mine) };
         let plan = m1_weights::plan_read(&self.checkpoint, mine);
-        let Some(remote) = self.remote.as_ref().filter(|remote| !remote.snapshot.has(&plan.shards)) else {
-            return self.apply(version, &group, table, mine);
-        };
         if remote.given_up {
             return;
         }
@@ -98,7 +97,7 @@ impl Device {
     /// A fetch has ended; only the one that is waited for counts.
     pub(super) fn fetched(&mut self, version: TableVersion, result: Result<(), SourceError>) {
         let Some(Fetching { group, table, .. }) = self.fetching.take_if(|fetching| fetching.version == version) else { return };
-        let Some(mine) = self.holds_of(&group) else { return };
+        let Some(mine) = self.holds_of(&group).filter(|_| !self.draining) else { return };
         if let Err(error) = result {
             if self.executor.is_some() {
                 // Whoever placed this sees an older epoch here and says it again.

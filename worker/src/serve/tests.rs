@@ -299,6 +299,42 @@ async fn a_model_from_elsewhere_is_fetched_with_words_and_a_signal_ends_that_at_
     pod.ended().await;
 }
 
+/// The ids of a short answer.
+async fn ids(pod: &Pod) -> Vec<u32> {
+    let mut events = pod.client().await.generate(request(12)).await.unwrap().into_inner();
+    let mut ids = Vec::new();
+    while let Some(event) = events.message().await.unwrap() {
+        if let Some(Event::Tokens(tokens)) = event.event {
+            ids.extend(tokens.ids);
+        }
+    }
+    ids
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shards_that_another_pod_has_fetched_meanwhile_are_read() {
+    let (files, cache) = (Files::serve(demo()).await, tempfile::tempdir().unwrap());
+    files.open.store(true, std::sync::atomic::Ordering::Relaxed);
+    // Both have opened a checkpoint of headers before either has fetched a shard.
+    let (one, other) = (files.pod(cache.path(), "m").await, files.pod(cache.path(), "m").await);
+    for pod in [&one, &other] {
+        pod.until("/startupz", 503, "no placement yet").await;
+    }
+    let local = Pod::start(&demo(), "0", "5").await;
+    let mut answers = Vec::new();
+    for pod in [&one, &other, &local] {
+        pod.until("/startupz", 503, "no placement yet").await;
+        place(&[pod]).await;
+        answers.push(ids(pod).await);
+    }
+    assert_eq!(answers[0], answers[2], "what was fetched is the model");
+    assert_eq!(answers[1], answers[2], "a header with holes behind it is no shard");
+    for pod in [one, other, local] {
+        pod.signal().await;
+        pod.ended().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_fetch_is_said_and_is_no_reason_to_restart() {
     let (files, cache) = (Files::serve(demo()).await, tempfile::tempdir().unwrap());
