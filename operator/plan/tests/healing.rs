@@ -97,7 +97,10 @@ fn what_a_gang_lacks_is_told_by_the_pod_that_says_it() {
     let checked = spec("replicas: 1");
     world.step(&checked);
     // As scheduler-plugins writes it: the first had a node, the second found none, so the first lost its own.
-    let words = ["0/1 nodes are available: 1 optimistic rejection in PostFilter.", "0/2 nodes are available: 2 Insufficient nvidia.com/gpu."];
+    let words = [
+        "0/1 nodes are available: 1 optimistic rejection in PostFilter.",
+        "0/2 nodes are available: 2 Insufficient nvidia.com/gpu.",
+    ];
     for places in [[0, 1], [1, 0]] {
         for (pod, place) in places.into_iter().enumerate() {
             world.group(0).pods[pod].unschedulable = Some(words[place].into());
