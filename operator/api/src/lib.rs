@@ -31,8 +31,8 @@ pub use experts::{Experts, Loss, LossPolicy, Parallelism, Placement, Rebalance, 
 pub use field_error::{FieldError, FieldReason};
 pub use kube;
 pub use model::{
-    CacheClaim, CacheEmptyDir, Dtype, ExpertQuantization, HostPathSource, HuggingFaceSource, ImageSource, Model, ModelCache,
-    ModelSource, PersistentVolumeClaimSource, SecretKeyRef, UrlSource,
+    CacheClaim, CacheEmptyDir, CacheHostPath, Dtype, ExpertQuantization, HostPathSource, HuggingFaceSource, ImageSource, Model,
+    ModelCache, ModelSource, PersistentVolumeClaimSource, SecretKeyRef, UrlSource,
 };
 pub use names::{MAX_NAME_LENGTH, NameError, ResourceName};
 pub use placement::{

@@ -140,13 +140,23 @@ pub struct ModelCache {
     /// A directory of the node, shared by the pods of a node: each file is fetched once per node, and stays. It must be there
     /// and user 65532 must be able to write it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub host_path: Option<HostPathSource>,
+    pub host_path: Option<CacheHostPath>,
     /// A claim, shared by all pods that mount it. With pods on several nodes it must be `ReadWriteMany`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persistent_volume_claim: Option<CacheClaim>,
     /// A directory that lives and dies with the pod. It outlives a restart of the container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub empty_dir: Option<CacheEmptyDir>,
+}
+
+/// A directory of the node that workers may write.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CacheHostPath {
+    /// The directory: absolute, without `..`.
+    #[schemars(length(min = 1, max = 1024))]
+    #[x_kube(validation = Rule::new("self.startsWith('/') && !self.matches('(^|/)[.][.](/|$)')").message("cache.hostPath.path: an absolute path without '..'"))]
+    pub path: String,
 }
 
 /// A claim that workers may write.
