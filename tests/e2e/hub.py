@@ -83,7 +83,7 @@ class Hub:
         if path == "/plain/SHA256SUMS":
             lines = (f"{sha256}  {name}\n" for name, (_, sha256, _) in self.sums.items())
             return reply(request, 200, "".join(lines).encode())
-        return self._file(request, path)
+        return self._file(request, path) if path.count("/") == 2 else reply(request, 404, b"")
 
     def _file(self, request, path):
         name = path.rsplit("/", 1)[-1]
