@@ -24,7 +24,7 @@ pub struct Args {
     /// /health answers from the start, /ready is 503 until a replica group can serve.
     #[arg(long, default_value = "127.0.0.1:8000")]
     pub listen: String,
-    /// Where the model's config.json and tokenizer are: a folder, hf://OWNER/NAME[@REVISION], or the https:// or http:// address of a folder.
+    /// Where the model's config.json and tokenizer are: a folder, `hf://OWNER/NAME[@REVISION]`, or the https:// or http:// address of a folder.
     ///
     /// From the hub or the web they are fetched into --cache. Weights are not needed here.
     #[arg(long, value_name = "PLACE")]
@@ -32,7 +32,7 @@ pub struct Args {
     /// Folder of fetched models; processes may share it. Default: $XDG_CACHE_HOME or ~/.cache, then minimax-m1/models.
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
-    /// Address of the Hugging Face hub or of a mirror of it. Default: https://huggingface.co.
+    /// Address of the Hugging Face hub or of a mirror of it. Default: the hub, huggingface.co.
     #[arg(long, env = "HF_ENDPOINT", value_name = "URL")]
     pub hub: Option<String>,
     /// File with an access token of the hub. Without it the variable HF_TOKEN counts. It is sent to the hub's own host only.

@@ -27,7 +27,7 @@ pub enum Command {
 /// Arguments of `m1-worker serve`, unchecked.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    /// The checkpoint: a folder, hf://OWNER/NAME[@REVISION], or the https:// or http:// address of a folder. It holds config.json,
+    /// The checkpoint: a folder, `hf://OWNER/NAME[@REVISION]`, or the https:// or http:// address of a folder. It holds config.json,
     /// safetensors shards with their index, and, to serve text, the tokenizer. From the hub or the web it is fetched into --cache:
     /// first the headers, then the shards that hold what this pod needs.
     #[arg(long, value_name = "PLACE")]
@@ -35,7 +35,7 @@ pub struct ServeArgs {
     /// Folder of fetched checkpoints; processes may share it. Default: $XDG_CACHE_HOME or ~/.cache, then minimax-m1/models.
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
-    /// Address of the Hugging Face hub or of a mirror of it. Default: https://huggingface.co.
+    /// Address of the Hugging Face hub or of a mirror of it. Default: the hub, huggingface.co.
     #[arg(long, env = "HF_ENDPOINT", value_name = "URL")]
     pub hub: Option<String>,
     /// File with an access token of the hub. Without it the variable HF_TOKEN counts. It is sent to the hub's own host only.
