@@ -218,8 +218,9 @@ impl Pool {
             let mut inner = self.lock();
             let changes = inner.balancer.apply(topology);
             for (worker, address) in changes.came {
-                let tls = self.tls.as_ref().filter(|_| encrypted.contains(&*address));
-                if tls.is_none() && encrypted.contains(&*address) {
+                let wants_tls = encrypted.contains(&*address);
+                let tls = self.tls.as_ref().filter(|_| wants_tls);
+                if wants_tls && tls.is_none() {
                     tracing::error!(worker = &*address, "speaks encrypted, and this router has no --tls-dir");
                     continue;
                 }

@@ -55,17 +55,16 @@ impl Wanted {
 }
 
 fn model(checked: &Checked, wanted: &mut Wanted) {
-    let (elsewhere, only) = match (wanted.runtime, &checked.source) {
-        (Runtime::Local, source) => (!matches!(source, Source::HostPath { .. }), "hostPath"),
-        (Runtime::Cluster, Source::Url { url }) => {
-            (!url.starts_with("http"), "https:// and http://: give the bucket's https:// address, or another source")
+    match (wanted.runtime, &checked.source) {
+        (Runtime::Local, source) => {
+            let field = format!("model.source.{}", source.field());
+            wanted.refuse(!matches!(source, Source::HostPath { .. }), &field, "given", "hostPath");
         }
-        (Runtime::Cluster, _) => (false, ""),
-    };
-    if let (true, Source::Url { url }, Runtime::Cluster) = (elsewhere, &checked.source, wanted.runtime) {
-        wanted.refuse(true, "model.source.url.url", url, only);
-    } else {
-        wanted.refuse(elsewhere, &format!("model.source.{}", checked.source.field()), "given", only);
+        (Runtime::Cluster, Source::Url { url }) => {
+            let only = "https:// and http://: give the bucket's https:// address, or another source";
+            wanted.refuse(!url.starts_with("http"), "model.source.url.url", url, only);
+        }
+        (Runtime::Cluster, _) => {}
     }
     wanted.refuse(checked.dtype == Dtype::BFloat16, "model.dtype", checked.dtype, "Auto and Float32");
     let quantized = checked.expert_quantization != m1_operator_api::ExpertQuantization::None;

@@ -3,8 +3,8 @@
 use m1_operator_api::{Gang, labels};
 use serde_json::{Map, Value, json};
 
-use super::members::{self, volume as tls_volume};
-use super::pod::{Cache, ModelFiles, container_security, model, probe, security, tolerations};
+use super::members;
+use super::pod::{Cache, container_security, model, probe, security, tolerations};
 use super::{ADMIN_PORT, GroupRef, Scene, WORKER_PORT, map, overrides};
 use crate::{Device, Kind, Object, PodPlan, Source};
 
@@ -65,28 +65,24 @@ fn template(scene: &Scene<'_>, group: &GroupRef, pod: &PodPlan) -> Value {
     let mut model = model(&scene.checked.source, Cache::of(spec.model.cache.as_ref()));
     model.volumes.push(json!({"name": "tmp", "emptyDir": {}}));
     model.mounts.push(json!({"name": "tmp", "mountPath": "/tmp"}));
+    let mut args = args(scene, pod, &model.flags);
+    if members::is_encrypted(scene) {
+        let tls = members::volume(scene, false);
+        model.volumes.push(tls.volume);
+        model.mounts.push(tls.mount);
+        args.extend(tls.flags);
+    }
     let mut pod_spec = json!({
         "serviceAccountName": scene.checked.name.worker(),
         "automountServiceAccountToken": false,
         "enableServiceLinks": false,
         "terminationGracePeriodSeconds": spec.worker.drain_seconds + GRACE_BEYOND_DRAIN,
         "securityContext": security(),
-        "containers": [container(scene, group, pod, &model)],
+        "containers": [container(scene, group, pod, (&args, &model.mounts))],
         "volumes": model.volumes,
         "tolerations": tolerations(&spec.worker),
         "affinity": affinity(scene, group),
     });
-    let mut add = |key: &str, path: &str, value: Value| {
-        if let Some(list) = pod_spec.pointer_mut(path).and_then(|at| at[key].as_array_mut()) {
-            list.push(value);
-        }
-    };
-    if members::is_encrypted(scene) {
-        let tls = tls_volume(scene, false);
-        add("volumes", "", tls.volume);
-        add("volumeMounts", "/containers/0", tls.mount);
-        tls.flags.into_iter().for_each(|flag| add("args", "/containers/0", json!(flag)));
-    }
     let mut set = |key: &str, value: Value| {
         pod_spec[key] = value;
     };
@@ -119,7 +115,7 @@ fn template(scene: &Scene<'_>, group: &GroupRef, pod: &PodPlan) -> Value {
     overrides::apply(template, spec.worker.pod_template.as_ref())
 }
 
-fn container(scene: &Scene<'_>, group: &GroupRef, pod: &PodPlan, model: &ModelFiles) -> Value {
+fn container(scene: &Scene<'_>, group: &GroupRef, pod: &PodPlan, (args, mounts): (&[String], &[Value])) -> Value {
     let name = scene.group_name(group);
     let index = json!({"fieldRef": {"fieldPath": format!("metadata.labels['{}']", labels::POD_INDEX)}});
     let leader = format!("{name}-0.{name}.{}.svc", scene.namespace);
@@ -127,7 +123,7 @@ fn container(scene: &Scene<'_>, group: &GroupRef, pod: &PodPlan, model: &ModelFi
         "name": "worker",
         "image": scene.images.worker,
         "imagePullPolicy": "IfNotPresent",
-        "args": args(scene, pod, &model.flags),
+        "args": args,
         "env": [
             {"name": "M1_POD_INDEX", "valueFrom": index},
             // LeaderWorkerSet's names, which tools and people know.
@@ -141,7 +137,7 @@ fn container(scene: &Scene<'_>, group: &GroupRef, pod: &PodPlan, model: &ModelFi
         ],
         "resources": resources(scene, pod),
         "securityContext": container_security(),
-        "volumeMounts": model.mounts,
+        "volumeMounts": mounts,
         "startupProbe": probe("/startupz", "admin", PROBE_PERIOD, start_seconds(scene, pod).div_ceil(u64::from(PROBE_PERIOD))),
         "readinessProbe": probe("/readyz", "admin", PROBE_PERIOD, 2),
         "livenessProbe": probe("/livez", "admin", 10, LIVENESS_FAILURES),
