@@ -134,12 +134,12 @@ impl Certificates {
         let identity = found.and_then(|found| {
             let broken =
                 |error: &dyn std::fmt::Display| CertificateError::Broken(members.name.members_certificate(), error.to_string());
-            let files = [&found.certificate, &found.key, &found.authorities];
+            let files = [&found.certificate[..], &found.key, &found.authorities];
             let tls = match known.get(key) {
                 Some(known) => known.tls.clone(),
                 None => Tls::new(&members.subject).map_err(|error| broken(&error))?,
             };
-            let same = tls.identity().is_some_and(|identity| identity.is_of(&files.map(Clone::clone)));
+            let same = tls.identity().is_some_and(|identity| identity.is_of(files));
             if !same {
                 tls.replace(Identity::from_pem(files[0], files[1], files[2]).map_err(|error| broken(&error))?);
             }
@@ -279,8 +279,12 @@ impl Members<'_> {
                 });
                 let found = Found { authorities, again: Some(SPREAD), deed, ..found };
                 let obeyed = annotation(labels::RENEWED_FOR);
-                self.write(&name, &found, &[(labels::AUTHORITY_SINCE, Some(seconds(now()))), (labels::RENEWED_FOR, obeyed)])
-                    .await?;
+                self.write(
+                    &name,
+                    &found,
+                    &[(labels::AUTHORITY_SINCE, Some(seconds(Timestamp::now()))), (labels::RENEWED_FOR, obeyed)],
+                )
+                .await?;
                 Ok(found)
             }
             (Step::Issue { why, only_newest }, before) => {
@@ -363,10 +367,6 @@ fn refusal(verb: &'static str, name: &str, error: kube::Error) -> CertificateErr
     let forbidden = code(&error) == Some(403);
     let error = Error::api(verb, format!("Secret {name}"))(error);
     if forbidden { CertificateError::Forbidden(error) } else { CertificateError::Api(error) }
-}
-
-fn now() -> Timestamp {
-    Timestamp::now()
 }
 
 #[cfg(test)]

@@ -97,12 +97,11 @@ impl Tls {
             let path = folder.join(file);
             std::fs::read(&path).map_err(|source| TlsError::Read { path, source })
         });
-        let files = [certificate?, key?, authorities?];
-        if self.identity().is_some_and(|known| known.is_of(&files)) {
+        let (certificate, key, authorities) = (certificate?, key?, authorities?);
+        if self.identity().is_some_and(|known| known.is_of([&certificate, &key, &authorities])) {
             return Ok(false);
         }
-        let [certificate, key, authorities] = &files;
-        self.replace(Identity::from_pem(certificate, key, authorities)?);
+        self.replace(Identity::from_pem(&certificate, &key, &authorities)?);
         Ok(true)
     }
 

@@ -58,8 +58,8 @@ impl Identity {
     }
 
     /// Whether it was made from these texts.
-    pub fn is_of(&self, files: &[Vec<u8>; 3]) -> bool {
-        self.files == *files
+    pub fn is_of(&self, files: [&[u8]; 3]) -> bool {
+        self.files.each_ref().map(Vec::as_slice) == files
     }
 
     pub(super) fn server(&self) -> Arc<ServerConfig> {
