@@ -128,7 +128,9 @@ fn router(family: &Family) -> RouterSeen {
     let wanted = number("/spec/replicas");
     let seen = deployment.and_then(|object| object.metadata.generation) == Some(number("/status/observedGeneration") as i64);
     let pods @ [_, _, available] = ["/status/replicas", "/status/updatedReplicas", "/status/availableReplicas"].map(number);
-    RouterSeen { available: available as u32, settled: seen && pods == [wanted; 3], trouble }
+    let leaving = family.component(ROUTER).filter_map(|pod| pod.metadata.deletion_timestamp.as_ref());
+    let left_by = leaving.map(|time| time.0).max();
+    RouterSeen { available: available as u32, settled: seen && pods == [wanted; 3], left_by, trouble }
 }
 
 fn router_trouble(pod: &k8s_openapi::api::core::v1::Pod) -> Option<String> {

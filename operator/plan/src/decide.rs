@@ -84,6 +84,7 @@ pub fn decide(scene: &Scene<'_>, revision: &Revision, observed: &Observed, lease
         rollout: &spec.rollout,
         drain: Duration::from_secs(spec.worker.drain_seconds.into()),
         groups: &observed.groups,
+        routers: &observed.router,
         broken: &|group| lost::is_broken(group, observed),
         now: observed.now,
     });

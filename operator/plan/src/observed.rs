@@ -194,6 +194,8 @@ pub struct RouterSeen {
     pub available: u32,
     /// Whether as many as were asked for run the newest template, and nothing else does.
     pub settled: bool,
+    /// When the last of those on their way out is gone; none where nobody leaves.
+    pub left_by: Option<Timestamp>,
     /// Why none can, in the cluster's words.
     pub trouble: Option<String>,
 }
@@ -207,6 +209,11 @@ impl Observed {
 }
 
 impl RouterSeen {
+    /// Whether every router that may still send a request runs the newest template.
+    pub fn are_renewed(&self, now: Timestamp) -> bool {
+        self.settled && self.left_by.is_none_or(|left| left <= now)
+    }
+
     /// Why routers are not as they should be, or what they are doing where nothing is wrong.
     pub fn why(&self, otherwise: &str) -> String {
         self.trouble.clone().unwrap_or_else(|| otherwise.to_owned())
@@ -237,6 +244,11 @@ impl GroupSeen {
     /// Whether routers send it requests.
     pub fn is_open(&self) -> bool {
         self.placement.as_ref().is_some_and(|placement| placement.spec.traffic == m1_operator_api::Traffic::Open)
+    }
+
+    /// Whether its members speak encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.placement.as_ref().is_some_and(|placement| placement.spec.encrypted)
     }
 
     /// Whether it can take requests now.

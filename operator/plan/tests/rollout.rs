@@ -181,3 +181,35 @@ fn a_rollout_of_two_groups_never_calls_itself_stuck() {
     }
     assert_eq!(is(&world.status, ConditionType::Ready).0, ConditionStatus::True);
 }
+
+#[test]
+fn a_plain_group_stays_until_every_router_can_speak_to_encrypted_ones() {
+    let mut world = World::new();
+    let surge = "rollout: {maxUnavailable: 0, maxSurge: 1}";
+    settle(&mut world, &spec(surge), 1, 0);
+    let encrypted = spec(&format!("{surge}\ntls: {{mode: Managed}}"));
+    world.router.settled = false;
+    for _ in 0..20 {
+        world.step(&encrypted);
+    }
+    let traffic = |world: &World| world.groups.iter().map(|(group, _)| (group.is_encrypted(), group.is_available())).collect::<Vec<_>>();
+    let both = [(false, true), (true, true)];
+    assert_eq!(traffic(&world), both);
+    assert_eq!(is(&world.status, ConditionType::Progressing), (ConditionStatus::True, Reason::RollingOut));
+    world.router.trouble = Some("pod r: ErrImagePull".into());
+    world.step(&encrypted);
+    assert_eq!(is(&world.status, ConditionType::Progressing), (ConditionStatus::False, Reason::RollingOut));
+    (world.router.settled, world.router.trouble) = (true, None);
+    // One that still finishes its streams may be sent a request on a connection that stands.
+    world.router.left_by = Some(world.now + SignedDuration::from_secs(5));
+    assert_eq!(world.step(&encrypted).look_again, Some(std::time::Duration::from_secs(5)));
+    assert_eq!(traffic(&world), both);
+    settle(&mut world, &encrypted, 2, 1);
+    assert_eq!(traffic(&world), [(true, true)]);
+    // Every router speaks plain.
+    world.router.settled = false;
+    for _ in 0..20 {
+        world.step(&spec(surge));
+    }
+    assert_eq!(traffic(&world), [(false, true)]);
+}

@@ -2,7 +2,8 @@
 //! of the new revision takes a free index. Names hold index and revision, so both may exist side by side.
 //!
 //! Invariants: never more than `replicas + maxSurge` groups (those on their way out included, because they hold GPUs), and of
-//! the available ones never fewer than `replicas - maxUnavailable`, nor none, unless nothing was asked for.
+//! the available ones never fewer than `replicas - maxUnavailable`, nor none, unless nothing was asked for. A group that speaks
+//! encrypted stands in for a plain one only once every router has the certificate.
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use m1_operator_api::Rollout;
 
 use super::since;
 use crate::observed::NOTICED_SECONDS;
-use crate::{GroupSeen, Revision};
+use crate::{GroupSeen, Revision, RouterSeen};
 
 /// After a group was closed: the time routers need to hear of it. What they send in between, the worker still takes.
 const CLOSE_SETTLES: Duration = Duration::from_secs(2);
@@ -28,6 +29,8 @@ pub struct Wish<'a> {
     pub drain: Duration,
     /// Groups that are.
     pub groups: &'a [GroupSeen],
+    /// Who sends them requests.
+    pub routers: &'a RouterSeen,
     /// Whether a group serves nobody and will not by itself.
     pub broken: &'a dyn Fn(&GroupSeen) -> bool,
     /// Now.
@@ -56,6 +59,8 @@ pub enum Blocked {
     Paused,
     /// The last group that serves would have to go.
     NoHandoverTarget,
+    /// Routers without the certificate of the groups that would take over.
+    Routers,
 }
 
 impl Rolling {
@@ -93,6 +98,9 @@ pub fn roll(wish: &Wish<'_>) -> Rolling {
         super::sooner(&mut rolling.look_again, Some(Duration::from_secs(NOTICED_SECONDS.unsigned_abs())));
     }
     let coming = moving || settling || !rolling.create.is_empty() || current.iter().any(|group| !group.is_available());
+    if let (Some(Blocked::Routers), Some(left)) = (rolling.blocked, wish.routers.left_by) {
+        super::sooner(&mut rolling.look_again, Some(since(wish.now, left)));
+    }
     if coming && rolling.blocked == Some(Blocked::NoHandoverTarget) {
         // The group that will take over is on its way.
         rolling.blocked = None;
@@ -118,9 +126,16 @@ fn replace(wish: &Wish<'_>, here: &[&GroupSeen], old: &[&GroupSeen], rolling: &m
     let least = wish.replicas.saturating_sub(wish.rollout.max_unavailable) as usize;
     for group in victims(old.to_vec()) {
         let others = here.iter().filter(|other| other.name != group.name && other.takes_over(wish.now));
-        let others = others.filter(|other| rolling.stays(other)).count();
+        let others: Vec<_> = others.filter(|other| rolling.stays(other)).collect();
+        // Routers without the certificate know such a group and cannot speak to it.
+        let renewed = wish.routers.are_renewed(wish.now);
+        let unreachable = |other: &&&&GroupSeen| !renewed && other.is_encrypted() && !group.is_encrypted();
+        let unreachable = others.iter().filter(unreachable).count();
+        let others = others.len() - unreachable;
         if (wish.broken)(group) {
             retire(wish, group, rolling);
+        } else if unreachable > 0 && others < least.max(1) {
+            rolling.blocked = Some(Blocked::Routers);
         } else if others == 0 && wish.replicas > 0 && !wish.rollout.allow_downtime {
             rolling.blocked = Some(Blocked::NoHandoverTarget);
         } else if others >= least {

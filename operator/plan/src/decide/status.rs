@@ -206,6 +206,11 @@ fn progress(picture: &Picture<'_>) -> (bool, Reason, String) {
             );
             return (false, Reason::NoHandoverTarget, message);
         }
+        Some(Blocked::Routers) => {
+            let why = observed.router.why("pods are being replaced");
+            let message = format!("groups that speak encrypted are there; first all routers get their certificate: {why}");
+            return (observed.router.trouble.is_none(), Reason::RollingOut, message);
+        }
         None => {}
     }
     if let Some(trouble) = picture.trouble.as_ref().filter(|trouble| trouble.needs_help) {

@@ -59,8 +59,9 @@ fn pod(scene: &Scene<'_>) -> Value {
     volumes.push(json!({"name": "tmp", "emptyDir": {}}));
     mounts.push(json!({"name": "tmp", "mountPath": "/tmp"}));
     let mut args = args(scene, &flags);
-    // Always, and empty where nothing is encrypted: groups of two revisions may differ in it, and no router has to be replaced.
-    let tls = members::volume(scene, true);
+    // Also where nothing is encrypted any more, for groups that still are. Where it is asked for no router starts without: to one
+    // that runs already, the kubelet would bring it minutes late.
+    let tls = members::volume(scene, !members::is_encrypted(scene));
     volumes.push(tls.volume);
     mounts.push(tls.mount);
     args.extend(tls.flags);

@@ -25,12 +25,14 @@ pub struct World {
     pub restarted: Option<String>,
     pub resumed: Option<Timestamp>,
     pub certificates: Option<CertificateTrouble>,
+    pub router: RouterSeen,
 }
 
 impl World {
     pub fn new() -> Self {
         let now = "2026-01-01T00:00:00Z".parse().unwrap();
-        Self { now, status: DeploymentStatus::default(), groups: Vec::new(), restarted: None, resumed: None, certificates: None }
+        let router = RouterSeen { available: 1, settled: true, left_by: None, trouble: None };
+        Self { now, status: DeploymentStatus::default(), groups: Vec::new(), restarted: None, resumed: None, certificates: None, router }
     }
 
     pub fn observed(&self) -> Observed {
@@ -39,7 +41,7 @@ impl World {
             status: self.status.clone(),
             resumed_at: self.resumed,
             groups: self.groups.iter().map(|(group, _)| group.clone()).collect(),
-            router: RouterSeen { available: 1, settled: true, trouble: None },
+            router: self.router.clone(),
             certificates: self.certificates.clone(),
             pace: None,
             now: self.now,
