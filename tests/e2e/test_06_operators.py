@@ -20,19 +20,27 @@ def operators():
 
 def lease():
     spec = kube.get("lease", "minimax-m1-operator", namespace=kube.SYSTEM)["spec"]
-    return spec.get("holderIdentity") or "", spec.get("leaseTransitions", 0)
+    return spec.get("holderIdentity") or "", spec.get("leaseTransitions", 0), spec.get("renewTime")
 
 
 def leader():
-    """The pod that leads: its name is in the lease."""
-    return kube.eventually(lambda: next((name for name in operators() if name in lease()[0]), None), "a leader", timeout=60)
+    """The pod that leads, whose name is in the lease, and how often that has changed. A process that died may stand there a while."""
+    renewed = lease()[2]
+
+    def leads():
+        nonlocal renewed
+        before, (holder, transitions, now) = renewed, lease()
+        renewed = now
+        return now != before and next(((name, transitions) for name in operators() if name in holder), None)
+
+    return kube.eventually(leads, "a leader", timeout=60)
 
 
 def test_another_operator_takes_over_from_one_that_stops_and_from_one_that_dies():
     upgrade("--set", "replicaCount=2")
     kube.eventually(lambda: len(operators()) == 2, "two operators")
     for manner in [(), ("--grace-period=0", "--force")]:
-        first, (_, before) = leader(), lease()
+        first, before = leader()
         kube.kubectl("delete", "pod", first, "--wait=false", *manner, namespace=kube.SYSTEM)
         # Asked for while nobody leads: whoever comes next does it.
         replicas = 1 if manner else 2
