@@ -12,6 +12,7 @@
 : "${M1_CLUSTER_SERVICES:=10.96}"          # services: .0.0/16; .0.1 is "kubernetes.default"
 : "${M1_CLUSTER_CGROUP:=m1-cluster}"       # every pod's cgroup lies below this one
 : "${M1_CLUSTER_PROXY_MODE:=nftables}"     # or iptables
+: "${M1_CLUSTER_GRACE:=20}"                # seconds of silence after which a node is NotReady
 
 dir=$M1_CLUSTER_DIR pki=$M1_CLUSTER_DIR/pki conf=$M1_CLUSTER_DIR/conf
 mark=.m1-cluster # a file that says that up.sh made the folder

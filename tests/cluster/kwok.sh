@@ -1,7 +1,8 @@
 #!/bin/bash
 # Adds fake nodes, on which pods only seem to run: for the scheduler and the
 # operator with more nodes than this machine can hold. Only pods that tolerate
-# the taint kwok.x-k8s.io/node land there.
+# the taint kwok.x-k8s.io/node land there. Their addresses are the cluster's own
+# but lead nowhere: what is sent to them is dropped without a word.
 #
 #   kwok.sh up N [GPUS]   fake-1 to fake-N, each with 8 GPUs or GPUS; 0 for none
 #   kwok.sh down          remove them
@@ -42,10 +43,14 @@ case ${1:-} in
 up)
     [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || die "usage: kwok.sh up N [GPUS]"
     if ! beside pgrep -x kwok >/dev/null; then
+        # Kwok's own range might be that of real machines, and somebody would call them.
+        range=$M1_CLUSTER_PODS.128.0/17
+        beside ip route replace blackhole "$range"
+        ip route replace "$range" via "$control_ip"
         stages=()
         for file in "$M1_CLUSTER_BUILD"/kwok/*.yaml; do stages+=(--config "$file"); done
         setsid "$here/node.sh" control kwok --kubeconfig "$KUBECONFIG" "${stages[@]}" \
-            --manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake --node-lease-duration-seconds 40 \
+            --cidr "$range" --manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake --node-lease-duration-seconds 40 \
             >"$dir/control/logs/kwok.log" 2>&1 </dev/null &
     fi
     for i in $(seq "$2"); do fake_node "$i"; done | kubectl apply -f - >/dev/null

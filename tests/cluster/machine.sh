@@ -68,7 +68,8 @@ controllers() {
     # its own default roles; readyz waits for those.
     wait_for 60 "API server" api_ready
     # A node counts as NotReady 20 s after its last word, not 50, or tests would
-    # mostly wait. The default of 20 requests a second is too few for 800 pods.
+    # mostly wait; where thousands of pods start at once, it may be late by more.
+    # The default of 20 requests a second is too few for 800 pods.
     daemon kube-controller-manager "$bin/kube-controller-manager" \
         --kubeconfig="$conf/controller-manager.kubeconfig" --leader-elect=false --bind-address=127.0.0.1 \
         --authentication-kubeconfig="$conf/controller-manager.kubeconfig" \
@@ -76,7 +77,7 @@ controllers() {
         --use-service-account-credentials --root-ca-file="$pki/ca.crt" \
         --service-account-private-key-file="$pki/service-account.key" \
         --cluster-signing-cert-file="$pki/ca.crt" --cluster-signing-key-file="$pki/ca.key" \
-        --node-monitor-grace-period=20s --node-monitor-period=2s \
+        --node-monitor-grace-period="${M1_CLUSTER_GRACE}s" --node-monitor-period=2s \
         --horizontal-pod-autoscaler-sync-period=2s --kube-api-qps=500 --kube-api-burst=1000
     daemon kube-scheduler "$bin/kube-scheduler" --config="$conf/scheduler.yaml" \
         --authentication-kubeconfig="$conf/scheduler.kubeconfig" \
