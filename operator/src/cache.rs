@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use futures_util::{Stream, StreamExt, TryStreamExt};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Event as CoreEvent, Node, Pod};
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::DynamicObject;
 use kube::runtime::watcher::{self, Event};
@@ -62,11 +63,21 @@ pub struct Cache {
     families: RwLock<HashMap<Key, Family>>,
     nodes: RwLock<HashMap<String, NodeSeen>>,
     gpu_memory: RwLock<BTreeMap<String, u64>>,
+    warnings: RwLock<HashMap<Subject, BTreeMap<String, Warning>>>,
     served: Vec<Kind>,
     /// Whether everything was listed once. Before that nobody takes changes, and all deployments are looked at afterwards anyway.
     live: AtomicBool,
     changes: mpsc::Sender<Key>,
 }
+
+/// What an event is about: namespace, kind and name.
+type Subject = (String, String, String);
+
+/// A warning among the cluster's events: when it was said last, and its words.
+type Warning = (Option<Timestamp>, String);
+
+/// The warnings that tell why pods are missing or do not start, by kind of their subject.
+const TELLING: [(&str, &[&str]); 2] = [("StatefulSet", &["FailedCreate"]), ("Pod", &["FailedMount", "FailedAttachVolume"])];
 
 /// Something that a watch delivers.
 trait Member: Clone + Send + 'static {
@@ -85,6 +96,7 @@ impl Cache {
             families: RwLock::default(),
             nodes: RwLock::default(),
             gpu_memory: RwLock::default(),
+            warnings: RwLock::default(),
             served,
             live: AtomicBool::new(false),
             changes,
@@ -174,6 +186,40 @@ impl Cache {
                 self.tell(key).await;
             }
         }
+    }
+
+    /// Follows the warnings among the cluster's events until the process ends. They are watched because the API server finds events
+    /// only by reading all of a namespace: asked for each deployment that starts, thousands of them would stop it.
+    pub async fn follow_warnings(self: Arc<Self>, events: impl Stream<Item = watcher::Result<Event<CoreEvent>>> + Send) {
+        let (mut events, mut relist) = (std::pin::pin!(events), Relist::default());
+        while let Some(event) = events.next().await {
+            let change = taken("Event", &mut relist, event, |event: &CoreEvent| Some((subject(event)?, event.name_any())));
+            let mut warnings = self.warnings.write().unwrap_or_else(PoisonError::into_inner);
+            match change {
+                Change::Nothing => {}
+                Change::Is((subject, name), event) => {
+                    let words = (event.last_timestamp.map(|time| time.0), event.message.unwrap_or_default());
+                    warnings.entry(subject).or_default().insert(name, words);
+                }
+                Change::Gone { gone, .. } => {
+                    for (subject, name) in gone {
+                        if let Some(known) = warnings.get_mut(&subject) {
+                            known.remove(&name);
+                            if known.is_empty() {
+                                warnings.remove(&subject);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The newest warning about an object in a deployment's namespace that tells why pods are missing or do not start.
+    pub fn warning(&self, key: &Key, kind: &str, name: &str) -> Option<String> {
+        let warnings = self.warnings.read().unwrap_or_else(PoisonError::into_inner);
+        let known = warnings.get(&(key.namespace.clone(), kind.to_owned(), name.to_owned()))?;
+        known.values().max_by_key(|(time, _)| *time).map(|(_, words)| words.clone())
     }
 
     async fn follow<M: Member>(
@@ -314,6 +360,14 @@ fn gpu_memory(node: &Node) -> Option<u64> {
     node.labels().get("nvidia.com/gpu.memory")?.parse().ok()
 }
 
+/// What a telling warning is about; none of other events.
+fn subject(event: &CoreEvent) -> Option<Subject> {
+    let about = &event.involved_object;
+    let (kind, reason) = (about.kind.as_deref()?, event.reason.as_deref()?);
+    let telling = TELLING.iter().any(|(known, reasons)| *known == kind && reasons.contains(&reason));
+    telling.then(|| Some((event.namespace()?, kind.to_owned(), about.name.clone()?)))?
+}
+
 /// What an event of a watch came to. One that broke comes to nothing: it lists anew.
 pub(crate) fn taken<T, P: Clone + Eq + Hash>(
     what: &str,
@@ -356,5 +410,41 @@ fn map_event<A, B>(event: Event<A>, map: impl Fn(A) -> B) -> Event<B> {
         Event::Init => Event::Init,
         Event::InitApply(object) => Event::InitApply(map(object)),
         Event::InitDone => Event::InitDone,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(name: &str, reason: &str, pod: &str, message: &str, second: i64) -> CoreEvent {
+        let time = Timestamp::from_second(second).unwrap();
+        serde_json::from_value(serde_json::json!({
+            "metadata": {"name": name, "namespace": "n"}, "reason": reason, "message": message, "lastTimestamp": time.to_string(),
+            "involvedObject": {"kind": "Pod", "name": pod, "namespace": "n"},
+        }))
+        .unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_newest_warning_that_tells_is_known() {
+        let cache = Arc::new(Cache::new(mpsc::channel(1).0, Vec::new()));
+        let key = Key { namespace: "n".into(), name: "d".into() };
+        let told = |cache: &Cache| cache.warning(&key, "Pod", "p");
+        let events = [
+            Event::Init,
+            Event::InitApply(event("b", "FailedMount", "p", "newer", 2)),
+            Event::InitApply(event("a", "FailedMount", "p", "older", 1)),
+            Event::InitApply(event("c", "Unhealthy", "p", "tells nothing", 3)),
+            Event::InitApply(event("d", "FailedMount", "q", "of another", 4)),
+            Event::InitDone,
+        ];
+        Arc::clone(&cache).follow_warnings(futures_util::stream::iter(events.map(Ok))).await;
+        assert_eq!(told(&cache).as_deref(), Some("newer"));
+        assert_eq!(cache.warning(&key, "StatefulSet", "p"), None);
+        let both = [Event::Delete(event("b", "FailedMount", "p", "", 2)), Event::Delete(event("a", "FailedMount", "p", "", 1))];
+        Arc::clone(&cache).follow_warnings(futures_util::stream::iter(both.map(Ok))).await;
+        assert_eq!(told(&cache), None);
+        assert_eq!(cache.warnings.read().unwrap().len(), 1, "what is gone takes no room");
     }
 }

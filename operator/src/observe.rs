@@ -1,12 +1,10 @@
-//! What is, of one deployment: cache, workers' words and the cluster's events -> [`Observed`]. Reads the API server only for
-//! events, and only of pods that do not start.
+//! What is, of one deployment: cache, workers' words and the cluster's events -> [`Observed`]. Asks the API server nothing.
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::Event;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, DynamicObject, ListParams};
-use kube::{Client, ResourceExt};
+use kube::ResourceExt;
+use kube::api::DynamicObject;
 use m1_operator_api::{MiniMaxM1Deployment, labels};
 use m1_operator_plan::render::{ROUTER, WORKER};
 use m1_operator_plan::{ContainerSeen, GroupSeen, Kind, Observed, PlacementSeen, PodSeen, Revision, RouterSeen};
@@ -17,7 +15,7 @@ use crate::reconcile::Context;
 use crate::seen;
 use crate::workers::Workers;
 
-/// A pod that is younger than this is not asked why it does not start.
+/// Of a pod that is younger than this, events say nothing that would last.
 const PATIENCE_SECONDS: i64 = 3;
 
 /// Everything about one deployment, and whether something is waited for whose end no watch tells.
@@ -29,13 +27,12 @@ pub struct Look {
 }
 
 /// Looks at a deployment.
-pub async fn look(context: &Context, deployment: &MiniMaxM1Deployment, key: &Key) -> Look {
-    let Context { client, cache, workers, .. } = context;
+pub fn look(cache: &Cache, workers: &Workers, deployment: &MiniMaxM1Deployment, key: &Key) -> Look {
     let now = Timestamp::now();
     let family = cache.family(key);
     let uid = deployment.uid().unwrap_or_default();
     let mut groups = groups(&family, workers, cache, (key, &uid), now);
-    let waits = explain(client, key, &mut groups, now).await;
+    let waits = explain(cache, key, &mut groups, now);
     let resumed = deployment.annotations().get(labels::RESUMED_AT).and_then(|time| time.parse().ok());
     let observed = Observed {
         generation: deployment.metadata.generation.unwrap_or_default(),
@@ -148,22 +145,22 @@ fn router_trouble(pod: &k8s_openapi::api::core::v1::Pod) -> Option<String> {
     Some(format!("pod {name}: {reason}: {}", waiting.message.clone().unwrap_or_default()))
 }
 
-/// Asks the cluster's events why pods are missing or do not start. True where one is waited for.
-async fn explain(client: &Client, key: &Key, groups: &mut [GroupSeen], now: Timestamp) -> bool {
+/// Looks in the cluster's events why pods are missing or do not start. True where one is waited for.
+fn explain(cache: &Cache, key: &Key, groups: &mut [GroupSeen], now: Timestamp) -> bool {
     let mut waits = false;
     for group in groups.iter_mut().filter(|group| !group.deleting && !group.is_ready()) {
         let missing = (group.pods.len() as u32) < group.replicas;
         if missing {
             waits = true;
             if age(Some(group.created), now) >= PATIENCE_SECONDS {
-                group.refusal = warning(client, key, "StatefulSet", &group.name, &["FailedCreate"]).await;
+                group.refusal = cache.warning(key, "StatefulSet", &group.name);
             }
         }
         // The pods of a group share their volumes: one tells for all.
         if let Some(pod) = group.pods.iter_mut().find(|pod| waits_for_volumes(pod)) {
             waits = true;
             if age(pod.created, now) >= PATIENCE_SECONDS {
-                pod.volumes = warning(client, key, "Pod", &pod.name, &["FailedMount", "FailedAttachVolume"]).await;
+                pod.volumes = cache.warning(key, "Pod", &pod.name);
             }
         }
     }
@@ -181,21 +178,4 @@ fn waits_for_volumes(pod: &PodSeen) -> bool {
 
 fn age(since: Option<Timestamp>, now: Timestamp) -> i64 {
     since.map_or(0, |since| now.duration_since(since).as_secs())
-}
-
-/// The newest warning about an object with one of the reasons.
-async fn warning(client: &Client, key: &Key, kind: &str, name: &str, reasons: &[&str]) -> Option<String> {
-    let api: Api<Event> = Api::namespaced(client.clone(), &key.namespace);
-    let fields = format!("involvedObject.kind={kind},involvedObject.name={name},type=Warning");
-    let events = api.list(&ListParams::default().fields(&fields)).await;
-    let events = match events {
-        Ok(events) => events.items,
-        Err(error) => {
-            tracing::debug!(%error, name, "events cannot be read");
-            return None;
-        }
-    };
-    let wanted = events.into_iter().filter(|event| event.reason.as_deref().is_some_and(|reason| reasons.contains(&reason)));
-    let newest = wanted.max_by_key(|event| event.last_timestamp.as_ref().map(|time| time.0))?;
-    newest.message
 }

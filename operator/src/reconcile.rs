@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
 use kube::runtime::controller::Action;
-use kube::runtime::events::Recorder;
 use kube::{Client, ResourceExt};
 use m1_operator_api::{MiniMaxM1Deployment, labels};
 use m1_operator_plan::render::{Scene, placement_object};
@@ -19,11 +18,12 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::observe;
-use crate::report::{self, Worth};
+use crate::report::{self, Teller, Worth};
 use crate::settle::{Settled, settle};
 use crate::workers::Workers;
 
-/// Where pods wait for volumes or are refused, their events are looked at again after this: no watch tells of their end.
+/// Where pods wait for volumes or are refused, they are looked at again after this: an event says of which pod it is, not of which
+/// deployment.
 const EVENTS: Duration = Duration::from_secs(5);
 /// Everything is looked at again after this, though every change is watched.
 const IDLE: Duration = Duration::from_secs(600);
@@ -43,7 +43,7 @@ pub struct Context {
     /// The certificates of members.
     pub certificates: Certificates,
     /// Events.
-    pub recorder: Recorder,
+    pub teller: Teller,
     /// The handles.
     pub metrics: Metrics,
     /// How often leadership had changed when this process began to lead.
@@ -92,7 +92,7 @@ async fn step(deployment: &MiniMaxM1Deployment, context: &Context) -> Result<Act
         // Everything has an owner reference: the cluster's garbage collection ends it.
         return Ok(Action::await_change());
     }
-    let mut look = observe::look(context, deployment, &key).await;
+    let mut look = observe::look(&context.cache, &context.workers, deployment, &key);
     let hand = Hand { client: &context.client, cache: &context.cache, key: &key, uid: &uid };
     let settled = settle(deployment, &context.config.images, context.cache.gpu_memory());
     let settled = match settled {
@@ -183,9 +183,9 @@ async fn say(
     let before = deployment.status.as_ref().map_or(&[][..], |status| &status.conditions);
     let shown = failed.map(|error| write_refused(&decision.status, before, &error.to_string(), Timestamp::now()));
     let status = shown.as_ref().unwrap_or(&decision.status);
-    report::tell(&context.recorder, deployment, deeds, status).await;
+    report::tell(&context.teller, deployment, deeds, status);
     if let Some(error) = failed {
-        report::tell_failure(&context.recorder, deployment, error).await;
+        report::tell_failure(&context.teller, deployment, error);
     }
     match report::worth(deployment.status.as_ref(), status) {
         Worth::Nothing => {}

@@ -10,9 +10,42 @@ use m1_operator_api::{ConditionStatus, ConditionType, DeploymentStatus, MiniMaxM
 use m1_operator_plan::condition;
 use serde_json::json;
 
+use k8s_openapi::api::core::v1::ObjectReference;
+use tokio::sync::mpsc;
+
 use crate::apply::Deed;
 use crate::cache::Key;
 use crate::error::Error;
+
+/// Events that wait to be written. One too many is dropped: they are for people to read, and must hold up nothing that is done.
+const WAITING: usize = 8192;
+
+/// Events on their way to the API server. Nobody waits for them: a look that writes a dozen would take a dozen calls longer.
+#[derive(Clone, Debug)]
+pub struct Teller {
+    events: mpsc::Sender<(Event, ObjectReference)>,
+}
+
+impl Teller {
+    /// With what writes its events, one after the other, until the teller is dropped.
+    pub fn new(recorder: Recorder) -> (Self, impl Future<Output = ()>) {
+        let (events, mut waiting) = mpsc::channel::<(Event, ObjectReference)>(WAITING);
+        let write = async move {
+            while let Some((event, reference)) = waiting.recv().await {
+                if let Err(error) = recorder.publish(&event, &reference).await {
+                    tracing::debug!(%error, "an event was not written");
+                }
+            }
+        };
+        (Self { events }, write)
+    }
+
+    fn publish(&self, event: Event, deployment: &MiniMaxM1Deployment) {
+        if self.events.try_send((event, deployment.object_ref(&()))).is_err() {
+            tracing::debug!("an event was dropped: too many wait");
+        }
+    }
+}
 
 /// Between two statuses that differ only in how far the weights are.
 pub const PROGRESS: Duration = Duration::from_secs(10);
@@ -60,24 +93,32 @@ pub async fn write(client: &Client, key: &Key, status: &DeploymentStatus) -> Res
 }
 
 /// Tells what was done, and which conditions turned.
-pub async fn tell(recorder: &Recorder, deployment: &MiniMaxM1Deployment, deeds: &[Deed], status: &DeploymentStatus) {
-    let done = deeds.iter().map(|deed| event(deed.reason, &deed.message, deed.warning, "Apply"));
-    for event in done.chain(turned(deployment.status.as_ref(), status)) {
-        if let Err(error) = recorder.publish(&event, &deployment.object_ref(&())).await {
-            tracing::debug!(%error, "an event was not written");
-        }
+pub fn tell(teller: &Teller, deployment: &MiniMaxM1Deployment, deeds: &[Deed], status: &DeploymentStatus) {
+    for event in done(deeds).into_iter().chain(turned(deployment.status.as_ref(), status)) {
+        teller.publish(event, deployment);
     }
 }
 
 /// Tells that something could not be done. Repetitions are counted, not repeated.
-pub async fn tell_failure(recorder: &Recorder, deployment: &MiniMaxM1Deployment, error: &Error) {
-    if error.is_conflict() {
-        return;
+pub fn tell_failure(teller: &Teller, deployment: &MiniMaxM1Deployment, error: &Error) {
+    if !error.is_conflict() {
+        teller.publish(event(error.reason(), &error.to_string(), true, "Apply"), deployment);
     }
-    let event = event(error.reason(), &error.to_string(), true, "Apply");
-    if let Err(error) = recorder.publish(&event, &deployment.object_ref(&())).await {
-        tracing::debug!(%error, "an event was not written");
+}
+
+/// One event for all deeds of a kind: Kubernetes counts events of the same reason, and keeps the words of the first only.
+fn done(deeds: &[Deed]) -> Vec<Event> {
+    let mut events: Vec<Event> = Vec::new();
+    for deed in deeds {
+        match events.iter_mut().find(|event| event.reason == deed.reason) {
+            Some(known) => {
+                let note = format!("{}; {}", known.note.take().unwrap_or_default(), deed.message);
+                *known = event(deed.reason, &note, deed.warning, "Apply");
+            }
+            None => events.push(event(deed.reason, &deed.message, deed.warning, "Apply")),
+        }
     }
+    events
 }
 
 /// Conditions whose status or reason is another than before.
@@ -113,5 +154,18 @@ fn event(reason: &str, note: &str, warning: bool, action: &str) -> Event {
         note: Some(note),
         action: action.to_owned(),
         secondary: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deeds_of_a_kind_are_one_event() {
+        let deed = |reason, message: &str| Deed { reason, message: message.to_owned(), warning: false };
+        let events = done(&[deed("Created", "created A"), deed("Deleted", "deleted B"), deed("Created", "created C")]);
+        let said: Vec<_> = events.iter().map(|event| (event.reason.as_str(), event.note.as_deref().unwrap_or_default())).collect();
+        assert_eq!(said, [("Created", "created A; created C"), ("Deleted", "deleted B")]);
     }
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Context as _;
 use futures_util::{FutureExt, StreamExt};
 use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::client::ClientBuilder;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::Event;
@@ -26,6 +27,7 @@ use crate::leader::Leadership;
 use crate::metrics::Metrics;
 use crate::reconcile::{Context, reconcile, retry, selector, served_kinds};
 use crate::relist::{Change, Relist};
+use crate::report::Teller;
 use crate::workers::Workers;
 
 /// Changes that wait for the queue; watches pause when it is full.
@@ -73,7 +75,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let health = Arc::new(Health { started: AtomicBool::new(false), metrics: metrics.clone() });
     let ended = CancellationToken::new();
     let server = tokio::spawn(admin.serve(health.clone(), ended.clone().cancelled_owned()));
-    let client = Client::try_default().await.context("no cluster: neither a kubeconfig nor a service account")?;
+    let cluster = kube::Config::infer().await.context("no cluster: neither a kubeconfig nor a service account")?;
+    let client = ClientBuilder::try_from(cluster).context("no client for the cluster")?;
+    let client = client.with_layer(&metrics.count_requests()).build();
     let version = client.apiserver_version().await.context("the API server does not answer")?;
     tracing::info!(version = version.git_version, "the API server answers");
     health.started.store(true, Ordering::Relaxed);
@@ -137,13 +141,15 @@ async fn act(config: &Config, client: Client, metrics: &Metrics, lease_transitio
         started = start => started,
     };
     let reporter = Reporter { controller: labels::MANAGER.to_owned(), instance: Some(config.identity.clone()) };
+    let (teller, tell) = Teller::new(Recorder::new(client.clone(), reporter));
+    tasks.spawn(tell);
     let context = Arc::new(Context {
-        client: client.clone(),
+        client,
         config: config.clone(),
         cache: Arc::clone(&cache),
         workers: Arc::clone(&workers),
         certificates: Certificates::default(),
-        recorder: Recorder::new(client, reporter),
+        teller,
         metrics: metrics.clone(),
         lease_transitions,
         notes: std::sync::Mutex::default(),
@@ -217,6 +223,10 @@ async fn watch_all(
         }
         let pods = watcher(cluster::typed_in::<Pod>(client, *namespace), ours.clone()).default_backoff();
         tasks.spawn(Arc::clone(cache).follow_pods(pods, listed()));
+        // Nobody waits for these: they explain, and decide nothing.
+        let warnings = watcher::Config::default().fields("type=Warning");
+        let warnings = watcher(cluster::typed_in(client, *namespace), warnings).default_backoff();
+        tasks.spawn(Arc::clone(cache).follow_warnings(warnings));
     }
     let nodes: Api<Node> = Api::all(client.clone());
     let nodes = watcher(nodes, watcher::Config::default()).default_backoff();

@@ -1,221 +1,211 @@
-"""What the operator costs with many deployments: pods that only seem to run (KWOK), everything else real. Prints a table.
+"""What a controller costs with many deployments: pods that only seem to run (KWOK), everything else real.
 
-Started by scripts/scale.sh, which makes the cluster. The operator runs as a process of this machine, so that its memory is its own
-and it can be killed. With --lws the same number of groups of the same size is made by LeaderWorkerSet's controller in the same run.
+Started by scripts/scale.sh, which makes a cluster for each of the two: ours, and LeaderWorkerSet's. Both go through the same steps:
+
+    scale.py run ours|lws --deployments N --pods N --out FILE
+    scale.py table FILE...
 """
 
 import argparse
 import json
 import os
-import re
-import signal
-import subprocess
+import statistics
 import sys
-import threading
 import time
-import urllib.request
 
-REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-sys.path.insert(0, os.path.join(REPOSITORY, "tests/e2e"))
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../e2e"))
 
 import kube  # noqa: E402
+from api import NAMESPACE, Api, Watch, until  # noqa: E402
+from sides import Lws, Ours, memory, processes, processor, quantile  # noqa: E402
+from table import table  # noqa: E402
 
-ADMIN = "127.0.0.1:18080"
-NAMESPACE = "scale"
-KWOK = {"key": "kwok.x-k8s.io/node", "operator": "Exists", "effect": "NoSchedule"}
+REST = 30
 
 
-class Operator:
-    """The operator as a process, with its memory watched."""
+class Run:
+    """One controller, step by step."""
 
-    def __init__(self, program):
-        self.log = open("/tmp/m1-scale-operator.log", "a", encoding="utf-8")
-        self.process = subprocess.Popen([program, "--admin", ADMIN, "--namespace", "default"], stderr=self.log, env={**os.environ, "RUST_LOG": "warn"})
-        self.peak = 0
-        threading.Thread(target=self._watch, daemon=True).start()
+    def __init__(self, args):
+        self.args, self.api, self.found = args, Api(), {}
+        kube.run("kubectl", "create", "namespace", NAMESPACE)
+        self.side = (Ours if args.side == "ours" else Lws)(self.api, args)
+        self.pods = Watch(self.api, f"/api/v1/namespaces/{NAMESPACE}/pods", self.side.workers)
+        self.sets = Watch(self.api, f"/apis/apps/v1/namespaces/{NAMESPACE}/statefulsets", self.side.sets)
+        self.path = f"/apis/{self.side.group}/namespaces/{NAMESPACE}/{self.side.plural}"
+        self.count = 0
 
-    def _watch(self):
-        while self.process.poll() is None:
-            self.peak = max(self.peak, self.memory())
+    def make(self, name):
+        return "POST", self.path, self.side.object(name, self.args.pods)
+
+    def wait(self, groups, seen, since=0.0, timeout=1800):
+        """Until every group has all its pods, made or ready since a moment. Returns when the last was seen."""
+        wanted, end = self.args.pods, time.monotonic() + timeout
+        while True:
+            times = {}
+            for name, when in list(seen.items()):
+                if when >= since:
+                    times.setdefault("-".join(name.split("-")[:2]), []).append(when)
+            left = [group for group in groups if len(times.get(group, ())) < wanted]
+            if not left:
+                return max(max(times[group]) for group in groups)
+            if time.monotonic() > end:
+                raise SystemExit(f"scale: {len(left)} of {len(groups)} groups lack pods after {timeout} s, {len(seen)} pods are there")
+            # What was seen has its time already: a slow look is as exact as a fast one.
+            time.sleep(0.02 if len(groups) == 1 else 0.5)
+
+    def page(self):
+        return until(self.side.page, "metrics", 60)
+
+    def calls(self, before, after):
+        name, label = self.side.requests
+        first, last = before.by(name, label), after.by(name, label)
+        return {method: int(count - first.get(method, 0)) for method, count in last.items() if count > first.get(method, 0)}
+
+    def quiet(self, seconds=5, timeout=600):
+        """Until nothing but the lease is written for a while. Returns the moment of the last write."""
+        page, since, end = self.page(), time.monotonic(), time.monotonic() + timeout
+        while time.monotonic() - since < seconds:
             time.sleep(0.5)
+            now = self.page()
+            calls = self.calls(page, now)
+            # A lease is renewed with PUT every two or three seconds.
+            if any(calls.get(method) for method in ("POST", "PATCH", "DELETE")) or calls.get("PUT", 0) > 4:
+                page, since = now, time.monotonic()
+            if time.monotonic() > end:
+                raise SystemExit(f"scale: it writes without an end: {calls}")
+        return since
 
-    def memory(self):
-        """Resident bytes."""
-        return resident(self.process.pid)
+    def cost(self, before, after, cpu):
+        """What happened between two readings."""
+        buckets = before.buckets(self.side.durations), after.buckets(self.side.durations)
+        return {
+            "seconds": after.at - before.at,
+            "cpu": processor(self.side.pid) - cpu,
+            "reconciles": int(self.side.reconciles(after) - self.side.reconciles(before)),
+            "p50": quantile(*buckets, 0.5),
+            "p99": quantile(*buckets, 0.99),
+            "calls": self.calls(before, after),
+            "load": os.getloadavg()[0],
+        }
 
-    def metrics(self):
-        with urllib.request.urlopen(f"http://{ADMIN}/metrics", timeout=5) as answer:
-            return answer.read().decode()
+    def single(self, name):
+        """One object, from before its POST: seconds until the API server has it, a StatefulSet is there, all pods are, all are Ready."""
+        began = time.monotonic()
+        self.api.call(*self.make(name))
+        taken = time.monotonic()
+        made = self.wait([name], self.pods.made)
+        ready = self.wait([name], self.pods.ready)
+        first = min(when for set_, when in list(self.sets.made.items()) if set_.startswith(f"{name}-") or set_ == name)
+        self.count += 1
+        return {"taken": taken - began, "set": first - began, "pods": made - began, "ready": ready - began}
 
-    def value(self, name):
-        return sum(float(v) for v in re.findall(rf"^{name}(?:{{[^}}]*}})? ([0-9.e+]+)$", self.metrics(), re.M))
+    def singles(self, word, count):
+        runs = []
+        for number in range(count):
+            runs.append(self.single(f"{word}-{number}"))
+            time.sleep(1)
+        return {step: {"median": statistics.median(run[step] for run in runs), "worst": max(run[step] for run in runs)} for step in runs[0]}
 
-    def kill(self):
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
+    def bulk(self):
+        names = [f"many-{number}" for number in range(self.args.deployments)]
+        before, cpu, others = self.page(), processor(self.side.pid), control_plane()
+        began = time.monotonic()
+        taken = self.api.each([self.make(name) for name in names])
+        made = self.wait(names, self.pods.made)
+        ready = self.wait(names, self.pods.ready)
+        last = self.quiet()
+        self.count += len(names)
+        cost = self.cost(before, self.page(), cpu)
+        others = {name: now - others.get(name, 0) for name, now in control_plane().items()}
+        return {**cost, "taken": taken, "made": made - began, "ready": ready - began, "last_write": last - began, "others": others}
 
-    def stop(self):
-        self.process.terminate()
-        self.process.wait(timeout=30)
+    def rest(self):
+        before, cpu = self.page(), processor(self.side.pid)
+        time.sleep(REST)
+        return self.cost(before, self.page(), cpu)
 
+    def touch(self):
+        """Annotates every object, which changes nothing: whatever is written now is written needlessly."""
+        before, cpu = self.page(), processor(self.side.pid)
+        patch = {"metadata": {"annotations": {"example.test/touched": "1"}}}
+        names = [f"many-{number}" for number in range(self.args.deployments)]
+        self.api.each([("PATCH", f"{self.path}/{name}", patch, "application/merge-patch+json") for name in names])
+        wanted = self.side.reconciles(before) + len(names)
+        until(lambda: self.side.reconciles(self.page()) >= wanted, "a look at each after a touch", 300, pause=0.5)
+        time.sleep(REST)
+        return self.cost(before, self.page(), cpu)
 
-def resident(pid):
-    try:
-        with open(f"/proc/{pid}/status", encoding="utf-8") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmRSS"))
-    except (OSError, StopIteration):
-        return 0
+    def restart(self):
+        """Kills the controller, deletes some StatefulSets while it is dead, and waits for the pods of new ones."""
+        lost = [f"many-{number}" for number in range(min(10, self.args.deployments))]
+        sets = [name for name in self.sets.made if any(name == group or name.startswith(f"{group}-") for group in lost)]
+        # Of LeaderWorkerSet's two, the workers' belongs to the leader's pod and goes with it.
+        sets = [name for name in sets if self.side.name == "ours" or name in lost]
+        self.side.kill()
+        killed = time.monotonic()
+        for name in sets:
+            self.api.call("DELETE", f"/apis/apps/v1/namespaces/{NAMESPACE}/statefulsets/{name}?propagationPolicy=Background")
+        self.side.again()
+        until(lambda: self.side.looked_at_all(self.page(), self.count), "a look at each after a restart", 600, pause=0.2)
+        looked = time.monotonic()
+        whole = self.wait(lost, self.pods.ready, since=killed, timeout=600)
+        self.quiet()
+        after = self.page()
+        nothing = type(after)("", 0)
+        found = {**self.cost(nothing, after, 0), "looked_at_all": looked - killed, "whole_again": whole - killed, "lost": len(lost)}
+        return {**found, "memory": memory(self.side.pid)}
 
+    def step(self, name, result):
+        self.found[name] = result
+        print(f"scale: {self.side.name}: {name}: {json.dumps(result)}", file=sys.stderr, flush=True)
+        with open(self.args.out, "w", encoding="utf-8") as file:
+            json.dump({"side": self.side.name, "deployments": self.args.deployments, "pods": self.args.pods, "found": self.found}, file)
 
-def quantile(text, name, q):
-    """The smallest bucket's bound that holds the quantile, as Prometheus would begin from."""
-    buckets = [(float(b), float(c)) for b, c in re.findall(rf'^{name}_bucket{{le="([^"]+)"}} ([0-9.e+]+)$', text, re.M) if b != "+Inf"]
-    total = float(re.search(rf"^{name}_count ([0-9.e+]+)$", text, re.M).group(1))
-    return next((bound for bound, count in buckets if count >= q * total), float("inf"))
-
-
-def deployment(number, pods):
-    with open(os.path.join(REPOSITORY, "demo/m1-demo/config.json"), encoding="utf-8") as file:
-        config = json.load(file)
-    return {
-        "apiVersion": "serving.minimax-m1.dev/v1alpha1",
-        "kind": "MiniMaxM1Deployment",
-        "metadata": {"name": f"m1-{number}", "namespace": NAMESPACE},
-        "spec": {
-            "model": {"source": {"hostPath": {"path": "/m"}}, "config": config, "maxContextTokens": 2048},
-            "parallelism": {"expert": pods},
-            "worker": {"tolerations": [KWOK], "nodeSelector": {"type": "kwok"}, "resources": {"requests": {"cpu": "10m", "memory": "10Mi"}}},
-        },
-    }
-
-
-def lws(number, pods):
-    container = {"name": "worker", "image": "x.test/x:1", "resources": {"requests": {"cpu": "10m"}}}
-    pod = {"spec": {"containers": [container], "tolerations": [KWOK], "nodeSelector": {"type": "kwok"}}}
-    return {
-        "apiVersion": "leaderworkerset.x-k8s.io/v1",
-        "kind": "LeaderWorkerSet",
-        "metadata": {"name": f"lws-{number}", "namespace": NAMESPACE},
-        "spec": {"replicas": 1, "leaderWorkerTemplate": {"size": pods, "workerTemplate": pod}},
-    }
-
-
-def count(selector):
-    """Pods by phase; only their names travel."""
-    path = f"/api/v1/namespaces/{NAMESPACE}/pods?limit=1&labelSelector={selector}"
-    page = json.loads(kube.run("kubectl", "get", "--raw", path))
-    return len(page["items"]) + page["metadata"].get("remainingItemCount", 0)
-
-
-def make(objects):
-    """Creates objects in lists of a hundred, as fast as the API server takes them."""
-    began = time.monotonic()
-    for start in range(0, len(objects), 100):
-        text = "\n---\n".join(json.dumps(o) for o in objects[start : start + 100])
-        kube.run("kubectl", "create", "-f", "-", input=text, timeout=600)
-    return time.monotonic() - began
-
-
-def until(look, what, timeout):
-    end = time.monotonic() + timeout
-    while not look():
-        if time.monotonic() > end:
-            raise SystemExit(f"scale: {what}: not within {timeout} s")
-        time.sleep(0.5)
-
-
-def settled(operator):
-    """Waits until five seconds pass without a write; returns when the last one was."""
-    last, since = operator.value("m1_operator_writes_total"), time.monotonic()
-    while time.monotonic() - since < 5:
-        time.sleep(0.5)
-        now = operator.value("m1_operator_writes_total")
-        if now != last:
-            last, since = now, time.monotonic()
-    return since
-
-
-def mib(size):
-    return f"{size / 2**20:.0f} MiB"
-
-
-def ours(args, rows):
-    operator = Operator(args.operator)
-    until(lambda: operator.process.poll() is None and reachable(operator), "the operator's admin port", 60)
-    kube.run("kubectl", "create", "namespace", NAMESPACE)
-    time.sleep(1)
-    began = time.monotonic()
-    kube.apply(deployment(0, args.pods), namespace=NAMESPACE)
-    applied = time.monotonic()
-    until(lambda: count("app.kubernetes.io/component=worker") == args.pods, "pods of one deployment", 60)
-    rows.append(("one deployment: apply until its pods are there", f"{time.monotonic() - applied:.2f} s", f"kubectl itself took {applied - began:.2f} s"))
-    settled(operator)
-    rows.append(("memory with 1 deployment", mib(operator.memory()), ""))
-    made = make([deployment(n, args.pods) for n in range(1, args.deployments)])
-    started = time.monotonic() - made
-    until(lambda: count("app.kubernetes.io/component=worker") >= args.deployments * args.pods, "all pods", 3600)
-    rows.append((f"{args.deployments} deployments: all {args.deployments * args.pods} worker pods made", f"{time.monotonic() - started:.0f} s", f"creating the objects took {made:.0f} s"))
-    end = settled(operator)
-    rows.append(("until the last write", f"{end - started:.0f} s", ""))
-    text = operator.metrics()
-    name = "m1_operator_reconcile_duration_seconds"
-    reconciles = operator.value("m1_operator_reconciles_total")
-    rows.append(("reconciles; p50, p99 at most", f"{reconciles:.0f}; {quantile(text, name, 0.5) * 1000:.0f} ms, {quantile(text, name, 0.99) * 1000:.0f} ms", "calls to the API server included"))
-    rows.append(("writes per deployment", f"{operator.value('m1_operator_writes_total') / args.deployments:.1f}", "objects created; status not counted"))
-    rows.append((f"memory with {args.deployments} deployments; peak", f"{mib(operator.memory())}; {mib(operator.peak)}", ""))
-    before = operator.value("m1_operator_writes_total"), operator.value("m1_operator_reconciles_total")
-    kube.run("kubectl", "annotate", "m1d", "--all", "-n", NAMESPACE, "example.test/touched=1", timeout=900)
-    settled(operator)
-    after = operator.value("m1_operator_writes_total"), operator.value("m1_operator_reconciles_total")
-    rows.append(("touching every deployment", f"{after[1] - before[1]:.0f} reconciles, {after[0] - before[0]:.0f} writes", "nothing changed, so nothing is written"))
-    operator.kill()
-    began = time.monotonic()
-    operator = Operator(args.operator)
-    until(lambda: reachable(operator) and operator.value("m1_operator_reconciles_total") >= args.deployments, "every deployment after a restart", 600)
-    rows.append(("operator killed: until every deployment was looked at again", f"{time.monotonic() - began:.0f} s", "15 s of it the lease of the dead one"))
-    settled(operator)
-    rows.append(("writes after the restart; memory", f"{operator.value('m1_operator_writes_total'):.0f}; {mib(operator.memory())}", ""))
-    text = operator.metrics()
-    rows.append(("reconciles after the restart: p99 at most", f"{quantile(text, name, 0.99) * 1000:.0f} ms", "nothing to write"))
-    operator.stop()
+    def all(self):
+        try:
+            self.step("load_before", os.getloadavg())
+            self.single("first-0")
+            self.quiet()
+            self.step("memory_one", memory(self.side.pid))
+            self.step("singles", self.singles("one", self.args.singles))
+            self.step("bulk", self.bulk())
+            self.step("memory_many", memory(self.side.pid))
+            self.step("rest", self.rest())
+            self.step("touch", self.touch())
+            self.step("singles_many", self.singles("more", self.args.singles))
+            self.step("restart", self.restart())
+        finally:
+            self.side.stop()
 
 
-def reachable(operator):
-    try:
-        return bool(operator.metrics())
-    except OSError:
-        return False
-
-
-def theirs(args, rows):
-    """LeaderWorkerSet's controller: groups of the same size. Its process is found by name; its pod runs on a real node."""
-    kube.run("kubectl", "create", "namespace", NAMESPACE, check=False)
-    pid = int(kube.run("pgrep", "-f", args.lws_process).split()[0])
-    began = time.monotonic()
-    made = make([lws(n, args.pods) for n in range(args.deployments)])
-    selector = "leaderworkerset.sigs.k8s.io/name"
-    until(lambda: count(selector) >= args.deployments * args.pods, "all pods of LeaderWorkerSets", 3600)
-    rows.append((f"LeaderWorkerSet: {args.deployments} sets of {args.pods}: all pods made", f"{time.monotonic() - began:.0f} s", f"creating the objects took {made:.0f} s"))
-    rows.append(("LeaderWorkerSet's controller: memory", mib(resident(pid)), ""))
+def control_plane():
+    """Seconds of CPU of what runs beside the controller, by program."""
+    names = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok")
+    found = {}
+    for pid, line in processes():
+        program = os.path.basename(line.split(" ")[0])
+        if program in names and os.environ["M1_CLUSTER_DIR"] + "/" in line:
+            found[program] = processor(pid)
+    return found
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--deployments", type=int, default=1000)
-    parser.add_argument("--pods", type=int, default=10, help="worker pods of a deployment")
-    parser.add_argument("--operator", default=os.path.join(REPOSITORY, "target/release/m1-operator"))
-    parser.add_argument("--lws-process", help="part of the command line of LeaderWorkerSet's controller; without it only ours is measured")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run")
+    run.add_argument("side", choices=["ours", "lws"])
+    run.add_argument("--deployments", type=int, default=1000)
+    run.add_argument("--pods", type=int, default=10, help="worker pods of a deployment")
+    run.add_argument("--singles", type=int, default=20, help="deployments applied one by one, before and after the many")
+    run.add_argument("--operator", default=os.path.join(kube.REPOSITORY, "target/release/m1-operator"))
+    run.add_argument("--out", required=True)
+    show = commands.add_parser("table")
+    show.add_argument("files", nargs="+")
     args = parser.parse_args()
-    rows = []
-    try:
-        ours(args, rows)
-        if args.lws_process:
-            kube.run("kubectl", "delete", "namespace", NAMESPACE, "--timeout=1800s", timeout=1900)
-            theirs(args, rows)
-    finally:
-        print("\n| what | measured | remark |\n|---|---|---|")
-        for row in rows:
-            print("| " + " | ".join(row) + " |")
+    if args.command == "table":
+        return print(table(args.files))
+    return Run(args).all()
 
 
 main()

@@ -43,7 +43,7 @@
 # observe: why a pod that does not start does not
 - apiGroups: [""]
   resources: [events]
-  verbs: [list]
+  verbs: [list, watch]
 # report: events
 - apiGroups: [events.k8s.io]
   resources: [events]

@@ -63,7 +63,12 @@ pub const RULES: &[Rule] = &[
         verbs: &["get", "list", "watch", "delete"],
         reason: "cache: what pods do; apply: pods on nodes that are gone are deleted by force",
     },
-    Rule { group: "", resources: &["events"], verbs: &["list"], reason: "observe: why a pod that does not start does not" },
+    Rule {
+        group: "",
+        resources: &["events"],
+        verbs: &["list", "watch"],
+        reason: "observe: why a pod that does not start does not",
+    },
     Rule { group: "events.k8s.io", resources: &["events"], verbs: &["create", "patch"], reason: "report: events" },
     Rule { group: "scheduling.x-k8s.io", resources: &["podgroups"], verbs: OWN, reason: "apply: scheduling.gang: Coscheduling" },
     Rule { group: "scheduling.volcano.sh", resources: &["podgroups"], verbs: OWN, reason: "apply: scheduling.gang: Volcano" },
