@@ -85,7 +85,7 @@ class Watch:
     """When objects with a label were first seen, and when they were Ready; what is deleted is forgotten."""
 
     def __init__(self, api, path, selector):
-        self.api, self.made, self.ready, self.gone = api, {}, {}, {}
+        self.api, self.made, self.ready = api, {}, {}
         query = urllib.parse.urlencode({"watch": 1, "labelSelector": selector, "includeObject": "None", "timeoutSeconds": 7200})
         self.path = f"{path}?{query}"
         threading.Thread(target=self._follow, daemon=True).start()
@@ -108,7 +108,6 @@ class Watch:
             name, ready = row["cells"][0], row["cells"][1]
             if event["type"] == "DELETED":
                 self.made.pop(name, None), self.ready.pop(name, None)
-                self.gone[name] = now
                 continue
             self.made.setdefault(name, now)
             have, wanted = ready.split("/")

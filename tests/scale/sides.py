@@ -83,7 +83,7 @@ class Ours:
         self.start()
 
     def start(self):
-        environment = {**os.environ, "KUBECONFIG": self.kubeconfig, "RUST_LOG": os.environ.get("RUST_LOG", "warn")}
+        environment = {**os.environ, "KUBECONFIG": self.kubeconfig, "RUST_LOG": "warn"}
         command = [self.program, "--admin", ADMIN, "--namespace", "default"]
         self.process = subprocess.Popen(command, stderr=self.log, stdout=self.log, env=environment)
         self.pid = self.process.pid
