@@ -63,13 +63,11 @@ impl Hand<'_> {
         for write in &decision.placements {
             deeds.extend(self.place(&family, write, object(write)).await?);
         }
-        // A binding is refused before its role is there; nothing else has an order.
-        let (bindings, others): (Vec<&Object>, Vec<&Object>) =
-            decision.apply.iter().partition(|object| object.kind == Kind::RoleBinding);
         // What is refused stops nothing else: old things go and lost pods are replaced all the same.
         let mut failed = None;
-        for objects in [others, bindings] {
-            for written in join_all(objects.into_iter().map(|object| self.apply(&family, object))).await {
+        for stage in Stage::ALL {
+            let objects = decision.apply.iter().filter(|object| Stage::of(object.kind) == stage);
+            for written in join_all(objects.map(|object| self.apply(&family, object))).await {
                 match written {
                     Ok(deed) => deeds.extend(deed),
                     Err(error) => failed = failed.or(Some(error)),
@@ -232,6 +230,32 @@ impl Hand<'_> {
             self.cache.deleted(self.key, kind, name);
         }
         Ok(())
+    }
+}
+
+/// What is written together. The way to the pods comes first, because weights take longest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Without these a pod is refused, and tried again only after a pause; or a scheduler would place it alone.
+    Wanted,
+    /// The pods.
+    Pods,
+    /// What has no order.
+    Others,
+    /// A binding is refused before its role is there.
+    Bindings,
+}
+
+impl Stage {
+    const ALL: [Self; 4] = [Self::Wanted, Self::Pods, Self::Others, Self::Bindings];
+
+    fn of(kind: Kind) -> Self {
+        match kind {
+            Kind::ServiceAccount | Kind::PodGroup | Kind::VolcanoPodGroup => Self::Wanted,
+            Kind::StatefulSet => Self::Pods,
+            Kind::RoleBinding => Self::Bindings,
+            _ => Self::Others,
+        }
     }
 }
 

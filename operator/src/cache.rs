@@ -1,5 +1,6 @@
 //! What the operator knows of the cluster: the objects it writes and their pods, by deployment, and the nodes. Fed by watches
-//! that list again whenever a stream breaks; every change names the deployments to look at.
+//! that list again whenever a stream breaks; every change names the deployments to look at. What is known lies here as JSON text and is
+//! read when its deployment is looked at (`stored`).
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
@@ -19,6 +20,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::relist::{Change, Relist};
 use crate::seen;
+
+mod stored;
+
+use stored::{Kept, Stored};
 
 /// A deployment: namespace and name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -60,7 +65,7 @@ impl Family {
 /// What is known.
 #[derive(Debug)]
 pub struct Cache {
-    families: RwLock<HashMap<Key, Family>>,
+    families: RwLock<HashMap<Key, Kept>>,
     nodes: RwLock<HashMap<String, NodeSeen>>,
     gpu_memory: RwLock<BTreeMap<String, u64>>,
     warnings: RwLock<HashMap<Subject, BTreeMap<String, Warning>>>,
@@ -84,9 +89,9 @@ trait Member: Clone + Send + 'static {
     /// Its deployment and its name within a watch.
     fn place(&self) -> Option<(Key, String)>;
     /// Into the family.
-    fn enter(self, family: &mut Family);
+    fn enter(self, family: &mut Kept);
     /// Out of the family.
-    fn leave(kind: Option<Kind>, name: &str, family: &mut Family);
+    fn leave(kind: Option<Kind>, name: &str, family: &mut Kept);
 }
 
 impl Cache {
@@ -116,7 +121,8 @@ impl Cache {
 
     /// What belongs to a deployment.
     pub fn family(&self, key: &Key) -> Family {
-        self.read().get(key).cloned().unwrap_or_default()
+        let kept = self.read().get(key).cloned();
+        kept.map(|kept| kept.read()).unwrap_or_default()
     }
 
     /// A node, if it is there.
@@ -296,16 +302,15 @@ impl Cache {
         if names.is_empty() {
             return Vec::new();
         }
-        let on =
-            |pod: &Arc<Pod>| pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()).is_some_and(|node| names.contains(node));
+        let on = |pod: &Stored| pod.node().is_some_and(|node| names.iter().any(|name| name == node));
         self.read().iter().filter(|(_, family)| family.pods.values().any(on)).map(|(key, _)| key.clone()).collect()
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, HashMap<Key, Family>> {
+    fn read(&self) -> RwLockReadGuard<'_, HashMap<Key, Kept>> {
         self.families.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, HashMap<Key, Family>> {
+    fn write(&self) -> RwLockWriteGuard<'_, HashMap<Key, Kept>> {
         self.families.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -322,19 +327,19 @@ impl Member for Written {
         Some((key_of(&self.object)?, self.object.name_any()))
     }
 
-    fn enter(self, family: &mut Family) {
+    fn enter(self, family: &mut Kept) {
+        let Some(object) = Stored::of(&self.object) else { return };
         let slot = family.objects.entry((self.kind, self.object.name_any()));
-        let object = Arc::new(self.object);
         slot.and_modify(|known| {
             // A watch may be behind what a write answered.
-            if known.uid() != object.uid() || newer(&object, known) {
-                *known = Arc::clone(&object);
+            if !known.is_newer_than(&object) {
+                known.clone_from(&object);
             }
         })
         .or_insert(object);
     }
 
-    fn leave(kind: Option<Kind>, name: &str, family: &mut Family) {
+    fn leave(kind: Option<Kind>, name: &str, family: &mut Kept) {
         if let Some(kind) = kind {
             family.objects.remove(&(kind, name.to_owned()));
         }
@@ -346,11 +351,13 @@ impl Member for Pod {
         Some((key_of(self)?, self.name_any()))
     }
 
-    fn enter(self, family: &mut Family) {
-        family.pods.insert(self.name_any(), Arc::new(self));
+    fn enter(self, family: &mut Kept) {
+        let Some(pod) = Stored::of(&self) else { return };
+        let node = self.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+        family.pods.insert(self.name_any(), pod.on(node));
     }
 
-    fn leave(_: Option<Kind>, name: &str, family: &mut Family) {
+    fn leave(_: Option<Kind>, name: &str, family: &mut Kept) {
         family.pods.remove(name);
     }
 }
@@ -395,12 +402,6 @@ fn tell_once(listed: &mut Option<oneshot::Sender<()>>, whole: bool) {
 fn key_of(object: &impl ResourceExt) -> Option<Key> {
     let name = object.labels().get(labels::NAME)?.clone();
     Some(Key { namespace: object.namespace()?, name })
-}
-
-/// Whether an object is at least as new as the one known: resource versions of one object grow.
-fn newer(object: &DynamicObject, known: &DynamicObject) -> bool {
-    let version = |object: &DynamicObject| object.resource_version().and_then(|version| version.parse::<u64>().ok());
-    version(object) >= version(known)
 }
 
 fn map_event<A, B>(event: Event<A>, map: impl Fn(A) -> B) -> Event<B> {

@@ -11,7 +11,6 @@ use m1_operator_plan::{ContainerSeen, GroupSeen, Kind, Observed, PlacementSeen, 
 
 use crate::cache::{Cache, Family, Key};
 use crate::cluster::{owner_uid, placement_spec};
-use crate::reconcile::Context;
 use crate::seen;
 use crate::workers::Workers;
 

@@ -192,7 +192,8 @@ fn a_plain_group_stays_until_every_router_can_speak_to_encrypted_ones() {
     for _ in 0..20 {
         world.step(&encrypted);
     }
-    let traffic = |world: &World| world.groups.iter().map(|(group, _)| (group.is_encrypted(), group.is_available())).collect::<Vec<_>>();
+    let traffic =
+        |world: &World| world.groups.iter().map(|(group, _)| (group.is_encrypted(), group.is_available())).collect::<Vec<_>>();
     let both = [(false, true), (true, true)];
     assert_eq!(traffic(&world), both);
     assert_eq!(is(&world.status, ConditionType::Progressing), (ConditionStatus::True, Reason::RollingOut));

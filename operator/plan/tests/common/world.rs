@@ -32,7 +32,15 @@ impl World {
     pub fn new() -> Self {
         let now = "2026-01-01T00:00:00Z".parse().unwrap();
         let router = RouterSeen { available: 1, settled: true, left_by: None, trouble: None };
-        Self { now, status: DeploymentStatus::default(), groups: Vec::new(), restarted: None, resumed: None, certificates: None, router }
+        Self {
+            now,
+            status: DeploymentStatus::default(),
+            groups: Vec::new(),
+            restarted: None,
+            resumed: None,
+            certificates: None,
+            router,
+        }
     }
 
     pub fn observed(&self) -> Observed {
