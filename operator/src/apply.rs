@@ -236,7 +236,7 @@ impl Hand<'_> {
 /// What is written together. The way to the pods comes first, because weights take longest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// Without these a pod is refused, and tried again only after a pause; or a scheduler would place it alone.
+    /// Without these a pod is refused, and tried again only after a pause; or placed alone, or open to everybody for a moment.
     Wanted,
     /// The pods.
     Pods,
@@ -251,7 +251,7 @@ impl Stage {
 
     fn of(kind: Kind) -> Self {
         match kind {
-            Kind::ServiceAccount | Kind::PodGroup | Kind::VolcanoPodGroup => Self::Wanted,
+            Kind::ServiceAccount | Kind::NetworkPolicy | Kind::PodGroup | Kind::VolcanoPodGroup => Self::Wanted,
             Kind::StatefulSet => Self::Pods,
             Kind::RoleBinding => Self::Bindings,
             _ => Self::Others,

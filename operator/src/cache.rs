@@ -384,6 +384,11 @@ pub(crate) fn taken<T, P: Clone + Eq + Hash>(
 ) -> Change<T, P> {
     match event {
         Ok(event) => relist.take(event, place),
+        // What a quiet watch last heard of is forgotten by the API server in the end. No news.
+        Err(watcher::Error::WatchError(status)) if status.code == 410 => {
+            tracing::debug!(kind = what, "a watch lists anew");
+            Change::Nothing
+        }
         Err(error) => {
             tracing::warn!(%error, kind = what, "a watch broke; it starts anew");
             Change::Nothing

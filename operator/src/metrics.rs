@@ -12,7 +12,7 @@ pub const RECONCILE_DURATION: &str = "m1_operator_reconcile_duration_seconds";
 pub const RECONCILES: &str = "m1_operator_reconciles_total";
 /// Reconciles that failed, by reason.
 pub const RECONCILE_ERRORS: &str = "m1_operator_reconcile_errors_total";
-/// Writes to the API server, by what was done.
+/// What was done, as events tell it.
 pub const WRITES: &str = "m1_operator_writes_total";
 /// Calls to the API server by HTTP method, whatever came of them.
 pub const API_REQUESTS: &str = "m1_operator_api_requests_total";
@@ -61,7 +61,7 @@ impl Metrics {
             duration,
             reconciles: vec(RECONCILES, "Reconciles by outcome: ok, failed.", "result")?,
             errors: vec(RECONCILE_ERRORS, "Reconciles that failed, by reason.", "reason")?,
-            writes: vec(WRITES, "Writes to the API server, by what was done.", "deed")?,
+            writes: vec(WRITES, "What was done, as events tell it.", "deed")?,
             requests: vec(API_REQUESTS, "Calls to the API server by HTTP method; a watch is one call.", "method")?,
             deployments: gauge(DEPLOYMENTS, "MiniMaxM1Deployments known.")?,
             objects: gauge(OBJECTS, "Objects known that the operator writes.")?,

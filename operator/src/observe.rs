@@ -7,7 +7,7 @@ use kube::ResourceExt;
 use kube::api::DynamicObject;
 use m1_operator_api::{MiniMaxM1Deployment, labels};
 use m1_operator_plan::render::{ROUTER, WORKER};
-use m1_operator_plan::{ContainerSeen, GroupSeen, Kind, Observed, PlacementSeen, PodSeen, Revision, RouterSeen};
+use m1_operator_plan::{ContainerSeen, GroupSeen, Kind, NodeSeen, Observed, PlacementSeen, PodSeen, Revision, RouterSeen};
 
 use crate::cache::{Cache, Family, Key};
 use crate::cluster::{owner_uid, placement_spec};
@@ -31,14 +31,15 @@ pub fn look(cache: &Cache, workers: &Workers, deployment: &MiniMaxM1Deployment, 
     let family = cache.family(key);
     let uid = deployment.uid().unwrap_or_default();
     let mut groups = groups(&family, workers, cache, (key, &uid), now);
-    let waits = explain(cache, key, &mut groups, now);
+    let routers = family.component(ROUTER).any(|pod| waits_for_volumes(&router_pod(pod)));
+    let waits = explain(cache, key, &mut groups, now) || routers;
     let resumed = deployment.annotations().get(labels::RESUMED_AT).and_then(|time| time.parse().ok());
     let observed = Observed {
         generation: deployment.metadata.generation.unwrap_or_default(),
         status: deployment.status.clone().unwrap_or_default(),
         resumed_at: resumed,
         groups,
-        router: router(&family),
+        router: router(&family, |pod| cache.warning(key, "Pod", pod)),
         certificates: None,
         pace: workers.pace(key, now),
         now,
@@ -117,23 +118,45 @@ fn placement(object: &DynamicObject) -> Option<PlacementSeen> {
     })
 }
 
-fn router(family: &Family) -> RouterSeen {
+/// `warning` is the cluster's newest about a pod that does not start.
+fn router(family: &Family, warning: impl Fn(&str) -> Option<String>) -> RouterSeen {
     let deployment = family.of_kind(Kind::Deployment).next().map(|(_, object)| object);
-    let trouble = family.component(ROUTER).find_map(|pod| router_trouble(pod));
+    let trouble = family.component(ROUTER).find_map(|pod| router_trouble(pod, &warning));
     let number = |path: &str| deployment.and_then(|object| object.data.pointer(path)?.as_u64()).unwrap_or(0);
     let wanted = number("/spec/replicas");
     let seen = deployment.and_then(|object| object.metadata.generation) == Some(number("/status/observedGeneration") as i64);
     let pods @ [_, _, available] = ["/status/replicas", "/status/updatedReplicas", "/status/availableReplicas"].map(number);
     let leaving = family.component(ROUTER).filter_map(|pod| pod.metadata.deletion_timestamp.as_ref());
     let left_by = leaving.map(|time| time.0).max();
-    RouterSeen { available: available as u32, settled: seen && pods == [wanted; 3], left_by, trouble }
+    // A Deployment does not count those on their way out, and pods may be known later than it is.
+    let staying = family.component(ROUTER).filter(|pod| pod.metadata.deletion_timestamp.is_none()).count() as u64;
+    let settled = seen && pods == [wanted; 3] && staying == wanted;
+    RouterSeen { available: available as u32, settled, left_by, certified: deployment.is_some_and(|it| is_certified(it)), trouble }
 }
 
-fn router_trouble(pod: &k8s_openapi::api::core::v1::Pod) -> Option<String> {
+/// Whether a router Deployment starts no pod without the members' certificate.
+fn is_certified(deployment: &DynamicObject) -> bool {
+    let volumes = deployment.data.pointer("/spec/template/spec/volumes").and_then(|volumes| volumes.as_array());
+    let tls = volumes.and_then(|volumes| volumes.iter().find(|volume| volume["name"] == "tls"));
+    tls.is_some_and(|volume| volume["secret"]["optional"] != true)
+}
+
+fn router_pod(pod: &k8s_openapi::api::core::v1::Pod) -> PodSeen {
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref());
+    let container = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref()?.first());
+    let node = node.map(|name| NodeSeen { name: name.clone(), ..NodeSeen::default() });
+    PodSeen { node, container: container.map(seen::container_state).unwrap_or_default(), ..seen::pod(pod) }
+}
+
+fn router_trouble(pod: &k8s_openapi::api::core::v1::Pod, warning: impl Fn(&str) -> Option<String>) -> Option<String> {
     let name = pod.name_any();
     let status = pod.status.as_ref()?;
     if let Some(words) = seen::unschedulable(status) {
         return Some(format!("pod {name} finds no node: {words}"));
+    }
+    if waits_for_volumes(&router_pod(pod)) && age(pod.creation_timestamp().map(|time| time.0), Timestamp::now()) >= PATIENCE_SECONDS
+    {
+        return warning(&name).map(|words| format!("pod {name}: {words}"));
     }
     let container = status.container_statuses.iter().flatten().next()?;
     let waiting = container.state.as_ref()?.waiting.as_ref()?;

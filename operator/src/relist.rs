@@ -38,6 +38,7 @@ impl<P> Default for Relist<P> {
 impl<P: Clone + Eq + Hash> Relist<P> {
     /// Takes an event. `place` says what tells objects apart; one without a place does not count.
     pub fn take<T>(&mut self, event: Event<T>, place: impl Fn(&T) -> Option<P>) -> Change<T, P> {
+        let lists = matches!(event, Event::InitApply(_));
         match event {
             Event::Init => {
                 self.fresh.clear();
@@ -45,7 +46,9 @@ impl<P: Clone + Eq + Hash> Relist<P> {
             }
             Event::InitApply(object) | Event::Apply(object) => match place(&object) {
                 Some(place) => {
-                    self.fresh.insert(place.clone());
+                    if lists {
+                        self.fresh.insert(place.clone());
+                    }
                     self.known.insert(place.clone());
                     Change::Is(place, object)
                 }
@@ -109,5 +112,9 @@ mod tests {
         take(&mut relist, Event::InitApply("c1"));
         assert_eq!(take(&mut relist, Event::InitDone), gone(&[], true));
         assert_eq!(take(&mut relist, Event::Apply("")), Change::Nothing, "it has no place");
+        take(&mut relist, Event::Apply("d1"));
+        take(&mut relist, Event::Delete("d1"));
+        take(&mut relist, Event::Delete("c1"));
+        assert!(relist.known.is_empty() && relist.fresh.is_empty(), "what is gone takes no room");
     }
 }

@@ -42,7 +42,7 @@ impl Teller {
 
     fn publish(&self, event: Event, deployment: &MiniMaxM1Deployment) {
         if self.events.try_send((event, deployment.object_ref(&()))).is_err() {
-            tracing::debug!("an event was dropped: too many wait");
+            tracing::warn!("an event was dropped: too many wait");
         }
     }
 }

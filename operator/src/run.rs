@@ -142,7 +142,7 @@ async fn act(config: &Config, client: Client, metrics: &Metrics, lease_transitio
     };
     let reporter = Reporter { controller: labels::MANAGER.to_owned(), instance: Some(config.identity.clone()) };
     let (teller, tell) = Teller::new(Recorder::new(client.clone(), reporter));
-    tasks.spawn(tell);
+    let telling = tokio::spawn(tell);
     let context = Arc::new(Context {
         client,
         config: config.clone(),
@@ -178,7 +178,7 @@ async fn act(config: &Config, client: Client, metrics: &Metrics, lease_transitio
         metrics.pods.set(pods as i64);
         std::future::ready(())
     });
-    let mut reconciles = std::pin::pin!(reconciles);
+    let mut reconciles = Box::pin(reconciles);
     tokio::select! {
         () = &mut end => {}
         () = &mut reconciles => {}
@@ -188,6 +188,8 @@ async fn act(config: &Config, client: Client, metrics: &Metrics, lease_transitio
     drop(halt);
     // The queue is closed: what runs comes to its end, what waits is the next leader's.
     let _ = tokio::time::timeout(LAST_WRITES, reconciles).await;
+    // With the reconciles ends the last that tells: what waits to be told is told yet, because nobody else will.
+    let _ = tokio::time::timeout(LAST_WRITES, telling).await;
     workers.forget_all();
     tasks.shutdown().await;
 }

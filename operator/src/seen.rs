@@ -66,7 +66,8 @@ pub fn unschedulable(status: &PodStatus) -> Option<String> {
     Some(refused.message.clone().unwrap_or_default())
 }
 
-fn container_state(status: &ContainerStatus) -> ContainerSeen {
+/// What a container does.
+pub fn container_state(status: &ContainerStatus) -> ContainerSeen {
     let Some(state) = &status.state else { return ContainerSeen::Unknown };
     if let Some(waiting) = &state.waiting {
         let text = |text: &Option<String>| text.clone().unwrap_or_default();

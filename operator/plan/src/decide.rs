@@ -89,7 +89,7 @@ pub fn decide(scene: &Scene<'_>, revision: &Revision, observed: &Observed, lease
         now: observed.now,
     });
     let mut decision = Decision { apply: scene.shared(), prune: true, look_again: rolling.look_again, ..Decision::default() };
-    let opened = drain::opened(&observed.groups, &rolling, spec.rollout.allow_downtime, observed.now);
+    let opened = drain::opened((&observed.groups, &observed.router), &rolling, spec.rollout.allow_downtime, observed.now);
     for group in observed.groups.iter().filter(|group| !group.deleting && !rolling.is_deleted(group)) {
         existing_group(scene, revision, (group, &observed.groups), &mut decision, opened.group == Some(group.name.as_str()));
         let traffic = if rolling.is_closed(group) || lost::is_leaving(group) { Traffic::Closed } else { Traffic::Open };

@@ -194,8 +194,10 @@ pub struct RouterSeen {
     pub available: u32,
     /// Whether as many as were asked for run the newest template, and nothing else does.
     pub settled: bool,
-    /// When the last of those on their way out is gone; none where nobody leaves.
+    /// When the last of those on their way out is gone at the latest; none where nobody leaves.
     pub left_by: Option<Timestamp>,
+    /// Whether none starts without the members' certificate.
+    pub certified: bool,
     /// Why none can, in the cluster's words.
     pub trouble: Option<String>,
 }
@@ -209,9 +211,9 @@ impl Observed {
 }
 
 impl RouterSeen {
-    /// Whether every router that may still send a request runs the newest template.
-    pub fn are_renewed(&self, now: Timestamp) -> bool {
-        self.settled && self.left_by.is_none_or(|left| left <= now)
+    /// Whether every router that may still send a request has the members' certificate.
+    pub fn have_certificate(&self, now: Timestamp) -> bool {
+        self.certified && self.settled && self.left_by.is_none_or(|left| left <= now)
     }
 
     /// Why routers are not as they should be, or what they are doing where nothing is wrong.
@@ -260,6 +262,13 @@ impl GroupSeen {
     pub fn takes_over(&self, now: Timestamp) -> bool {
         let long = |since: Timestamp| now.duration_since(since).as_secs() >= NOTICED_SECONDS;
         self.is_available() && self.pods.iter().all(|pod| pod.ready_since.is_some_and(long))
+    }
+
+    /// Whether another group's requests can be left to it by all routers: those without the certificate know an encrypted group and
+    /// cannot speak to it.
+    pub fn stands_in_for(&self, other: &Self, routers: &RouterSeen, now: Timestamp) -> bool {
+        let reached = !self.is_encrypted() || other.is_encrypted() || routers.have_certificate(now);
+        self.name != other.name && self.takes_over(now) && reached
     }
 
     /// Whether it is known that nothing runs in it. A ready pod that has not been heard yet may run anything.

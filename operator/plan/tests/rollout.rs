@@ -7,6 +7,7 @@ use common::world::{World, is, settle, spec};
 use common::{changed, check};
 use k8s_openapi::jiff::SignedDuration;
 use m1_operator_api::{ConditionStatus, ConditionType, Reason, Traffic};
+use m1_operator_plan::{Decision, Kind, NodeSeen};
 
 #[test]
 fn a_first_start_makes_all_groups_at_once() {
@@ -205,6 +206,24 @@ fn a_plain_group_stays_until_every_router_can_speak_to_encrypted_ones() {
     world.router.left_by = Some(world.now + SignedDuration::from_secs(5));
     assert_eq!(world.step(&encrypted).look_again, Some(std::time::Duration::from_secs(5)));
     assert_eq!(traffic(&world), both);
+    // One that should be gone and is not holds nothing up, and is not asked after without a pause.
+    (world.router.left_by, world.router.settled) = (Some(world.now), false);
+    assert!(world.step(&encrypted).look_again.is_none_or(|pause| !pause.is_zero()));
+    (world.router.settled, world.router.certified) = (true, false);
+    for _ in 0..10 {
+        world.step(&encrypted);
+    }
+    assert_eq!(traffic(&world), both, "its template could not be written");
+    // A node that is emptied does not make a plain group go either.
+    world.group(0).pods[0].node = Some(NodeSeen { name: "n".into(), cordoned: true, gone_since: None });
+    let opened = |decision: &Decision| {
+        let mut budgets = decision.apply.iter().filter(|object| object.kind == Kind::PodDisruptionBudget);
+        budgets.any(|budget| budget.value["spec"]["maxUnavailable"] != 0)
+    };
+    assert!(!opened(&world.decide(&encrypted)));
+    world.router.certified = true;
+    assert!(opened(&world.decide(&encrypted)));
+    world.group(0).pods[0].node = None;
     settle(&mut world, &encrypted, 2, 1);
     assert_eq!(traffic(&world), [(true, true)]);
     // Every router speaks plain.

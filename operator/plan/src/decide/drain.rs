@@ -4,7 +4,7 @@
 use k8s_openapi::jiff::Timestamp;
 
 use super::{Rolling, trouble};
-use crate::GroupSeen;
+use crate::{GroupSeen, RouterSeen};
 
 /// What a node that is being emptied leads to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,7 +16,12 @@ pub struct Opened<'a> {
 }
 
 /// Chooses the group that is opened.
-pub fn opened<'a>(groups: &'a [GroupSeen], rolling: &Rolling, allow_downtime: bool, now: Timestamp) -> Opened<'a> {
+pub fn opened<'a>(
+    (groups, routers): (&'a [GroupSeen], &RouterSeen),
+    rolling: &Rolling,
+    allow_downtime: bool,
+    now: Timestamp,
+) -> Opened<'a> {
     let staying = || groups.iter().filter(|group| !group.deleting && !rolling.is_deleted(group));
     let wanted: Vec<(&GroupSeen, &str)> = staying().filter_map(|group| cordoned_node(group).map(|node| (group, node))).collect();
     // A group whose pods are already moving goes first; then what serves least.
@@ -25,7 +30,7 @@ pub fn opened<'a>(groups: &'a [GroupSeen], rolling: &Rolling, allow_downtime: bo
         (!moving, group.is_available(), group.sequences(), group.index)
     });
     let Some((group, node)) = next else { return Opened::default() };
-    let others = staying().any(|other| other.name != group.name && other.takes_over(now) && !rolling.is_closed(other));
+    let others = staying().any(|other| other.stands_in_for(group, routers, now) && !rolling.is_closed(other));
     // What does not serve loses nothing by moving.
     if others || allow_downtime || !group.is_available() {
         return Opened { group: Some(&group.name), stuck: None };

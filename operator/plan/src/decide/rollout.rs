@@ -98,8 +98,9 @@ pub fn roll(wish: &Wish<'_>) -> Rolling {
         super::sooner(&mut rolling.look_again, Some(Duration::from_secs(NOTICED_SECONDS.unsigned_abs())));
     }
     let coming = moving || settling || !rolling.create.is_empty() || current.iter().any(|group| !group.is_available());
-    if let (Some(Blocked::Routers), Some(left)) = (rolling.blocked, wish.routers.left_by) {
-        super::sooner(&mut rolling.look_again, Some(since(wish.now, left)));
+    if rolling.blocked == Some(Blocked::Routers) {
+        let left = wish.routers.left_by.filter(|left| *left > wish.now);
+        super::sooner(&mut rolling.look_again, left.map(|left| since(wish.now, left)));
     }
     if coming && rolling.blocked == Some(Blocked::NoHandoverTarget) {
         // The group that will take over is on its way.
@@ -126,15 +127,11 @@ fn replace(wish: &Wish<'_>, here: &[&GroupSeen], old: &[&GroupSeen], rolling: &m
     let least = wish.replicas.saturating_sub(wish.rollout.max_unavailable) as usize;
     for group in victims(old.to_vec()) {
         let others = here.iter().filter(|other| other.name != group.name && other.takes_over(wish.now));
-        let others: Vec<_> = others.filter(|other| rolling.stays(other)).collect();
-        // Routers without the certificate know such a group and cannot speak to it.
-        let renewed = wish.routers.are_renewed(wish.now);
-        let unreachable = |other: &&&&GroupSeen| !renewed && other.is_encrypted() && !group.is_encrypted();
-        let unreachable = others.iter().filter(unreachable).count();
-        let others = others.len() - unreachable;
+        let serving: Vec<_> = others.filter(|other| rolling.stays(other)).collect();
+        let others = serving.iter().filter(|other| other.stands_in_for(group, wish.routers, wish.now)).count();
         if (wish.broken)(group) {
             retire(wish, group, rolling);
-        } else if unreachable > 0 && others < least.max(1) {
+        } else if others < serving.len() && others < least.max(1) {
             rolling.blocked = Some(Blocked::Routers);
         } else if others == 0 && wish.replicas > 0 && !wish.rollout.allow_downtime {
             rolling.blocked = Some(Blocked::NoHandoverTarget);

@@ -171,11 +171,11 @@ fn weights_ready(picture: &Picture<'_>, conditions: &mut Conditions<'_>) {
 fn available(picture: &Picture<'_>, conditions: &mut Conditions<'_>) {
     let (serving, routers) = (serving_groups(picture.observed), picture.observed.router.available);
     let kind = ConditionType::Available;
-    if picture.scene.checked.replicas == 0 && serving == 0 {
-        conditions.set(kind, false, Reason::ScaledToZero, "spec.replicas is 0: the router answers 503 with Retry-After");
-    } else if routers == 0 {
+    if routers == 0 {
         let why = picture.observed.router.why("its pods are starting");
         conditions.set(kind, false, Reason::RouterUnavailable, format!("no router answers: {why}"));
+    } else if picture.scene.checked.replicas == 0 && serving == 0 {
+        conditions.set(kind, false, Reason::ScaledToZero, "spec.replicas is 0: the router answers 503 with Retry-After");
     } else if serving == 0 {
         let why = picture.trouble.as_ref().map_or("groups are starting", |trouble| trouble.message.as_str());
         conditions.set(kind, false, Reason::NoGroupReady, format!("no group serves: {why}"));

@@ -31,7 +31,7 @@ pub struct World {
 impl World {
     pub fn new() -> Self {
         let now = "2026-01-01T00:00:00Z".parse().unwrap();
-        let router = RouterSeen { available: 1, settled: true, left_by: None, trouble: None };
+        let router = RouterSeen { available: 1, settled: true, left_by: None, certified: true, trouble: None };
         Self {
             now,
             status: DeploymentStatus::default(),
