@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::join_all;
 use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy};
@@ -37,6 +38,10 @@ pub struct Hand<'a> {
     pub key: &'a Key,
     /// Its uid.
     pub uid: &'a str,
+    /// What belongs to it, as it was when the decision was made.
+    pub family: &'a Family,
+    /// Whether anything was written or deleted.
+    pub wrote: &'a AtomicBool,
 }
 
 impl Hand<'_> {
@@ -58,16 +63,16 @@ impl Hand<'_> {
         decision: &Decision,
         object: impl Fn(&PlacementWrite) -> Option<Object>,
     ) -> Result<(), Error> {
-        let family = self.cache.family(self.key);
+        let family = self.family;
         // A placement says that its group is closed before anything of the group goes.
         for write in &decision.placements {
-            deeds.extend(self.place(&family, write, object(write)).await?);
+            deeds.extend(self.place(family, write, object(write)).await?);
         }
         // What is refused stops nothing else: old things go and lost pods are replaced all the same.
         let mut failed = None;
         for stage in Stage::ALL {
             let objects = decision.apply.iter().filter(|object| Stage::of(object.kind) == stage);
-            for written in join_all(objects.map(|object| self.apply(&family, object))).await {
+            for written in join_all(objects.map(|object| self.apply(family, object))).await {
                 match written {
                     Ok(deed) => deeds.extend(deed),
                     Err(error) => failed = failed.or(Some(error)),
@@ -75,7 +80,7 @@ impl Hand<'_> {
             }
         }
         if decision.prune {
-            deeds.extend(self.prune(&family, decision).await?);
+            deeds.extend(self.prune(family, decision).await?);
         }
         for pod in &decision.pods {
             deeds.push(self.force_delete(pod).await?);
@@ -86,6 +91,7 @@ impl Hand<'_> {
     async fn force_delete(&self, pod: &PodDeletion) -> Result<Deed, Error> {
         let pods: kube::Api<k8s_openapi::api::core::v1::Pod> = kube::Api::namespaced(self.client.clone(), &self.key.namespace);
         let force = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+        self.wrote.store(true, Ordering::Relaxed);
         gone(pods.delete(&pod.name, &force).await).map_err(Error::api("delete", format!("Pod {}", pod.name)))?;
         let message = format!("pod {} was deleted by force: {}", pod.name, pod.why);
         Ok(Deed { reason: "PodForceDeleted", message, warning: true })
@@ -137,8 +143,13 @@ impl Hand<'_> {
 
     async fn write(&self, object: &Object) -> Result<(), Error> {
         let written = crate::cluster::apply(self.client, &self.key.namespace, object).await?;
-        self.cache.wrote(self.key, object.kind, written);
+        self.note(object.kind, written);
         Ok(())
+    }
+
+    fn note(&self, kind: Kind, written: DynamicObject) {
+        self.wrote.store(true, Ordering::Relaxed);
+        self.cache.wrote(self.key, kind, written);
     }
 
     /// Server-side apply would take an object over; so the first write of a name looks first.
@@ -174,7 +185,7 @@ impl Hand<'_> {
             }
         };
         let before = known.and_then(|known| known.data.pointer("/spec/traffic").cloned());
-        self.cache.wrote(self.key, Kind::ExpertPlacement, written);
+        self.note(Kind::ExpertPlacement, written);
         let traffic = write.spec.traffic;
         let changed = before.is_some_and(|before| before != json!(traffic.as_str()));
         let message =
@@ -225,6 +236,7 @@ impl Hand<'_> {
             ..DeleteParams::default()
         };
         let api = api(self.client, kind, &self.key.namespace);
+        self.wrote.store(true, Ordering::Relaxed);
         gone(api.delete(name, &params).await).map_err(Error::api("delete", format!("{} {name}", kind.as_str())))?;
         if kind != Kind::StatefulSet {
             self.cache.deleted(self.key, kind, name);

@@ -11,7 +11,7 @@ use futures_util::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{Event as CoreEvent, Node, Pod};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
-use kube::api::DynamicObject;
+use kube::api::{DynamicObject, TypeMeta};
 use kube::runtime::watcher::{self, Event};
 use m1_arch::Bytes;
 use m1_operator_api::{MiniMaxM1Deployment, labels};
@@ -88,8 +88,8 @@ const TELLING: [(&str, &[&str]); 2] = [("StatefulSet", &["FailedCreate"]), ("Pod
 trait Member: Clone + Send + 'static {
     /// Its deployment and its name within a watch.
     fn place(&self) -> Option<(Key, String)>;
-    /// Into the family.
-    fn enter(self, family: &mut Kept);
+    /// Into the family. False where that is no news: what this process wrote comes back by the watch.
+    fn enter(self, family: &mut Kept) -> bool;
     /// Out of the family.
     fn leave(kind: Option<Kind>, name: &str, family: &mut Kept);
 }
@@ -155,7 +155,13 @@ impl Cache {
         events: impl Stream<Item = watcher::Result<Event<DynamicObject>>> + Send,
         listed: Option<oneshot::Sender<()>>,
     ) {
-        let events = events.map_ok(|event| event.modify(|object| object.managed_fields_mut().clear()));
+        let events = events.map_ok(|event| {
+            event.modify(|object| {
+                object.managed_fields_mut().clear();
+                // The items of a list do not say what they are, and would differ from what is wanted in just that.
+                object.types = Some(TypeMeta { api_version: kind.api_version(), kind: kind.as_str().to_owned() });
+            })
+        });
         self.follow(Some(kind), events.map_ok(|event| map_event(event, |object| Written { kind, object })), listed).await;
     }
 
@@ -250,8 +256,9 @@ impl Cache {
     }
 
     async fn enter<M: Member>(&self, (key, _): (Key, String), member: M) {
-        member.enter(self.write().entry(key.clone()).or_default());
-        self.tell(key).await;
+        if member.enter(self.write().entry(key.clone()).or_default()) {
+            self.tell(key).await;
+        }
     }
 
     async fn leave<M: Member>(&self, kind: Option<Kind>, (key, name): &(Key, String)) {
@@ -327,16 +334,15 @@ impl Member for Written {
         Some((key_of(&self.object)?, self.object.name_any()))
     }
 
-    fn enter(self, family: &mut Kept) {
-        let Some(object) = Stored::of(&self.object) else { return };
-        let slot = family.objects.entry((self.kind, self.object.name_any()));
-        slot.and_modify(|known| {
-            // A watch may be behind what a write answered.
-            if !known.is_newer_than(&object) {
-                known.clone_from(&object);
-            }
-        })
-        .or_insert(object);
+    fn enter(self, family: &mut Kept) -> bool {
+        let Some(object) = Stored::of(&self.object) else { return false };
+        let place = (self.kind, self.object.name_any());
+        // A watch may be behind what a write answered.
+        let news = family.objects.get(&place).is_none_or(|known| !known.is_as_new_as(&object));
+        if news {
+            family.objects.insert(place, object);
+        }
+        news
     }
 
     fn leave(kind: Option<Kind>, name: &str, family: &mut Kept) {
@@ -351,10 +357,11 @@ impl Member for Pod {
         Some((key_of(self)?, self.name_any()))
     }
 
-    fn enter(self, family: &mut Kept) {
-        let Some(pod) = Stored::of(&self) else { return };
+    fn enter(self, family: &mut Kept) -> bool {
+        let Some(pod) = Stored::of(&self) else { return false };
         let node = self.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
         family.pods.insert(self.name_any(), pod.on(node));
+        true
     }
 
     fn leave(_: Option<Kind>, name: &str, family: &mut Kept) {
@@ -430,6 +437,22 @@ mod tests {
             "involvedObject": {"kind": "Pod", "name": pod, "namespace": "n"},
         }))
         .unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_object_of_a_list_is_known_as_if_it_had_been_written() {
+        let cache = Arc::new(Cache::new(mpsc::channel(1).0, Vec::new()));
+        let key = Key { namespace: "n".into(), name: "d".into() };
+        let metadata =
+            serde_json::json!({"name": "s", "namespace": "n", "labels": {labels::NAME: "d"}, "uid": "u", "resourceVersion": "1"});
+        let wanted = serde_json::json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"ports": []}});
+        let mut listed: DynamicObject = serde_json::from_value(wanted.clone()).unwrap();
+        listed.types = None;
+        let events = futures_util::stream::iter([Event::Init, Event::InitApply(listed), Event::InitDone].map(Ok));
+        Arc::clone(&cache).follow_objects(Kind::Service, events, None).await;
+        let family = cache.family(&key);
+        let found = family.objects.get(&(Kind::Service, "s".to_owned())).unwrap();
+        assert!(m1_operator_plan::holds(&serde_json::to_value(found.as_ref()).unwrap(), &wanted));
     }
 
     #[tokio::test]

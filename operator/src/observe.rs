@@ -23,6 +23,8 @@ pub struct Look {
     pub observed: Observed,
     /// Pods wait for volumes or are refused: their events are worth another look.
     pub waits: bool,
+    /// All that belongs to it, as it was seen.
+    pub family: Family,
 }
 
 /// Looks at a deployment.
@@ -44,7 +46,7 @@ pub fn look(cache: &Cache, workers: &Workers, deployment: &MiniMaxM1Deployment, 
         pace: workers.pace(key, now),
         now,
     };
-    Look { observed, waits }
+    Look { observed, waits, family }
 }
 
 /// Groups by name: of StatefulSets, and of pods whose StatefulSet is gone already, because they still hold their nodes.

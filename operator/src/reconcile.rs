@@ -1,6 +1,7 @@
 //! One look at one deployment, from observation to status. Reads top to bottom as the pipeline is; each step has its file.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
@@ -93,13 +94,15 @@ async fn step(deployment: &MiniMaxM1Deployment, context: &Context) -> Result<Act
         return Ok(Action::await_change());
     }
     let mut look = observe::look(&context.cache, &context.workers, deployment, &key);
-    let hand = Hand { client: &context.client, cache: &context.cache, key: &key, uid: &uid };
+    let wrote = AtomicBool::new(false);
+    let (client, cache, family) = (&context.client, &context.cache, &look.family);
+    let hand = Hand { client, cache, key: &key, uid: &uid, family, wrote: &wrote };
     let settled = settle(deployment, &context.config.images, context.cache.gpu_memory());
     let settled = match settled {
         Ok(settled) => known_kinds(&settled, context).await.map(|()| settled),
         Err(refusal) => Err(refusal),
     };
-    let held = context.certificates.keep(&context.client, deployment, &context.cache.family(&key)).await;
+    let held = context.certificates.keep(client, deployment, family).await;
     look.observed.certificates = held.trouble;
     let (decision, (mut deeds, carried)) = match &settled {
         Ok(settled) => accepted(settled, &look.observed, &hand, context, &key.namespace, &uid).await,
@@ -115,12 +118,18 @@ async fn step(deployment: &MiniMaxM1Deployment, context: &Context) -> Result<Act
         tracing::info!(namespace = key.namespace, name = key.name, reason = deed.reason, "{}", deed.message);
     }
     // Pods that came and went, and what was just written for them.
-    context.workers.follow(&key, &context.cache.family(&key), held.tls.as_ref());
+    let wrote = wrote.load(Ordering::Relaxed);
+    match wrote {
+        true => context.workers.follow(&key, &cache.family(&key), held.tls.as_ref()),
+        false => context.workers.follow(&key, family, held.tls.as_ref()),
+    }
     let saying = say(deployment, context, &key, &decision, (&deeds, &carried)).await?;
     carried?;
     context.note(&key, |note| note.failures = 0);
-    let again =
-        [decision.look_again, saying, held.look_again, look.waits.then_some(EVENTS), Some(IDLE)].into_iter().flatten().min();
+    // What was written here is no news when the watch brings it, and is in no status yet.
+    let written = wrote.then_some(Duration::ZERO);
+    let again = [written, decision.look_again, saying, held.look_again, look.waits.then_some(EVENTS), Some(IDLE)];
+    let again = again.into_iter().flatten().min();
     Ok(Action::requeue(again.unwrap_or(IDLE)))
 }
 

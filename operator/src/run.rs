@@ -217,7 +217,9 @@ async fn watch_all(
         true => vec![None],
         false => config.watch.iter().map(|namespace| Some(namespace.as_str())).collect(),
     };
-    let ours = watcher::Config::default().labels(&selector());
+    // A page of a list is read as values, which take several times its text: small ones keep a start from taking more memory than the
+    // work after it.
+    let ours = watcher::Config::default().labels(&selector()).page_size(100);
     for namespace in &namespaces {
         for kind in served {
             let events = watcher(cluster::api_in(client, *kind, *namespace), ours.clone()).default_backoff();

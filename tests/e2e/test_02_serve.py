@@ -84,3 +84,23 @@ def test_nothing_is_written_when_nothing_changes():
     time.sleep(3)
     changed = set(before.splitlines()) ^ set(look().splitlines())
     assert {line.split()[0] for line in changed} == {"MiniMaxM1Deployment"} and len(changed) == 2, changed
+
+
+def test_an_operator_that_starts_writes_nothing_that_is_there():
+    kube.kubectl("rollout", "restart", "deployment/minimax-m1-operator", namespace=kube.SYSTEM)
+    kube.kubectl("rollout", "status", "deployment/minimax-m1-operator", "--timeout=120s", namespace=kube.SYSTEM)
+
+    def page():
+        """Of the one that leads, once it has looked at the deployment."""
+        for pod in kube.items("pods", "app.kubernetes.io/name=minimax-m1-operator", namespace=kube.SYSTEM):
+            path = f"/api/v1/namespaces/{kube.SYSTEM}/pods/{pod['metadata']['name']}:8080/proxy/metrics"
+            text = kube.run("kubectl", "get", "--raw", path, check=False).stdout
+            if "m1_operator_leader 1" in text and 'm1_operator_reconciles_total{result="ok"} 0' not in text:
+                return text
+        return None
+
+    kube.eventually(page, "a look of the operator that leads now", timeout=60)
+    # Time for the echo of whatever it wrote, and for its workers' words.
+    time.sleep(5)
+    wrote = [line for line in kube.eventually(page, "metrics").splitlines() if line.startswith("m1_operator_writes_total")]
+    assert not wrote, wrote

@@ -51,9 +51,9 @@ impl Stored {
         self.node.as_deref()
     }
 
-    /// Whether it is a later state of the same object: resource versions of one object grow.
-    pub fn is_newer_than(&self, other: &Self) -> bool {
-        self.uid == other.uid && self.version > other.version
+    /// Whether it is the same state of the same object, or a later one: resource versions of one object grow.
+    pub fn is_as_new_as(&self, other: &Self) -> bool {
+        self.uid == other.uid && self.version.is_some() && self.version >= other.version
     }
 
     fn read<T: DeserializeOwned>(&self) -> Option<Arc<T>> {
@@ -94,8 +94,10 @@ mod tests {
     #[test]
     fn versions_count_within_one_life() {
         let stored = |uid, version| Stored::of(&object(uid, version)).unwrap();
-        assert!(stored("u", "10").is_newer_than(&stored("u", "9")));
-        assert!(!stored("u", "9").is_newer_than(&stored("u", "9")));
-        assert!(!stored("v", "10").is_newer_than(&stored("u", "9")), "it was made anew");
+        assert!(stored("u", "10").is_as_new_as(&stored("u", "9")));
+        assert!(stored("u", "9").is_as_new_as(&stored("u", "9")));
+        assert!(!stored("u", "9").is_as_new_as(&stored("u", "10")));
+        assert!(!stored("v", "10").is_as_new_as(&stored("u", "9")), "it was made anew");
+        assert!(!stored("u", "").is_as_new_as(&stored("u", "")), "who knows");
     }
 }
