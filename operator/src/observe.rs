@@ -7,7 +7,7 @@ use kube::ResourceExt;
 use kube::api::DynamicObject;
 use m1_operator_api::{MiniMaxM1Deployment, labels};
 use m1_operator_plan::render::{ROUTER, WORKER};
-use m1_operator_plan::{ContainerSeen, GroupSeen, Kind, NodeSeen, Observed, PlacementSeen, PodSeen, Revision, RouterSeen};
+use m1_operator_plan::{ContainerSeen, GroupSeen, Kind, Observed, PlacementSeen, PodSeen, Revision, RouterSeen};
 
 use crate::cache::{Cache, Family, Key};
 use crate::cluster::{owner_uid, placement_spec};
@@ -33,15 +33,15 @@ pub fn look(cache: &Cache, workers: &Workers, deployment: &MiniMaxM1Deployment, 
     let family = cache.family(key);
     let uid = deployment.uid().unwrap_or_default();
     let mut groups = groups(&family, workers, cache, (key, &uid), now);
-    let routers = family.component(ROUTER).any(|pod| waits_for_volumes(&router_pod(pod)));
-    let waits = explain(cache, key, &mut groups, now) || routers;
+    let routers: Vec<PodSeen> = family.component(ROUTER).map(|pod| seen::pod(pod, ROUTER)).collect();
+    let waits = explain(cache, key, &mut groups, now) || routers.iter().any(waits_for_volumes);
     let resumed = deployment.annotations().get(labels::RESUMED_AT).and_then(|time| time.parse().ok());
     let observed = Observed {
         generation: deployment.metadata.generation.unwrap_or_default(),
         status: deployment.status.clone().unwrap_or_default(),
         resumed_at: resumed,
         groups,
-        router: router(&family, |pod| cache.warning(key, "Pod", pod)),
+        router: router(&family, routers.iter().find_map(|pod| router_trouble(pod, now, || cache.warning(key, "Pod", &pod.name)))),
         certificates: None,
         pace: workers.pace(key, now),
         now,
@@ -61,9 +61,8 @@ fn groups(family: &Family, workers: &Workers, cache: &Cache, (key, uid): (&Key, 
     for pod in family.component(WORKER) {
         let Some((name, labelled)) = of_labels(&pod.name_any(), pod.labels()) else { continue };
         let group = groups.entry(name).or_insert_with(|| GroupSeen { deleting: true, created: now, ..labelled });
-        let mut seen = seen::pod(pod);
-        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
-        seen.node = node.and_then(|node| cache.node(node));
+        let mut seen = seen::pod(pod, WORKER);
+        seen.node = seen.node.and_then(|node| cache.node(&node.name));
         seen.worker = workers.seen(key, &seen.name, pod.uid().as_deref());
         group.pods.push(seen);
     }
@@ -120,10 +119,8 @@ fn placement(object: &DynamicObject) -> Option<PlacementSeen> {
     })
 }
 
-/// `warning` is the cluster's newest about a pod that does not start.
-fn router(family: &Family, warning: impl Fn(&str) -> Option<String>) -> RouterSeen {
+fn router(family: &Family, trouble: Option<String>) -> RouterSeen {
     let deployment = family.of_kind(Kind::Deployment).next().map(|(_, object)| object);
-    let trouble = family.component(ROUTER).find_map(|pod| router_trouble(pod, &warning));
     let number = |path: &str| deployment.and_then(|object| object.data.pointer(path)?.as_u64()).unwrap_or(0);
     let wanted = number("/spec/replicas");
     let seen = deployment.and_then(|object| object.metadata.generation) == Some(number("/status/observedGeneration") as i64);
@@ -143,30 +140,21 @@ fn is_certified(deployment: &DynamicObject) -> bool {
     tls.is_some_and(|volume| volume["secret"]["optional"] != true)
 }
 
-fn router_pod(pod: &k8s_openapi::api::core::v1::Pod) -> PodSeen {
-    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref());
-    let container = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref()?.first());
-    let node = node.map(|name| NodeSeen { name: name.clone(), ..NodeSeen::default() });
-    PodSeen { node, container: container.map(seen::container_state).unwrap_or_default(), ..seen::pod(pod) }
-}
-
-fn router_trouble(pod: &k8s_openapi::api::core::v1::Pod, warning: impl Fn(&str) -> Option<String>) -> Option<String> {
-    let name = pod.name_any();
-    let status = pod.status.as_ref()?;
-    if let Some(words) = seen::unschedulable(status) {
+/// Why a router does not come up; `warning` is the cluster's newest about it.
+fn router_trouble(pod: &PodSeen, now: Timestamp, warning: impl FnOnce() -> Option<String>) -> Option<String> {
+    let name = &pod.name;
+    if let Some(words) = &pod.unschedulable {
         return Some(format!("pod {name} finds no node: {words}"));
     }
-    if waits_for_volumes(&router_pod(pod)) && age(pod.creation_timestamp().map(|time| time.0), Timestamp::now()) >= PATIENCE_SECONDS
-    {
-        return warning(&name).map(|words| format!("pod {name}: {words}"));
+    if waits_for_volumes(pod) {
+        return (age(pod.created, now) >= PATIENCE_SECONDS).then(warning)?.map(|words| format!("pod {name}: {words}"));
     }
-    let container = status.container_statuses.iter().flatten().next()?;
-    let waiting = container.state.as_ref()?.waiting.as_ref()?;
-    let reason = waiting.reason.clone().unwrap_or_default();
-    if matches!(reason.as_str(), "ContainerCreating" | "PodInitializing") {
-        return None;
+    match &pod.container {
+        ContainerSeen::Waiting { reason, message } if !matches!(reason.as_str(), "ContainerCreating" | "PodInitializing") => {
+            Some(format!("pod {name}: {reason}: {message}"))
+        }
+        _ => None,
     }
-    Some(format!("pod {name}: {reason}: {}", waiting.message.clone().unwrap_or_default()))
 }
 
 /// Looks in the cluster's events why pods are missing or do not start. True where one is waited for.
@@ -202,4 +190,71 @@ fn waits_for_volumes(pod: &PodSeen) -> bool {
 
 fn age(since: Option<Timestamp>, now: Timestamp) -> i64 {
     since.map_or(0, |since| now.duration_since(since).as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// A router Deployment that is as it should be, and its pods.
+    fn family(volume: Value, pods: &[Value]) -> Family {
+        let deployment = json!({
+            "metadata": {"name": "m1-router", "generation": 2},
+            "spec": {"replicas": 1, "template": {"spec": {"volumes": [volume]}}},
+            "status": {"observedGeneration": 2, "replicas": 1, "updatedReplicas": 1, "availableReplicas": 1},
+        });
+        let mut family = Family::default();
+        let place = (Kind::Deployment, "m1-router".to_owned());
+        family.objects.insert(place, Arc::new(serde_json::from_value(deployment).unwrap()));
+        for (index, pod) in pods.iter().enumerate() {
+            family.pods.insert(format!("r{index}"), Arc::new(serde_json::from_value(pod.clone()).unwrap()));
+        }
+        family
+    }
+
+    fn pod(more: Value) -> Value {
+        let mut pod = json!({"metadata": {"name": "r", "labels": {labels::APP_COMPONENT: ROUTER}}});
+        pod["metadata"].as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        pod
+    }
+
+    #[test]
+    fn routers_are_settled_once_those_before_have_gone() {
+        let tls = |optional: Value| json!({"name": "tls", "secret": {"secretName": "s", "optional": optional}});
+        let stays = || pod(json!({}));
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let alone = router(&family(tls(json!(false)), &[stays()]), None);
+        assert!(alone.settled && alone.certified && alone.have_certificate(now));
+        let late = router(&family(tls(Value::Null), &[stays(), stays()]), None);
+        assert!(!late.settled, "the old one is not known to go yet");
+        let leaving = pod(json!({"deletionTimestamp": "2026-01-01T00:00:30Z"}));
+        let leaves = router(&family(tls(Value::Null), &[stays(), leaving]), None);
+        assert!(leaves.settled && !leaves.have_certificate(now));
+        assert!(!router(&family(tls(json!(true)), &[stays()]), None).certified);
+        assert!(!router(&family(json!({"name": "keys"}), &[stays()]), None).certified);
+    }
+
+    #[test]
+    fn a_router_says_why_it_does_not_come_up() {
+        let now: Timestamp = "2026-01-01T00:00:09Z".parse().unwrap();
+        let told = |status: Value, created: &str| {
+            let pod = json!({"metadata": {"name": "r", "creationTimestamp": created}, "spec": {"nodeName": "n", "containers": []},
+                "status": status});
+            router_trouble(&seen::pod(&serde_json::from_value(pod).unwrap(), ROUTER), now, || Some("no Secret".to_owned()))
+        };
+        let waiting = |reason: &str| {
+            json!({"containerStatuses": [{"name": "router", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"waiting": {"reason": reason, "message": "words"}}}]})
+        };
+        let (old, young) = ("2026-01-01T00:00:00Z", "2026-01-01T00:00:08Z");
+        assert_eq!(told(waiting("ErrImagePull"), young).as_deref(), Some("pod r: ErrImagePull: words"));
+        assert_eq!(told(waiting("ContainerCreating"), old).as_deref(), Some("pod r: no Secret"));
+        assert_eq!(told(waiting("ContainerCreating"), young), None);
+        let refused = json!({"conditions": [{"type": "PodScheduled", "status": "False", "message": "0/2 nodes"}]});
+        assert_eq!(told(refused, old).as_deref(), Some("pod r finds no node: 0/2 nodes"));
+    }
 }

@@ -3,14 +3,13 @@
 
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Client, Resource};
 use m1_operator_api::{ConditionStatus, ConditionType, DeploymentStatus, MiniMaxM1Deployment, labels};
 use m1_operator_plan::condition;
 use serde_json::json;
-
-use k8s_openapi::api::core::v1::ObjectReference;
 use tokio::sync::mpsc;
 
 use crate::apply::Deed;

@@ -39,12 +39,13 @@ pub fn strip(pod: &mut Pod) {
     }
 }
 
-/// A worker pod. What its worker says and where its node is comes from elsewhere.
-pub fn pod(pod: &Pod) -> PodSeen {
+/// A pod whose work is done by the container of a name. What its worker says, and more than its node's name, comes from elsewhere.
+pub fn pod(pod: &Pod, container: &str) -> PodSeen {
     let status = pod.status.as_ref();
     let mut conditions = status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
     let ready = conditions.find(|condition| condition.type_ == "Ready" && condition.status == "True");
-    let container = status.and_then(|status| status.container_statuses.as_ref()?.iter().find(|status| status.name == "worker"));
+    let container = status.and_then(|status| status.container_statuses.as_ref()?.iter().find(|status| status.name == container));
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref());
     PodSeen {
         name: pod.name_any(),
         index: pod.labels().get(labels::POD_INDEX).and_then(|index| index.parse().ok()).unwrap_or(0),
@@ -52,6 +53,7 @@ pub fn pod(pod: &Pod) -> PodSeen {
         deleting: pod.metadata.deletion_timestamp.is_some(),
         ready: ready.is_some(),
         ready_since: ready.and_then(|condition| condition.last_transition_time.as_ref()).map(|time| time.0),
+        node: node.map(|name| NodeSeen { name: name.clone(), ..NodeSeen::default() }),
         unschedulable: status.and_then(unschedulable),
         container: container.map(container_state).unwrap_or_default(),
         last_end: container.and_then(last_end),
@@ -60,14 +62,13 @@ pub fn pod(pod: &Pod) -> PodSeen {
 }
 
 /// Why no node takes a pod, in the scheduler's words.
-pub fn unschedulable(status: &PodStatus) -> Option<String> {
+fn unschedulable(status: &PodStatus) -> Option<String> {
     let conditions = status.conditions.iter().flatten();
     let refused = conditions.into_iter().find(|condition| condition.type_ == "PodScheduled" && condition.status == "False")?;
     Some(refused.message.clone().unwrap_or_default())
 }
 
-/// What a container does.
-pub fn container_state(status: &ContainerStatus) -> ContainerSeen {
+fn container_state(status: &ContainerStatus) -> ContainerSeen {
     let Some(state) = &status.state else { return ContainerSeen::Unknown };
     if let Some(waiting) = &state.waiting {
         let text = |text: &Option<String>| text.clone().unwrap_or_default();

@@ -61,6 +61,15 @@ class Page:
         return self.by(f"{name}_bucket", "le")
 
 
+def read(address, context=None):
+    """A controller's metrics now; none where they cannot be read."""
+    try:
+        with urllib.request.urlopen(address, timeout=10, context=context) as answer:
+            return Page(answer.read().decode(), time.monotonic())
+    except OSError:
+        return None
+
+
 def quantile(before, after, q):
     """The bound of the bucket that holds the quantile of what came between two readings, in seconds: it took at most this."""
     counts = {float(bound): count - before.get(bound, 0) for bound, count in after.items()}
@@ -92,11 +101,7 @@ class Ours:
     def page(self):
         if self.process.poll() is not None:
             raise SystemExit(f"scale: the operator ended with {self.process.returncode}; see {self.log.name}")
-        try:
-            with urllib.request.urlopen(f"http://{ADMIN}/metrics", timeout=10) as answer:
-                return Page(answer.read().decode(), time.monotonic())
-        except OSError:
-            return None
+        return read(f"http://{ADMIN}/metrics")
 
     def reconciles(self, page):
         return page.sum("m1_operator_reconciles_total")
@@ -159,11 +164,7 @@ class Lws:
 
     def page(self):
         request = urllib.request.Request(f"https://{self.address}:8443/metrics", headers={"Authorization": f"Bearer {self.token}"})
-        try:
-            with urllib.request.urlopen(request, timeout=10, context=self.context) as answer:
-                return Page(answer.read().decode(), time.monotonic())
-        except OSError:
-            return None
+        return read(request, self.context)
 
     def reconciles(self, page):
         return page.sum("controller_runtime_reconcile_total")

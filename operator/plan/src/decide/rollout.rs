@@ -126,12 +126,12 @@ fn scale_down(wish: &Wish<'_>, current: &[&GroupSeen], old: &[&GroupSeen], rolli
 fn replace(wish: &Wish<'_>, here: &[&GroupSeen], old: &[&GroupSeen], rolling: &mut Rolling) {
     let least = wish.replicas.saturating_sub(wish.rollout.max_unavailable) as usize;
     for group in victims(old.to_vec()) {
-        let others = here.iter().filter(|other| other.name != group.name && other.takes_over(wish.now));
-        let serving: Vec<_> = others.filter(|other| rolling.stays(other)).collect();
-        let others = serving.iter().filter(|other| other.stands_in_for(group, wish.routers, wish.now)).count();
+        let staying = || here.iter().filter(|other| other.name != group.name && rolling.stays(other));
+        let serving = staying().filter(|other| other.takes_over(wish.now)).count();
+        let others = staying().filter(|other| other.stands_in_for(group, wish.routers, wish.now)).count();
         if (wish.broken)(group) {
             retire(wish, group, rolling);
-        } else if others < serving.len() && others < least.max(1) {
+        } else if others < serving && others < least.max(1) {
             rolling.blocked = Some(Blocked::Routers);
         } else if others == 0 && wish.replicas > 0 && !wish.rollout.allow_downtime {
             rolling.blocked = Some(Blocked::NoHandoverTarget);
