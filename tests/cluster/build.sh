@@ -1,6 +1,6 @@
 #!/bin/bash
-# Builds what the cluster runs: Kubernetes and etcd, CoreDNS, helm, kwok and two
-# tiny images. All of it comes from Go modules pinned by go.sum, and lands in
+# Builds what the cluster runs: Kubernetes and etcd, containerd, CoreDNS, helm,
+# kwok and two tiny images. All of it comes from Go modules pinned by go.sum, and lands in
 # one folder of the cache, named by a hash of its inputs. The last line printed
 # on stdout is that folder; progress goes to stderr.
 #
@@ -25,8 +25,7 @@ say() { echo "build.sh: $*" >&2; }
 # ---- what the machine must have -----------------------------------------------
 
 # Each line is a program and the Debian package that brings it.
-programs="containerd containerd
-runc runc
+programs="runc runc
 /usr/lib/cni/bridge containernetworking-plugins
 iptables iptables
 nft nftables
@@ -110,6 +109,15 @@ build_kubernetes() {
     local name
     for name in etcd kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl; do
         ln -s k8s "$out/bin/$name"
+    done
+}
+
+# Newer than a distribution's, which has no image volumes.
+build_containerd() {
+    local name
+    for name in containerd containerd-shim-runc-v2 ctr; do
+        (build tools/containerd "github.com/containerd/containerd/v2/cmd/$name" "$out/bin/$name" \
+            "-X github.com/containerd/containerd/v2/version.Version=$(cd tools/containerd && version_of github.com/containerd/containerd/v2)")
     done
 }
 
@@ -200,7 +208,7 @@ build_gang() {
 # ---- the folder ---------------------------------------------------------------
 
 case $what in
-cluster) inputs=(kubernetes/* images/*.c images/*/* tools/{coredns,helm,kwok}/*) ;;
+cluster) inputs=(kubernetes/* images/*.c images/*/* tools/{containerd,coredns,helm,kwok}/*) ;;
 lws) inputs=(tools/lws/*) ;;
 gang) inputs=(tools/scheduler-plugins/*) ;;
 *)
@@ -226,6 +234,7 @@ if [ ! -d "$folder" ]; then
     case $what in
     cluster)
         step "kubernetes" build_kubernetes
+        step "containerd" build_containerd
         step "coredns" build tools/coredns . "$out/bin/coredns"
         step "kwok" build_kwok
         step "images" build_images

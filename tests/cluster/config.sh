@@ -112,22 +112,23 @@ write_node() { # write_node NODE
 # for -998 and runc dies of it: "can't get final child's PID from pipe: EOF".
 write_containerd() {
     cat >"$conf/$1/containerd.toml" <<TOML
-version = 2
+version = 3
 root = "$dir/$1/containerd"
 state = "$dir/$1/containerd-state"
-disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.devmapper"]
+disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.devmapper", "io.containerd.nri.v1.nri"]
 [grpc]
   address = "$dir/$1/containerd.sock"
 [plugins."io.containerd.internal.v1.opt"]
   path = "$dir/$1/containerd/opt"
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "cluster.test/pause:1"
+[plugins."io.containerd.cri.v1.images".pinned_images]
+  sandbox = "cluster.test/pause:1"
+[plugins."io.containerd.cri.v1.runtime"]
   netns_mounts_under_state_dir = true
   restrict_oom_score_adj = true
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "/usr/lib/cni"
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    bin_dirs = ["/usr/lib/cni"]
     conf_dir = "$conf/$1/cni"
-  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+  [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
 TOML
 }

@@ -14,7 +14,7 @@ load() { # load NODE ARCHIVE...
     local node=$1 archive output names name
     shift
     for archive; do
-        output=$(ctr -a "$dir/$node/containerd.sock" -n k8s.io images import "$archive" 2>&1) ||
+        output=$("$M1_CLUSTER_BUILD/bin/ctr" -a "$dir/$node/containerd.sock" -n k8s.io images import --local "$archive" 2>&1) ||
             die "$node: $archive: $output"
         names=$(sed -n 's/^unpacking \([^ ]*\) .*/\1/p' <<<"$output")
         # The kubelet looks for a pod's image under its full name: a host with a

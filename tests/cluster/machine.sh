@@ -119,10 +119,11 @@ node() {
     private_files
     # What a machine has in /run is gone after a power cut.
     rm -rf "$me/containerd-state"
-    daemon containerd containerd --config "$conf/$name/containerd.toml"
-    wait_for 20 containerd ctr -a "$me/containerd.sock" version
+    # It finds its shim beside itself.
+    daemon containerd "$bin/containerd" --config "$conf/$name/containerd.toml"
+    wait_for 20 containerd "$bin/ctr" -a "$me/containerd.sock" version
     for archive in "$M1_CLUSTER_BUILD"/images/*.tar; do
-        ctr -a "$me/containerd.sock" -n k8s.io images import "$archive" >>"$me/logs/images.log" 2>&1
+        "$bin/ctr" -a "$me/containerd.sock" -n k8s.io images import "$archive" >>"$me/logs/images.log" 2>&1
     done
     wait_for 60 "API server" api_ready
     daemon kubelet "$bin/kubelet" --config="$conf/$name/kubelet.yaml" --kubeconfig="$conf/$name.kubeconfig" \
