@@ -26,8 +26,8 @@ test: build ## build and pass all tests
 e2e: build ## the same on a real cluster: builds one, or uses KUBECONFIG
 	scripts/e2e.sh
 
-scale: ## what the operator costs with 1,000 deployments and 10,000 pods (an hour; not part of CI)
-	scripts/scale.sh
+scale: ## what the operator and LeaderWorkerSet cost with 1,000 deployments and 10,000 pods (an hour; not part of CI)
+	M1_SCALE_LWS=1 scripts/scale.sh
 
 lint:
 	cargo fmt --all --check

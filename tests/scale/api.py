@@ -14,9 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import kube
 
-NAMESPACE = "scale"
+# What one namespace holds. Kubernetes' own controllers look through a namespace for each pod; nobody puts a thousand models in one.
+EACH = 20
 # Rows of a few cells instead of whole objects: with ten thousand pods the watch must not cost what is measured.
 TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
+
+
+def namespace(name):
+    """Where a deployment lies, by the number at the end of its name."""
+    return f"scale-{int(name.rpartition('-')[2]) // EACH}"
 
 
 class Api:

@@ -16,7 +16,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../e2e"))
 
 import kube  # noqa: E402
-from api import NAMESPACE, Api, Watch, until  # noqa: E402
+from api import EACH, Api, Watch, namespace, until  # noqa: E402
 from sides import Lws, Ours, memory, processes, processor, quantile  # noqa: E402
 from table import table  # noqa: E402
 
@@ -28,17 +28,20 @@ class Run:
 
     def __init__(self, args):
         self.args, self.api, self.found = args, Api(), {}
-        kube.run("kubectl", "create", "namespace", NAMESPACE)
+        for number in range(-(-max(args.deployments, args.singles) // EACH)):
+            self.api.call("POST", "/api/v1/namespaces", {"metadata": {"name": f"scale-{number}"}})
         self.side = (Ours if args.side == "ours" else Lws)(self.api, args)
-        self.pods = Watch(self.api, f"/api/v1/namespaces/{NAMESPACE}/pods", self.side.workers)
-        self.sets = Watch(self.api, f"/apis/apps/v1/namespaces/{NAMESPACE}/statefulsets", self.side.sets)
-        self.path = f"/apis/{self.side.group}/namespaces/{NAMESPACE}/{self.side.plural}"
+        self.pods = Watch(self.api, "/api/v1/pods", self.side.workers)
+        self.sets = Watch(self.api, "/apis/apps/v1/statefulsets", self.side.sets)
         self.count = 0
 
-    def make(self, name):
-        return "POST", self.path, self.side.object(name, self.args.pods)
+    def path(self, name):
+        return f"/apis/{self.side.group}/namespaces/{namespace(name)}/{self.side.plural}"
 
-    def wait(self, groups, seen, since=0.0, timeout=1800):
+    def make(self, name):
+        return "POST", self.path(name), self.side.object(name, self.args.pods)
+
+    def wait(self, groups, seen, since=0.0, timeout=3600):
         """Until every group has all its pods, made or ready since a moment. Returns when the last was seen."""
         wanted, end = self.args.pods, time.monotonic() + timeout
         while True:
@@ -130,7 +133,7 @@ class Run:
         before, cpu = self.page(), processor(self.side.pid)
         patch = {"metadata": {"annotations": {"example.test/touched": "1"}}}
         names = [f"many-{number}" for number in range(self.args.deployments)]
-        self.api.each([("PATCH", f"{self.path}/{name}", patch, "application/merge-patch+json") for name in names])
+        self.api.each([("PATCH", f"{self.path(name)}/{name}", patch, "application/merge-patch+json") for name in names])
         wanted = self.side.reconciles(before) + len(names)
         until(lambda: self.side.reconciles(self.page()) >= wanted, "a look at each after a touch", 300, pause=0.5)
         time.sleep(REST)
@@ -145,7 +148,8 @@ class Run:
         self.side.kill()
         killed = time.monotonic()
         for name in sets:
-            self.api.call("DELETE", f"/apis/apps/v1/namespaces/{NAMESPACE}/statefulsets/{name}?propagationPolicy=Background")
+            place = namespace("-".join(name.split("-")[:2]))
+            self.api.call("DELETE", f"/apis/apps/v1/namespaces/{place}/statefulsets/{name}?propagationPolicy=Background")
         self.side.again()
         until(lambda: self.side.looked_at_all(self.page(), self.count), "a look at each after a restart", 600, pause=0.2)
         looked = time.monotonic()

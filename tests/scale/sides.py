@@ -10,7 +10,7 @@ import time
 import urllib.request
 
 import kube
-from api import NAMESPACE, until
+from api import namespace, until
 
 REPOSITORY = kube.REPOSITORY
 KWOK = {"key": "kwok.x-k8s.io/node", "operator": "Exists", "effect": "NoSchedule"}
@@ -124,7 +124,7 @@ class Ours:
         return {
             "apiVersion": self.group,
             "kind": "MiniMaxM1Deployment",
-            "metadata": {"name": name, "namespace": NAMESPACE},
+            "metadata": {"name": name, "namespace": namespace(name)},
             "spec": {
                 "model": {"source": {"hostPath": {"path": "/m"}}, "config": self.config, "maxContextTokens": 2048},
                 "parallelism": {"expert": pods},
@@ -191,6 +191,6 @@ class Lws:
         return {
             "apiVersion": self.group,
             "kind": "LeaderWorkerSet",
-            "metadata": {"name": name, "namespace": NAMESPACE},
+            "metadata": {"name": name, "namespace": namespace(name)},
             "spec": {"replicas": 1, "leaderWorkerTemplate": {"size": pods, "workerTemplate": {"spec": pod}}},
         }
