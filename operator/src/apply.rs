@@ -2,20 +2,21 @@
 //! written again; what somebody else owns is not touched.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy};
 use kube::{Client, ResourceExt};
-use m1_operator_api::labels;
+use m1_operator_api::{ExpertPlacementStatus, labels};
 use m1_operator_plan::{Decision, Kind, Object, PlacementWrite, PodDeletion, holds, seconds};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::cache::{Cache, Family, Key};
 use crate::cluster::{api, owner_uid, owner_words, post_params};
-use crate::error::{Error, code};
+use crate::error::{Error, Verdict, code};
+use crate::notes::Notes;
 
 /// One thing that was done, for events and logs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,8 +41,10 @@ pub struct Hand<'a> {
     pub uid: &'a str,
     /// What belongs to it, as it was when the decision was made.
     pub family: &'a Family,
-    /// Whether anything was written or deleted.
-    pub wrote: &'a AtomicBool,
+    /// What is remembered of it.
+    pub notes: &'a Notes,
+    /// When to look again: at once after anything was written or deleted, later for what is not set right yet.
+    pub look_again: &'a Mutex<Option<Duration>>,
 }
 
 impl Hand<'_> {
@@ -79,22 +82,36 @@ impl Hand<'_> {
                 }
             }
         }
+        for (name, status) in &decision.applied {
+            self.tell_applied(name, status).await?;
+        }
         if decision.prune {
             deeds.extend(self.prune(family, decision).await?);
         }
         for pod in &decision.pods {
-            deeds.push(self.force_delete(pod).await?);
+            deeds.extend(self.delete_pod(pod).await?);
         }
         failed.map_or(Ok(()), Err)
     }
 
-    async fn force_delete(&self, pod: &PodDeletion) -> Result<Deed, Error> {
+    async fn delete_pod(&self, pod: &PodDeletion) -> Result<Option<Deed>, Error> {
+        let what = format!("Pod {}", pod.name);
+        // A finalizer keeps it there.
+        if let Err(left) = self.notes.may_mend(self.key, &what) {
+            self.look_again(left);
+            return Ok(None);
+        }
         let pods: kube::Api<k8s_openapi::api::core::v1::Pod> = kube::Api::namespaced(self.client.clone(), &self.key.namespace);
-        let force = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
-        self.wrote.store(true, Ordering::Relaxed);
-        gone(pods.delete(&pod.name, &force).await).map_err(Error::api("delete", format!("Pod {}", pod.name)))?;
-        let message = format!("pod {} was deleted by force: {}", pod.name, pod.why);
-        Ok(Deed { reason: "PodForceDeleted", message, warning: true })
+        let params = DeleteParams { grace_period_seconds: pod.force.then_some(0), ..DeleteParams::default() };
+        self.look_again(Duration::ZERO);
+        gone(pods.delete(&pod.name, &params).await).map_err(Error::api("delete", what))?;
+        let (reason, how) = if pod.force { ("PodForceDeleted", " by force") } else { ("PodDeleted", "") };
+        Ok(Some(Deed { reason, message: format!("pod {} was deleted{how}: {}", pod.name, pod.why), warning: true }))
+    }
+
+    fn look_again(&self, after: Duration) {
+        let mut known = self.look_again.lock().unwrap_or_else(PoisonError::into_inner);
+        *known = Some(known.map_or(after, |known| known.min(after)));
     }
 
     /// Writes an object if it is not as it should be.
@@ -125,11 +142,23 @@ impl Hand<'_> {
         }
         let live = serde_json::to_value(known.as_ref())?;
         let same = frozen || known.annotations().get(labels::APPLIED) == Some(&digest);
+        let name = format!("{} {}", object.kind.as_str(), object.name);
         if same && holds(&live, &wanted.value) {
+            self.notes.is_right(self.key, &name);
             return Ok(None);
         }
-        self.write(&wanted).await?;
-        let name = format!("{} {}", object.kind.as_str(), object.name);
+        if same && let Err(left) = self.notes.may_mend(self.key, &name) {
+            self.look_again(left);
+            return Ok(None);
+        }
+        match self.write(&wanted).await {
+            // Somebody's entry of a list stands in the way: lists are set as a whole first.
+            Err(error) if same && !frozen && error.verdict() == Verdict::Refused => {
+                self.replace_lists(&wanted).await?;
+                self.write(&wanted).await?;
+            }
+            written => written?,
+        }
         let deed = match same {
             true => Deed {
                 reason: "DriftCorrected",
@@ -147,8 +176,16 @@ impl Hand<'_> {
         Ok(())
     }
 
+    /// Sets the spec by a merge patch, which replaces lists where server-side apply merges them.
+    async fn replace_lists(&self, object: &Object) -> Result<(), Error> {
+        let patch = json!({"spec": object.value["spec"]});
+        let params = PatchParams { field_manager: Some(labels::MANAGER.to_owned()), ..PatchParams::default() };
+        let patched = api(self.client, object.kind, &self.key.namespace).patch(&object.name, &params, &Patch::Merge(&patch)).await;
+        patched.map(|_| ()).map_err(Error::api("patch", format!("{} {}", object.kind.as_str(), object.name)))
+    }
+
     fn note(&self, kind: Kind, written: DynamicObject) {
-        self.wrote.store(true, Ordering::Relaxed);
+        self.look_again(Duration::ZERO);
         self.cache.wrote(self.key, kind, written);
     }
 
@@ -191,6 +228,20 @@ impl Hand<'_> {
         let message =
             format!("group {} ({}) is {} for new requests", write.spec.group, write.name, traffic.as_str().to_lowercase());
         Ok(changed.then_some(Deed { reason: "TrafficChanged", message, warning: false }))
+    }
+
+    /// Writes into a placement what its pods have applied.
+    async fn tell_applied(&self, name: &str, status: &ExpertPlacementStatus) -> Result<(), Error> {
+        let kind = Kind::ExpertPlacement;
+        let object = json!({"apiVersion": kind.api_version(), "kind": kind.as_str(), "status": status});
+        let params = PatchParams::apply(labels::MANAGER).force();
+        let written = api(self.client, kind, &self.key.namespace).patch_status(name, &params, &Patch::Apply(&object)).await;
+        match written {
+            Ok(written) => self.cache.wrote(self.key, kind, written),
+            Err(error) if code(&error) == Some(404) => {}
+            Err(error) => return Err(Error::api("write the status of", format!("ExpertPlacement {name}"))(error)),
+        }
+        Ok(())
     }
 
     /// Creates a placement, or finds the one that an earlier look created.
@@ -236,7 +287,7 @@ impl Hand<'_> {
             ..DeleteParams::default()
         };
         let api = api(self.client, kind, &self.key.namespace);
-        self.wrote.store(true, Ordering::Relaxed);
+        self.look_again(Duration::ZERO);
         gone(api.delete(name, &params).await).map_err(Error::api("delete", format!("{} {name}", kind.as_str())))?;
         if kind != Kind::StatefulSet {
             self.cache.deleted(self.key, kind, name);

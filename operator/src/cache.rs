@@ -18,6 +18,7 @@ use m1_operator_api::{MiniMaxM1Deployment, labels};
 use m1_operator_plan::{Kind, NodeSeen};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::cluster::placement_spec;
 use crate::relist::{Change, Relist};
 use crate::seen;
 
@@ -67,7 +68,7 @@ impl Family {
 pub struct Cache {
     families: RwLock<HashMap<Key, Kept>>,
     nodes: RwLock<HashMap<String, NodeSeen>>,
-    gpu_memory: RwLock<BTreeMap<String, u64>>,
+    gpus: RwLock<BTreeMap<String, Gpus>>,
     warnings: RwLock<HashMap<Subject, BTreeMap<String, Warning>>>,
     served: Vec<Kind>,
     /// Whether everything was listed once. Before that nobody takes changes, and all deployments are looked at afterwards anyway.
@@ -75,11 +76,14 @@ pub struct Cache {
     changes: mpsc::Sender<Key>,
 }
 
+/// A node with GPUs: their memory in MiB, and its labels.
+type Gpus = (u64, BTreeMap<String, String>);
+
 /// What an event is about: namespace, kind and name.
 type Subject = (String, String, String);
 
 /// A warning among the cluster's events: when it was said last, and its words.
-type Warning = (Option<Timestamp>, String);
+pub type Warning = (Option<Timestamp>, String);
 
 /// The warnings that tell why pods are missing or do not start, by kind of their subject.
 const TELLING: [(&str, &[&str]); 2] = [("StatefulSet", &["FailedCreate"]), ("Pod", &["FailedMount", "FailedAttachVolume"])];
@@ -100,7 +104,7 @@ impl Cache {
         Self {
             families: RwLock::default(),
             nodes: RwLock::default(),
-            gpu_memory: RwLock::default(),
+            gpus: RwLock::default(),
             warnings: RwLock::default(),
             served,
             live: AtomicBool::new(false),
@@ -113,10 +117,28 @@ impl Cache {
         self.served.contains(&kind)
     }
 
-    /// The least memory of a GPU that a node's label tells; none where no node has GPUs.
-    pub fn gpu_memory(&self) -> Option<Bytes> {
-        let nodes = self.gpu_memory.read().unwrap_or_else(PoisonError::into_inner);
-        nodes.values().min().map(|mebibytes| Bytes(mebibytes << 20))
+    /// The least memory of a GPU that the label of a node tells, among those with these labels; none where none of them has GPUs.
+    pub fn gpu_memory(&self, selector: &BTreeMap<String, String>) -> Option<Bytes> {
+        let nodes = self.gpus.read().unwrap_or_else(PoisonError::into_inner);
+        let chosen = |labels: &BTreeMap<String, String>| selector.iter().all(|(key, value)| labels.get(key) == Some(value));
+        nodes.values().filter(|(_, labels)| chosen(labels)).map(|(mebibytes, _)| Bytes(mebibytes << 20)).min()
+    }
+
+    /// Whether so many nodes give no sign of life that rather the way to them is lost: all, or more than two and over half of them, as
+    /// Kubernetes' own node controller has it.
+    pub fn outage(&self) -> bool {
+        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        let silent = nodes.values().filter(|node| node.gone_since.is_some()).count();
+        silent > 0 && (silent == nodes.len() || silent > 2 && silent * 100 >= nodes.len() * 55)
+    }
+
+    /// The most that a placement says of how often leadership had changed.
+    pub fn lease_transitions(&self) -> u64 {
+        let families = self.read();
+        let placements =
+            families.values().flat_map(|family| &family.objects).filter(|((kind, _), _)| *kind == Kind::ExpertPlacement);
+        let specs = placements.filter_map(|(_, stored)| placement_spec(stored.read::<DynamicObject>()?.as_ref()));
+        specs.map(|spec| spec.lease_transitions).max().unwrap_or(0)
     }
 
     /// What belongs to a deployment.
@@ -185,7 +207,7 @@ impl Cache {
             let changed = match taken("Node", &mut relist, event, |node: &Node| Some(node.name_any())) {
                 Change::Nothing => Vec::new(),
                 Change::Is(name, node) => {
-                    self.note_gpus(&name, gpu_memory(&node));
+                    self.note_gpus(&name, gpu_memory(&node).map(|memory| (memory, node.labels().clone())));
                     self.set_node(name, Some(seen::node(&node)))
                 }
                 Change::Gone { gone, listed: whole } => {
@@ -205,33 +227,52 @@ impl Cache {
     pub async fn follow_warnings(self: Arc<Self>, events: impl Stream<Item = watcher::Result<Event<CoreEvent>>> + Send) {
         let (mut events, mut relist) = (std::pin::pin!(events), Relist::default());
         while let Some(event) = events.next().await {
-            let change = taken("Event", &mut relist, event, |event: &CoreEvent| Some((subject(event)?, event.name_any())));
-            let mut warnings = self.warnings.write().unwrap_or_else(PoisonError::into_inner);
-            match change {
+            match taken("Event", &mut relist, event, |event: &CoreEvent| Some((subject(event)?, event.name_any()))) {
                 Change::Nothing => {}
                 Change::Is((subject, name), event) => {
-                    let words = (event.last_timestamp.map(|time| time.0), event.message.unwrap_or_default());
-                    warnings.entry(subject).or_default().insert(name, words);
-                }
-                Change::Gone { gone, .. } => {
-                    for (subject, name) in gone {
-                        if let Some(known) = warnings.get_mut(&subject) {
-                            known.remove(&name);
-                            if known.is_empty() {
-                                warnings.remove(&subject);
-                            }
+                    let warning = (event.last_timestamp.map(|time| time.0), event.message.unwrap_or_default());
+                    if self.set_warning(&subject, name, warning) {
+                        for key in self.with(&subject) {
+                            self.tell(key).await;
                         }
                     }
                 }
+                Change::Gone { gone, .. } => gone.into_iter().for_each(|(subject, name)| self.drop_warning(&subject, &name)),
             }
         }
     }
 
+    /// True where it says something new: the cluster counts what it repeats.
+    fn set_warning(&self, subject: &Subject, name: String, warning: Warning) -> bool {
+        let mut warnings = self.warnings.write().unwrap_or_else(PoisonError::into_inner);
+        let known = warnings.entry(subject.clone()).or_default();
+        let before = newest(known).map(|(_, words)| words.clone());
+        known.insert(name, warning);
+        newest(known).map(|(_, words)| words) != before.as_ref()
+    }
+
+    fn drop_warning(&self, subject: &Subject, name: &str) {
+        let mut warnings = self.warnings.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(known) = warnings.get_mut(subject) else { return };
+        known.remove(name);
+        if known.is_empty() {
+            warnings.remove(subject);
+        }
+    }
+
+    /// The deployments that a StatefulSet or pod belongs to.
+    fn with(&self, (namespace, _, name): &Subject) -> Vec<Key> {
+        let set = (Kind::StatefulSet, name.clone());
+        let has = |family: &Kept| family.pods.contains_key(name) || family.objects.contains_key(&set);
+        let families = self.read();
+        families.iter().filter(|(key, family)| key.namespace == *namespace && has(family)).map(|(key, _)| key.clone()).collect()
+    }
+
     /// The newest warning about an object in a deployment's namespace that tells why pods are missing or do not start.
-    pub fn warning(&self, key: &Key, kind: &str, name: &str) -> Option<String> {
+    pub fn warning(&self, key: &Key, kind: &str, name: &str) -> Option<Warning> {
         let warnings = self.warnings.read().unwrap_or_else(PoisonError::into_inner);
         let known = warnings.get(&(key.namespace.clone(), kind.to_owned(), name.to_owned()))?;
-        known.values().max_by_key(|(time, _)| *time).map(|(_, words)| words.clone())
+        newest(known).cloned()
     }
 
     async fn follow<M: Member>(
@@ -287,10 +328,10 @@ impl Cache {
         let _ = self.changes.send(key).await;
     }
 
-    fn note_gpus(&self, node: &str, memory: Option<u64>) {
-        let mut nodes = self.gpu_memory.write().unwrap_or_else(PoisonError::into_inner);
-        match memory {
-            Some(memory) => nodes.insert(node.to_owned(), memory),
+    fn note_gpus(&self, node: &str, gpus: Option<Gpus>) {
+        let mut nodes = self.gpus.write().unwrap_or_else(PoisonError::into_inner);
+        match gpus {
+            Some(gpus) => nodes.insert(node.to_owned(), gpus),
             None => nodes.remove(node),
         };
     }
@@ -372,6 +413,11 @@ impl Member for Pod {
 /// The memory of a node's GPUs in MiB, where its label tells.
 fn gpu_memory(node: &Node) -> Option<u64> {
     node.labels().get("nvidia.com/gpu.memory")?.parse().ok()
+}
+
+/// The newest of some warnings.
+fn newest(warnings: &BTreeMap<String, Warning>) -> Option<&Warning> {
+    warnings.values().max_by_key(|(time, _)| *time)
 }
 
 /// What a telling warning is about; none of other events.
@@ -456,10 +502,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_deployment_is_looked_at_when_a_warning_says_something_new() {
+        let (changes, mut changed) = mpsc::channel(9);
+        let cache = Arc::new(Cache::new(changes, Vec::new()));
+        let pod = serde_json::json!({"metadata": {"name": "p", "namespace": "n", "labels": {labels::NAME: "d"}}});
+        let pod: Pod = serde_json::from_value(pod).unwrap();
+        Arc::clone(&cache).follow_pods(futures_util::stream::iter([Ok(Event::Apply(pod))]), None).await;
+        cache.listed();
+        let events = [
+            Event::Apply(event("a", "FailedMount", "p", "no Secret", 1)),
+            Event::Apply(event("a", "FailedMount", "p", "no Secret", 2)),
+            Event::Apply(event("b", "FailedMount", "of nobody", "no Secret", 3)),
+            Event::Apply(event("c", "FailedMount", "p", "no volume", 4)),
+        ];
+        Arc::clone(&cache).follow_warnings(futures_util::stream::iter(events.map(Ok))).await;
+        let told: Vec<String> = std::iter::from_fn(|| changed.try_recv().ok()).map(|key| key.name).collect();
+        assert_eq!(told, ["d", "d"]);
+    }
+
+    #[tokio::test]
     async fn the_newest_warning_that_tells_is_known() {
         let cache = Arc::new(Cache::new(mpsc::channel(1).0, Vec::new()));
         let key = Key { namespace: "n".into(), name: "d".into() };
-        let told = |cache: &Cache| cache.warning(&key, "Pod", "p");
+        let told = |cache: &Cache| cache.warning(&key, "Pod", "p").map(|(_, words)| words);
         let events = [
             Event::Init,
             Event::InitApply(event("b", "FailedMount", "p", "newer", 2)),

@@ -96,8 +96,8 @@ struct Members<'a> {
 }
 
 impl Certificates {
-    /// Brings the certificate of a deployment to what it should be, if it is time to look.
-    pub async fn keep(&self, client: &Client, deployment: &MiniMaxM1Deployment, family: &Family) -> Held {
+    /// Brings the certificate of a deployment to what it should be, if it is time to look, or `missed` by pods that wait for it.
+    pub async fn keep(&self, client: &Client, deployment: &MiniMaxM1Deployment, family: &Family, missed: bool) -> Held {
         let (mode, key) = (deployment.spec.tls.mode, Key::of(deployment));
         let encrypted = |spec: m1_operator_api::ExpertPlacementSpec| spec.encrypted;
         let still = family.of_kind(Kind::ExpertPlacement).any(|(_, object)| placement_spec(object).is_some_and(encrypted));
@@ -107,7 +107,7 @@ impl Certificates {
             return Held::default();
         }
         let renew = deployment.annotations().get(labels::RENEW_CERTIFICATES_AT).map(String::as_str);
-        if let Some(held) = self.recent(&key, mode, renew) {
+        if let Some(held) = self.recent(&key, mode, renew).filter(|_| !missed) {
             return held;
         }
         let secrets = Api::namespaced(client.clone(), &key.namespace);

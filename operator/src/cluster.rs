@@ -63,6 +63,16 @@ pub async fn apply(client: &Client, namespace: &str, object: &Object) -> Result<
     patched.map_err(Error::api("apply", format!("{} {}", object.kind.as_str(), object.name)))
 }
 
+/// Whether the API server would take an object. Nothing is written.
+///
+/// # Errors
+/// The API server's.
+pub async fn try_apply(client: &Client, namespace: &str, object: &Object) -> Result<(), Error> {
+    let api = api(client, object.kind, namespace);
+    let tried = api.patch(&object.name, &apply_params().dry_run(), &Patch::Apply(&object.value)).await;
+    tried.map(|_| ()).map_err(Error::api("try", format!("{} {}", object.kind.as_str(), object.name)))
+}
+
 /// Uid of the controller that owns an object.
 pub fn owner_uid(object: &DynamicObject) -> Option<&str> {
     let owner = object.owner_references().iter().find(|owner| owner.controller == Some(true))?;

@@ -37,6 +37,9 @@ pub struct Args {
     /// How long a silent leader keeps the lease, in seconds.
     #[arg(long, default_value_t = 15, value_name = "SECONDS")]
     pub lease_seconds: u32,
+    /// Deployment of the operator, in its namespace: the lease goes when it goes.
+    #[arg(long, value_name = "NAME")]
+    pub lease_owner: Option<String>,
     /// Deployments that are reconciled at the same time.
     #[arg(long, default_value_t = 16, value_name = "N")]
     pub concurrency: u16,
@@ -84,6 +87,8 @@ pub struct LeaseConfig {
     pub name: String,
     /// How long it is kept without a renewal.
     pub duration: Duration,
+    /// The Deployment in the operator's namespace that owns it.
+    pub owner: Option<String>,
 }
 
 impl TryFrom<Args> for Config {
@@ -99,13 +104,15 @@ impl TryFrom<Args> for Config {
         if let Some(namespace) = args.watch_namespaces.iter().find(|namespace| namespace.trim().is_empty()) {
             return wrong("watch-namespace", namespace, "names of namespaces");
         }
-        if !(3..=3600).contains(&args.lease_seconds) {
-            return wrong("lease-seconds", &args.lease_seconds.to_string(), "3 to 3600");
+        // A leader stops acting after two thirds of it, and its last writes may take 3 s.
+        if !(10..=3600).contains(&args.lease_seconds) {
+            return wrong("lease-seconds", &args.lease_seconds.to_string(), "10 to 3600");
         }
         if args.concurrency == 0 {
             return wrong("concurrency", "0", "1 to 65535");
         }
-        let lease = LeaseConfig { name: args.lease_name, duration: Duration::from_secs(args.lease_seconds.into()) };
+        let duration = Duration::from_secs(args.lease_seconds.into());
+        let lease = LeaseConfig { name: args.lease_name, duration, owner: args.lease_owner };
         Ok(Self {
             watch: args.watch_namespaces,
             namespace: args.namespace,
@@ -137,7 +144,7 @@ mod tests {
 
     #[test]
     fn wrong_flags_are_named() {
-        assert_eq!(config(&["--lease-seconds", "1"]).unwrap_err(), "--lease-seconds: \"1\" given, allowed: 3 to 3600");
+        assert_eq!(config(&["--lease-seconds", "1"]).unwrap_err(), "--lease-seconds: \"1\" given, allowed: 10 to 3600");
         assert!(config(&["--worker-image", "a b"]).unwrap_err().starts_with("--worker-image: \"a b\" given"));
         assert!(config(&["--leader-elect", "false"]).unwrap().lease.is_none());
     }

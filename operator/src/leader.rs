@@ -3,11 +3,12 @@
 
 use std::time::{Duration, Instant};
 
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, ObjectMeta};
-use kube::{Client, ResourceExt};
+use kube::{Client, Resource, ResourceExt};
 use m1_operator_api::labels;
 
 use crate::cluster::post_params;
@@ -23,6 +24,7 @@ const GIVE_UP: f64 = 2.0 / 3.0;
 #[derive(Clone)]
 pub struct Leadership {
     api: Api<Lease>,
+    deployments: Api<Deployment>,
     config: LeaseConfig,
     identity: String,
 }
@@ -37,7 +39,7 @@ impl Leadership {
     /// Nothing is asked for yet. The identity gets a random part: a pod that comes back under its old name is another process.
     pub fn new(client: Client, namespace: &str, identity: &str, config: LeaseConfig) -> Self {
         let identity = format!("{identity}_{:x}", Timestamp::now().as_nanosecond());
-        Self { api: Api::namespaced(client, namespace), config, identity }
+        Self { api: Api::namespaced(client.clone(), namespace), deployments: Api::namespaced(client, namespace), config, identity }
     }
 
     /// Waits until this process leads. Returns how often leadership had changed before.
@@ -97,7 +99,7 @@ impl Leadership {
     async fn try_acquire(&self, watched: &mut Watched) -> Result<Option<u64>, Error> {
         let failed = |verb| Error::api(verb, format!("Lease {}", self.config.name));
         let Some(mut lease) = self.api.get_opt(&self.config.name).await.map_err(failed("get"))? else {
-            let lease = Lease { metadata: self.metadata(), spec: Some(self.spec(0)) };
+            let lease = Lease { metadata: self.metadata(self.owners().await), spec: Some(self.spec(0)) };
             return match self.api.create(&post_params(), &lease).await {
                 Ok(_) => Ok(Some(0)),
                 Err(error) if code(&error) == Some(409) => Ok(None),
@@ -113,6 +115,7 @@ impl Leadership {
         if !free && watched.since.elapsed() < promised {
             return Ok(None);
         }
+        lease.metadata.owner_references = self.owners().await;
         let transitions = lease.spec.as_ref().and_then(|spec| spec.lease_transitions).unwrap_or(0) + 1;
         lease.spec = Some(self.spec(transitions));
         // On top of the version that was read: of two who take it, one succeeds.
@@ -134,10 +137,18 @@ impl Leadership {
         Ok(true)
     }
 
-    fn metadata(&self) -> ObjectMeta {
+    /// The operator's own Deployment: the lease goes with it. Without it, it stays: no reason not to lead.
+    async fn owners(&self) -> Option<Vec<OwnerReference>> {
+        let owner = self.deployments.get_opt(self.config.owner.as_deref()?).await;
+        let owner = owner.inspect_err(|error| tracing::warn!(%error, "the lease gets no owner")).ok()??;
+        Some(vec![owner.owner_ref(&())?])
+    }
+
+    fn metadata(&self, owners: Option<Vec<OwnerReference>>) -> ObjectMeta {
         let labels = [(labels::APP_NAME, labels::MANAGER), (labels::APP_MANAGED_BY, labels::MANAGER)];
         let labels = labels.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
-        ObjectMeta { name: Some(self.config.name.clone()), labels: Some(labels), ..ObjectMeta::default() }
+        let name = Some(self.config.name.clone());
+        ObjectMeta { name, labels: Some(labels), owner_references: owners, ..ObjectMeta::default() }
     }
 
     fn spec(&self, transitions: i32) -> LeaseSpec {

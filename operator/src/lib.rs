@@ -12,6 +12,7 @@ pub mod config;
 pub mod error;
 pub mod leader;
 pub mod metrics;
+pub mod notes;
 pub mod observe;
 pub mod reconcile;
 pub mod relist;

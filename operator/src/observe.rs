@@ -1,6 +1,7 @@
 //! What is, of one deployment: cache, workers' words and the cluster's events -> [`Observed`]. Asks the API server nothing.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
@@ -14,15 +15,21 @@ use crate::cluster::{owner_uid, placement_spec};
 use crate::seen;
 use crate::workers::Workers;
 
-/// Of a pod that is younger than this, events say nothing that would last.
-const PATIENCE_SECONDS: i64 = 3;
+/// Of what is younger than this, the cluster's warnings say nothing that would last.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// A kubelet that still fails to mount says so again within two minutes: what is older is over.
+const MOUNTS: Duration = Duration::from_secs(200);
+/// A scheduler that has not looked at a pod by then is not there.
+const UNCLAIMED: Duration = Duration::from_secs(30);
+/// A pod that is there this long after it should be gone is held by something.
+const LATE: Duration = Duration::from_secs(30);
 
-/// Everything about one deployment, and whether something is waited for whose end no watch tells.
+/// Everything about one deployment.
 pub struct Look {
     /// What the planner sees.
     pub observed: Observed,
-    /// Pods wait for volumes or are refused: their events are worth another look.
-    pub waits: bool,
+    /// When time alone will show something else.
+    pub look_again: Option<Duration>,
     /// All that belongs to it, as it was seen.
     pub family: Family,
 }
@@ -33,20 +40,24 @@ pub fn look(cache: &Cache, workers: &Workers, deployment: &MiniMaxM1Deployment, 
     let family = cache.family(key);
     let uid = deployment.uid().unwrap_or_default();
     let mut groups = groups(&family, workers, cache, (key, &uid), now);
+    let waits = wait_too_long(&family, &mut groups, now);
     let routers: Vec<PodSeen> = family.component(ROUTER).map(|pod| seen::pod(pod, ROUTER)).collect();
-    let waits = explain(cache, key, &mut groups, now) || routers.iter().any(waits_for_volumes);
+    let mut warnings = Warnings { cache, key, now, look_again: None };
+    warnings.explain(&mut groups);
+    let trouble = routers.iter().find_map(|pod| router_trouble(pod, || warnings.about("Pod", &pod.name, pod.created)));
     let resumed = deployment.annotations().get(labels::RESUMED_AT).and_then(|time| time.parse().ok());
     let observed = Observed {
         generation: deployment.metadata.generation.unwrap_or_default(),
         status: deployment.status.clone().unwrap_or_default(),
         resumed_at: resumed,
         groups,
-        router: router(&family, routers.iter().find_map(|pod| router_trouble(pod, now, || cache.warning(key, "Pod", &pod.name)))),
+        router: router(&family, trouble),
         certificates: None,
         pace: workers.pace(key, now),
+        outage: cache.outage(),
         now,
     };
-    Look { observed, waits, family }
+    Look { observed, look_again: warnings.look_again.into_iter().chain(waits).min(), family }
 }
 
 /// Groups by name: of StatefulSets, and of pods whose StatefulSet is gone already, because they still hold their nodes.
@@ -60,7 +71,8 @@ fn groups(family: &Family, workers: &Workers, cache: &Cache, (key, uid): (&Key, 
     }
     for pod in family.component(WORKER) {
         let Some((name, labelled)) = of_labels(&pod.name_any(), pod.labels()) else { continue };
-        let group = groups.entry(name).or_insert_with(|| GroupSeen { deleting: true, created: now, ..labelled });
+        let orphaned = || GroupSeen { deleting: true, orphaned: true, created: now, ..labelled };
+        let group = groups.entry(name).or_insert_with(orphaned);
         let mut seen = seen::pod(pod, WORKER);
         seen.node = seen.node.and_then(|node| cache.node(&node.name));
         seen.worker = workers.seen(key, &seen.name, pod.uid().as_deref());
@@ -104,6 +116,7 @@ fn of_labels(pod: &str, given: &BTreeMap<String, String>) -> Option<(String, Gro
         replicas: size,
         created: Timestamp::UNIX_EPOCH,
         deleting: false,
+        orphaned: false,
         refusal: None,
         placement: None,
         pods: Vec::new(),
@@ -114,6 +127,7 @@ fn of_labels(pod: &str, given: &BTreeMap<String, String>) -> Option<(String, Gro
 fn placement(object: &DynamicObject) -> Option<PlacementSeen> {
     Some(PlacementSeen {
         spec: placement_spec(object)?,
+        status: object.data.get("status").and_then(|status| serde_json::from_value(status.clone()).ok()).unwrap_or_default(),
         resource_version: object.resource_version()?,
         closed_since: object.annotations().get(labels::CLOSED_SINCE).and_then(|time| time.parse().ok()),
     })
@@ -140,14 +154,34 @@ fn is_certified(deployment: &DynamicObject) -> bool {
     tls.is_some_and(|volume| volume["secret"]["optional"] != true)
 }
 
-/// Why a router does not come up; `warning` is the cluster's newest about it.
-fn router_trouble(pod: &PodSeen, now: Timestamp, warning: impl FnOnce() -> Option<String>) -> Option<String> {
+/// Notes pods that no scheduler takes up, and pods that do not end. Returns when the next will have waited too long.
+fn wait_too_long(family: &Family, groups: &mut [GroupSeen], now: Timestamp) -> Option<Duration> {
+    let mut next = None;
+    // How long it takes until something that began then has taken `limit`; none where it has.
+    let mut left = |then: Timestamp, limit: Duration| {
+        let until = Duration::try_from((then + limit).duration_since(now)).ok().filter(|left| !left.is_zero());
+        next = next.into_iter().chain(until).min();
+        until
+    };
+    for pod in groups.iter_mut().flat_map(|group| &mut group.pods) {
+        let Some(object) = family.pods.get(&pod.name) else { continue };
+        if let Some(gone_by) = object.metadata.deletion_timestamp.as_ref() {
+            pod.overdue = left(gone_by.0, LATE).is_none().then_some(gone_by.0);
+        } else if let (Some(scheduler), Some(created)) = (seen::unclaimed(object), pod.created) {
+            pod.unclaimed = left(created, UNCLAIMED).is_none().then_some(scheduler);
+        }
+    }
+    next
+}
+
+/// Why a router does not come up; `warning` is the cluster's about it.
+fn router_trouble(pod: &PodSeen, warning: impl FnOnce() -> Option<String>) -> Option<String> {
     let name = &pod.name;
     if let Some(words) = &pod.unschedulable {
         return Some(format!("pod {name} finds no node: {words}"));
     }
     if waits_for_volumes(pod) {
-        return (age(pod.created, now) >= PATIENCE_SECONDS).then(warning)?.map(|words| format!("pod {name}: {words}"));
+        return warning().map(|words| format!("pod {name}: {words}"));
     }
     match &pod.container {
         ContainerSeen::Waiting { reason, message } if !matches!(reason.as_str(), "ContainerCreating" | "PodInitializing") => {
@@ -157,26 +191,40 @@ fn router_trouble(pod: &PodSeen, now: Timestamp, warning: impl FnOnce() -> Optio
     }
 }
 
-/// Looks in the cluster's events why pods are missing or do not start. True where one is waited for.
-fn explain(cache: &Cache, key: &Key, groups: &mut [GroupSeen], now: Timestamp) -> bool {
-    let mut waits = false;
-    for group in groups.iter_mut().filter(|group| !group.deleting && !group.is_ready()) {
-        let missing = (group.pods.len() as u32) < group.replicas;
-        if missing {
-            waits = true;
-            if age(Some(group.created), now) >= PATIENCE_SECONDS {
-                group.refusal = cache.warning(key, "StatefulSet", &group.name);
+/// What the cluster's warnings say of one deployment. One that comes makes its deployment be looked at.
+struct Warnings<'a> {
+    cache: &'a Cache,
+    key: &'a Key,
+    now: Timestamp,
+    look_again: Option<Duration>,
+}
+
+impl Warnings<'_> {
+    /// The newest about an object that is old enough, and not over.
+    fn about(&mut self, kind: &str, name: &str, created: Option<Timestamp>) -> Option<String> {
+        let (said, words) = self.cache.warning(self.key, kind, name)?;
+        let young = too_young(created, self.now);
+        let counts = match (kind, said) {
+            ("Pod", Some(said)) => Duration::try_from((said + MOUNTS).duration_since(self.now)).unwrap_or_default(),
+            _ => Duration::MAX,
+        };
+        let over = Some(counts).filter(|left| *left < Duration::MAX && !left.is_zero());
+        self.look_again = self.look_again.into_iter().chain(young).chain(over).min();
+        (young.is_none() && !counts.is_zero()).then_some(words)
+    }
+
+    /// Finds out why pods are missing or do not start.
+    fn explain(&mut self, groups: &mut [GroupSeen]) {
+        for group in groups.iter_mut().filter(|group| !group.deleting && !group.is_ready()) {
+            if (group.pods.len() as u32) < group.replicas {
+                group.refusal = self.about("StatefulSet", &group.name, Some(group.created));
             }
-        }
-        // The pods of a group share their volumes: one tells for all.
-        if let Some(pod) = group.pods.iter_mut().find(|pod| waits_for_volumes(pod)) {
-            waits = true;
-            if age(pod.created, now) >= PATIENCE_SECONDS {
-                pod.volumes = cache.warning(key, "Pod", &pod.name);
+            // The pods of a group share their volumes: one tells for all.
+            if let Some(pod) = group.pods.iter_mut().find(|pod| waits_for_volumes(pod)) {
+                pod.volumes = self.about("Pod", &pod.name, pod.created);
             }
         }
     }
-    waits
 }
 
 fn waits_for_volumes(pod: &PodSeen) -> bool {
@@ -188,8 +236,11 @@ fn waits_for_volumes(pod: &PodSeen) -> bool {
     creating && pod.node.is_some() && !pod.deleting
 }
 
-fn age(since: Option<Timestamp>, now: Timestamp) -> i64 {
-    since.map_or(0, |since| now.duration_since(since).as_secs())
+/// How long it takes yet until warnings about something count; none where they do.
+fn too_young(created: Option<Timestamp>, now: Timestamp) -> Option<Duration> {
+    // A clock that went back makes nothing younger.
+    let age = created.map_or(Duration::ZERO, |created| Duration::try_from(now.duration_since(created)).unwrap_or_default());
+    Some(PATIENCE.saturating_sub(age)).filter(|left| !left.is_zero())
 }
 
 #[cfg(test)]
@@ -240,21 +291,25 @@ mod tests {
 
     #[test]
     fn a_router_says_why_it_does_not_come_up() {
-        let now: Timestamp = "2026-01-01T00:00:09Z".parse().unwrap();
-        let told = |status: Value, created: &str| {
-            let pod = json!({"metadata": {"name": "r", "creationTimestamp": created}, "spec": {"nodeName": "n", "containers": []},
-                "status": status});
-            router_trouble(&seen::pod(&serde_json::from_value(pod).unwrap(), ROUTER), now, || Some("no Secret".to_owned()))
+        let told = |status: Value| {
+            let pod = json!({"metadata": {"name": "r"}, "spec": {"nodeName": "n", "containers": []}, "status": status});
+            router_trouble(&seen::pod(&serde_json::from_value(pod).unwrap(), ROUTER), || Some("no Secret".to_owned()))
         };
         let waiting = |reason: &str| {
             json!({"containerStatuses": [{"name": "router", "image": "", "imageID": "", "ready": false, "restartCount": 0,
                 "state": {"waiting": {"reason": reason, "message": "words"}}}]})
         };
-        let (old, young) = ("2026-01-01T00:00:00Z", "2026-01-01T00:00:08Z");
-        assert_eq!(told(waiting("ErrImagePull"), young).as_deref(), Some("pod r: ErrImagePull: words"));
-        assert_eq!(told(waiting("ContainerCreating"), old).as_deref(), Some("pod r: no Secret"));
-        assert_eq!(told(waiting("ContainerCreating"), young), None);
+        assert_eq!(told(waiting("ErrImagePull")).as_deref(), Some("pod r: ErrImagePull: words"));
+        assert_eq!(told(waiting("ContainerCreating")).as_deref(), Some("pod r: no Secret"));
         let refused = json!({"conditions": [{"type": "PodScheduled", "status": "False", "message": "0/2 nodes"}]});
-        assert_eq!(told(refused, old).as_deref(), Some("pod r finds no node: 0/2 nodes"));
+        assert_eq!(told(refused).as_deref(), Some("pod r finds no node: 0/2 nodes"));
+    }
+
+    #[test]
+    fn warnings_count_after_a_while() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        assert_eq!(too_young(Some(at(10)), at(11)), Some(Duration::from_secs(2)));
+        assert_eq!(too_young(Some(at(10)), at(13)), None);
+        assert_eq!(too_young(None, at(13)), Some(PATIENCE), "nobody knows how old it is");
     }
 }

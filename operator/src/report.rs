@@ -1,5 +1,5 @@
-//! What the operator says: the status, written when something changed and at most every ten seconds for mere progress, and events for
-//! what it did and for conditions that turned.
+//! What the operator says: the status, written at once when a condition turned and after a pause when only numbers and words differ;
+//! and events, for what was done and for conditions that turned.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Client, Resource};
-use m1_operator_api::{ConditionStatus, ConditionType, DeploymentStatus, MiniMaxM1Deployment, labels};
+use m1_operator_api::{Condition, ConditionStatus, ConditionType, DeploymentStatus, MiniMaxM1Deployment, labels};
 use m1_operator_plan::condition;
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -47,29 +47,26 @@ impl Teller {
 }
 
 /// Between two statuses that differ only in how far the weights are.
-pub const PROGRESS: Duration = Duration::from_secs(10);
+const PROGRESS: Duration = Duration::from_secs(10);
+/// Between two statuses whose conditions are the same but for reasons and words: pods that come one by one are one news.
+const NUMBERS: Duration = Duration::from_secs(1);
 
-/// Whether a status is worth writing, and whether it can wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Worth {
-    /// It says what the last one said.
-    Nothing,
-    /// Only the progress of the weights differs.
-    Progress,
-    /// Something changed.
-    Change,
-}
-
-/// Compares two statuses.
-pub fn worth(before: Option<&DeploymentStatus>, now: &DeploymentStatus) -> Worth {
-    let Some(before) = before else { return Worth::Change };
+/// How long after the last status this one is worth writing; none where it says the same.
+pub fn pause(before: Option<&DeploymentStatus>, now: &DeploymentStatus) -> Option<Duration> {
+    let Some(before) = before else { return Some(Duration::ZERO) };
+    let holds = |status: &DeploymentStatus| -> Vec<_> {
+        let pairs = status.conditions.iter().map(|condition| (condition.kind, condition.status));
+        pairs.collect()
+    };
     if before == now {
-        return Worth::Nothing;
+        None
+    } else if before.observed_generation != now.observed_generation || holds(before) != holds(now) {
+        Some(Duration::ZERO)
+    } else if *before == (DeploymentStatus { weights: before.weights.clone(), ..now.clone() }) {
+        Some(PROGRESS)
+    } else {
+        Some(NUMBERS)
     }
-    let still = DeploymentStatus { weights: before.weights.clone(), ..now.clone() };
-    let began = before.weights.is_some() == now.weights.is_some();
-    let ended = now.weights.as_ref().is_some_and(|weights| weights.bytes_loaded == weights.bytes_total);
-    if still == *before && began && !ended { Worth::Progress } else { Worth::Change }
 }
 
 /// Writes the status.
@@ -91,9 +88,16 @@ pub async fn write(client: &Client, key: &Key, status: &DeploymentStatus) -> Res
     }
 }
 
-/// Tells what was done, and which conditions turned.
-pub fn tell(teller: &Teller, deployment: &MiniMaxM1Deployment, deeds: &[Deed], status: &DeploymentStatus) {
-    for event in done(deeds).into_iter().chain(turned(deployment.status.as_ref(), status)) {
+/// Tells what was done.
+pub fn tell_deeds(teller: &Teller, deployment: &MiniMaxM1Deployment, deeds: &[Deed]) {
+    for event in done(deeds) {
+        teller.publish(event, deployment);
+    }
+}
+
+/// Tells which conditions turned.
+pub fn tell_turns(teller: &Teller, deployment: &MiniMaxM1Deployment, status: &DeploymentStatus) {
+    for event in turned(deployment.status.as_ref(), status) {
         teller.publish(event, deployment);
     }
 }
@@ -120,28 +124,30 @@ fn done(deeds: &[Deed]) -> Vec<Event> {
     events
 }
 
-/// Conditions whose status or reason is another than before.
+/// Conditions that are news. What never held is missed by nobody, and what is on its way or missing is told by `Ready`.
 fn turned(before: Option<&DeploymentStatus>, now: &DeploymentStatus) -> Vec<Event> {
-    let turned = now.conditions.iter().filter(|condition_now| {
+    let is_news = |condition_now: &&Condition| {
         let known = before.and_then(|before| condition(before, condition_now.kind));
-        known.is_none_or(|known| (known.status, known.reason) != (condition_now.status, condition_now.reason))
-    });
-    let worth_telling = turned.filter(|condition| match condition.kind {
-        ConditionType::Degraded => condition.status == ConditionStatus::True || before.is_some(),
-        _ => true,
-    });
-    worth_telling
-        .map(|condition| {
-            let good = condition.status == ConditionStatus::True;
-            let warning = match condition.kind {
-                ConditionType::Degraded => good,
-                ConditionType::Accepted => !good,
-                _ => false,
-            };
-            let note = format!("{}={}: {}", condition.kind, condition.status, condition.message);
-            event(condition.reason.as_str(), &note, warning, condition.kind.as_str())
-        })
-        .collect()
+        let differs = known.is_none_or(|known| (known.status, known.reason) != (condition_now.status, condition_now.reason));
+        let held = known.is_some_and(|known| known.status == ConditionStatus::True);
+        match condition_now.kind {
+            ConditionType::Progressing => false,
+            ConditionType::Accepted | ConditionType::Ready => differs,
+            _ => differs && (held || condition_now.status == ConditionStatus::True),
+        }
+    };
+    let news = now.conditions.iter().filter(is_news);
+    news.map(|condition| {
+        let good = condition.status == ConditionStatus::True;
+        let warning = match condition.kind {
+            ConditionType::Degraded => good,
+            ConditionType::Accepted => !good,
+            _ => false,
+        };
+        let note = format!("{}={}: {}", condition.kind, condition.status, condition.message);
+        event(condition.reason.as_str(), &note, warning, condition.kind.as_str())
+    })
+    .collect()
 }
 
 fn event(reason: &str, note: &str, warning: bool, action: &str) -> Event {

@@ -25,6 +25,7 @@ use crate::cluster;
 use crate::config::Config;
 use crate::leader::Leadership;
 use crate::metrics::Metrics;
+use crate::notes::Notes;
 use crate::reconcile::{Context, reconcile, retry, selector, served_kinds};
 use crate::relist::{Change, Relist};
 use crate::report::Teller;
@@ -39,6 +40,8 @@ const LAST_WRITES: std::time::Duration = std::time::Duration::from_secs(3);
 /// What the admin server says.
 struct Health {
     started: AtomicBool,
+    /// It leads and does not know yet what there is.
+    listing: AtomicBool,
     metrics: Metrics,
 }
 
@@ -50,9 +53,13 @@ impl Checks for Health {
         }
     }
 
-    // Ready whether it leads or waits: a candidate that waits is as well as it can be.
+    // A candidate that waits is as well as it can be; a leader that may not list what it needs does nothing.
     fn ready(&self) -> Result<(), Unwell> {
-        self.started()
+        self.started()?;
+        match self.listing.load(Ordering::Relaxed) {
+            false => Ok(()),
+            true => Err(Unwell::new("Listing", "not all first lists are whole; the log says which watch cannot read and why")),
+        }
     }
 
     fn live(&self) -> Result<(), Unwell> {
@@ -72,7 +79,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut stop = Box::pin(m1_runtime::shutdown::signal());
     let metrics = Metrics::new().context("cannot register metrics")?;
     let admin = Admin::bind(config.admin).await.context("--admin")?;
-    let health = Arc::new(Health { started: AtomicBool::new(false), metrics: metrics.clone() });
+    let health = Arc::new(Health { started: AtomicBool::new(false), listing: AtomicBool::new(false), metrics: metrics.clone() });
     let ended = CancellationToken::new();
     let server = tokio::spawn(admin.serve(health.clone(), ended.clone().cancelled_owned()));
     let cluster = kube::Config::infer().await.context("no cluster: neither a kubeconfig nor a service account")?;
@@ -81,7 +88,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let version = client.apiserver_version().await.context("the API server does not answer")?;
     tracing::info!(version = version.git_version, "the API server answers");
     health.started.store(true, Ordering::Relaxed);
-    let outcome = lead(&config, client, &metrics, &mut stop).await;
+    let outcome = lead(&config, client, &health, &mut stop).await;
     ended.cancel();
     server.await.ok();
     outcome
@@ -90,11 +97,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 async fn lead(
     config: &Config,
     client: Client,
-    metrics: &Metrics,
+    health: &Health,
     stop: &mut (impl Future<Output = m1_runtime::shutdown::Signal> + Unpin),
 ) -> anyhow::Result<()> {
+    let metrics = &health.metrics;
     let Some(lease) = &config.lease else {
-        act(config, client, metrics, 0, stop.map(|_| ())).await;
+        act(config, client, health, 0, stop.map(|_| ())).await;
         return Ok(());
     };
     let leadership = Leadership::new(client.clone(), &config.namespace, &config.identity, lease.clone());
@@ -113,7 +121,7 @@ async fn lead(
             _ = stop => {}
         }
     };
-    act(config, client, metrics, transitions, end).await;
+    act(config, client, health, transitions, end).await;
     metrics.leader.set(0);
     if lost.load(Ordering::Relaxed) {
         anyhow::bail!("another process may lead now; this one ends and begins anew as a candidate");
@@ -124,7 +132,9 @@ async fn lead(
 }
 
 /// Watches and reconciles until `end`; then lets reconciles that run come to their end.
-async fn act(config: &Config, client: Client, metrics: &Metrics, lease_transitions: u64, end: impl Future<Output = ()>) {
+async fn act(config: &Config, client: Client, health: &Health, lease_transitions: u64, end: impl Future<Output = ()>) {
+    let metrics = &health.metrics;
+    health.listing.store(true, Ordering::Relaxed);
     let (changes, changed) = mpsc::channel(CHANGES);
     let mut end = std::pin::pin!(end);
     let workers = Arc::new(Workers::new(changes.clone()));
@@ -140,6 +150,9 @@ async fn act(config: &Config, client: Client, metrics: &Metrics, lease_transitio
         () = &mut end => return,
         started = start => started,
     };
+    health.listing.store(false, Ordering::Relaxed);
+    // A lease that was lost counts from 0 again, and workers believe nobody who counts less than they have heard.
+    let lease_transitions = lease_transitions.max(cache.lease_transitions());
     let reporter = Reporter { controller: labels::MANAGER.to_owned(), instance: Some(config.identity.clone()) };
     let (teller, tell) = Teller::new(Recorder::new(client.clone(), reporter));
     let telling = tokio::spawn(tell);
@@ -152,7 +165,7 @@ async fn act(config: &Config, client: Client, metrics: &Metrics, lease_transitio
         teller,
         metrics: metrics.clone(),
         lease_transitions,
-        notes: std::sync::Mutex::default(),
+        notes: Notes::default(),
     });
     let (halt, halted) = oneshot::channel::<()>();
     let requests = tokio_stream_of(changed).take_until(halted.map(|_| ()));

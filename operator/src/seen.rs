@@ -13,9 +13,26 @@ pub fn node(node: &Node) -> NodeSeen {
     let silent = conditions.find(|condition| condition.type_ == "Ready" && condition.status == "Unknown");
     NodeSeen {
         name: node.name_any(),
-        cordoned: node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false),
+        cordoned: is_emptied(node),
         gone_since: silent.and_then(|condition| condition.last_transition_time.as_ref()).map(|time| time.0),
     }
+}
+
+/// Taints of those who empty nodes without cordoning them: Karpenter, the cluster autoscaler.
+const EMPTIED: [&str; 3] = ["karpenter.sh/disrupted", "karpenter.sh/disruption", "ToBeDeletedByClusterAutoscaler"];
+
+fn is_emptied(node: &Node) -> bool {
+    let Some(spec) = &node.spec else { return false };
+    let mut taints = spec.taints.iter().flatten();
+    spec.unschedulable.unwrap_or(false) || taints.any(|taint| EMPTIED.contains(&taint.key.as_str()))
+}
+
+/// The scheduler of a pod that none has looked at yet: it has neither a node nor a word why not.
+pub fn unclaimed(pod: &Pod) -> Option<String> {
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref());
+    let told = pod.status.iter().flat_map(|status| status.conditions.iter().flatten()).any(|it| it.type_ == "PodScheduled");
+    let scheduler = pod.spec.as_ref().and_then(|spec| spec.scheduler_name.clone());
+    (node.is_none() && !told).then(|| scheduler.unwrap_or_else(|| "default-scheduler".to_owned()))
 }
 
 /// Drops what nobody here asks of a pod: with ten thousand of them it is most of the memory.
@@ -23,8 +40,10 @@ pub fn strip(pod: &mut Pod) {
     pod.metadata.managed_fields = None;
     pod.metadata.annotations = None;
     if let Some(spec) = &mut pod.spec {
-        let node = spec.node_name.take();
-        *spec = k8s_openapi::api::core::v1::PodSpec { node_name: node, ..Default::default() };
+        let (node_name, scheduler_name) = (spec.node_name.take(), spec.scheduler_name.take());
+        // Asked for until a node is there.
+        let scheduler_name = scheduler_name.filter(|_| node_name.is_none());
+        *spec = k8s_openapi::api::core::v1::PodSpec { node_name, scheduler_name, ..Default::default() };
     }
     if let Some(status) = &mut pod.status {
         status.host_ips = None;

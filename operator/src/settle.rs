@@ -21,11 +21,15 @@ pub struct Settled {
     pub revision: Revision,
 }
 
-/// Validates and plans.
+/// Validates and plans. `memory` says what a GPU has where the spec does not; 0 stands for CPUs.
 ///
 /// # Errors
 /// What stands in `Accepted=False`.
-pub fn settle(deployment: &MiniMaxM1Deployment, defaults: &Images, node_gpu_memory: Option<Bytes>) -> Result<Settled, Refusal> {
+pub fn settle(
+    deployment: &MiniMaxM1Deployment,
+    defaults: &Images,
+    memory: &dyn Fn(&Checked, &Revision) -> Option<Bytes>,
+) -> Result<Settled, Refusal> {
     let checked = validate(deployment).map_err(|errors| refused(&errors))?;
     runnable(&checked, Runtime::Cluster).map_err(|errors| refused(&errors))?;
     let architecture = match &checked.config {
@@ -33,11 +37,11 @@ pub fn settle(deployment: &MiniMaxM1Deployment, defaults: &Images, node_gpu_memo
             .map_err(|error| Refusal { reason: Reason::InvalidSpec, message: format!("spec.model.config: {error}") })?,
         None => Architecture::minimax_m1(),
     };
-    let environment = Environment { memory_per_gpu: node_gpu_memory, ..Environment::new(architecture) };
-    let plan = plan(&checked, &environment).map_err(|error| Refusal { reason: error.condition(), message: error.to_string() })?;
     let images = images(&checked, deployment, defaults);
     let restarted = deployment.annotations().get(labels::RESTARTED_AT).map(String::as_str);
     let revision = Revision::of(&checked, &images.worker, restarted);
+    let environment = Environment { memory_per_gpu: memory(&checked, &revision), ..Environment::new(architecture) };
+    let plan = plan(&checked, &environment).map_err(|error| Refusal { reason: error.condition(), message: error.to_string() })?;
     Ok(Settled { checked, plan, images, revision })
 }
 

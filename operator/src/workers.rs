@@ -354,6 +354,7 @@ fn read(status: &StatusResponse) -> WorkerSeen {
         reason: status.reason.clone(),
         message: status.message.clone(),
         epoch: status.epoch,
+        digest: status.weights_digest.clone(),
         bytes_loaded: status.bytes_loaded,
         bytes_total: status.bytes_to_load,
         sequences: status.running + status.waiting,

@@ -37,5 +37,17 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 
 {{- define "minimax-m1-operator.image" -}}
 {{- $image := index . 0 }}{{- $root := index . 1 -}}
-{{ $image.repository }}:{{ default $root.Chart.AppVersion $image.tag }}
+{{- if $image.digest }}{{ $image.repository }}@{{ $image.digest }}
+{{- else }}{{ $image.repository }}:{{ default $root.Chart.AppVersion $image.tag }}
+{{- end }}
+{{- end }}
+
+{{- /* What the schema cannot say: values that contradict one another. */}}
+{{- define "minimax-m1-operator.check" -}}
+{{- if and (gt (int .Values.replicaCount) 1) (not .Values.leaderElection.enabled) }}
+{{- fail (printf "replicaCount: %d operators without leader election would act at the same time; set leaderElection.enabled: true" (int .Values.replicaCount)) }}
+{{- end }}
+{{- if and .Values.metrics.serviceMonitor.enabled (not .Values.metrics.service.enabled) }}
+{{- fail "metrics.serviceMonitor.enabled: a ServiceMonitor scrapes the Service; set metrics.service.enabled: true" }}
+{{- end }}
 {{- end }}

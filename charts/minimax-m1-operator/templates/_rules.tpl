@@ -16,6 +16,10 @@
 - apiGroups: [serving.minimax-m1.dev]
   resources: [expertplacements]
   verbs: [get, list, watch, create, patch, delete]
+# apply: what pods have applied
+- apiGroups: [serving.minimax-m1.dev]
+  resources: [expertplacements/status]
+  verbs: [patch]
 # apply: groups and routers
 - apiGroups: [apps]
   resources: [statefulsets, deployments]
@@ -76,6 +80,10 @@
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
   verbs: [get, create, update]
+# leader: the lease goes with the operator's Deployment
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get]
 {{- end }}
 {{- define "minimax-m1-operator.rules.tls" -}}
 # certificates: the members' certificate and the authority that signs it

@@ -34,7 +34,7 @@ pub const LLMD_SERVING: &str = "llm-d.ai/inference-serving";
 
 /// Annotation of a deployment: when a restart was asked for, RFC 3339. A new value is a new revision.
 pub const RESTARTED_AT: &str = "serving.minimax-m1.dev/restartedAt";
-/// Annotation of a deployment: gives groups that used up their restart budget another one. The value is free; a new one counts.
+/// Annotation of a deployment: gives groups that used up their restart budget another one: since when, RFC 3339.
 pub const RESUMED_AT: &str = "serving.minimax-m1.dev/resumedAt";
 /// Annotation of a deployment: asks for a new certificate of its members. The value is free; a new one counts.
 pub const RENEW_CERTIFICATES_AT: &str = "serving.minimax-m1.dev/renewCertificatesAt";
@@ -46,5 +46,7 @@ pub const AUTHORITY_SINCE: &str = "serving.minimax-m1.dev/authority-since";
 pub const APPLIED: &str = "serving.minimax-m1.dev/applied";
 /// Annotation of a StatefulSet: version of the operator that rendered its template, which another version leaves as it is.
 pub const RENDERED_BY: &str = "serving.minimax-m1.dev/rendered-by";
+/// Annotation of a StatefulSet: bytes of a GPU that its revision was planned for, 0 for CPUs. Nodes that come later change it no more.
+pub const GPU_MEMORY: &str = "serving.minimax-m1.dev/gpu-memory";
 /// Annotation of an ExpertPlacement: since when its group takes no new requests, RFC 3339.
 pub const CLOSED_SINCE: &str = "serving.minimax-m1.dev/closed-since";

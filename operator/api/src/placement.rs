@@ -117,7 +117,7 @@ pub struct AppliedPod {
     pub pod: String,
     /// Epoch it runs.
     pub epoch: u64,
-    /// Digest of what it holds.
+    /// Digest of the checkpoint that it serves from.
     pub digest: String,
 }
 

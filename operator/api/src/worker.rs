@@ -19,7 +19,8 @@ pub struct Worker {
     /// Secrets to pull it with.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub image_pull_secrets: Vec<LocalObjectRef>,
-    /// Memory of one GPU as a quantity, such as `80G` (80 GB) or `80Gi`. Default: the node label `nvidia.com/gpu.memory`.
+    /// Memory of one GPU as a quantity, such as `80G` (80 GB) or `80Gi`; `0` plans for CPUs whatever the nodes have. Default: the
+    /// smallest label `nvidia.com/gpu.memory` of the nodes that `nodeSelector` chooses, kept for as long as the revision lives.
     /// Without either, pods are planned for CPUs and ask for no GPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_per_gpu: Option<Quantity>,

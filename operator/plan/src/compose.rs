@@ -17,6 +17,8 @@ const CPU_PREFILL_CHUNK: u32 = 256;
 const GPU_PREFILL_CHUNK: u32 = 2048;
 /// What a worker process may take beside weights and caches: libraries, activations of a step, frames of its peers.
 pub(crate) const CPU_PROCESS: Bytes = Bytes(300_000_000);
+/// Hexadecimal digits of a placement: a third of what etcd takes of one object.
+pub(crate) const MOST_DIGITS: u64 = 500_000;
 /// Epoch of the first placement: 0 means that none was applied.
 const FIRST_EPOCH: u64 = 1;
 
@@ -27,10 +29,12 @@ const FIRST_EPOCH: u64 = 1;
 /// memory, with the numbers and what would fit.
 pub fn plan(checked: &Checked, environment: &Environment) -> Result<Plan, PlanError> {
     let arch = &environment.architecture;
-    let memory = checked.memory_per_gpu.or(environment.memory_per_gpu);
+    // 0 says: on CPUs, whatever the nodes have.
+    let memory = checked.memory_per_gpu.or(environment.memory_per_gpu).filter(|memory| *memory > Bytes(0));
     let device = device(memory);
     let shape = Shape::of(checked, device);
     fits_the_model(&shape, arch)?;
+    fits_an_object(&shape, arch)?;
     if device == Device::Cpu && checked.tensor > 1 {
         return Err(PlanError::GpuMemoryUnknown { tensor: checked.tensor });
     }
@@ -89,6 +93,15 @@ fn fits_the_model(shape: &Shape, arch: &Architecture) -> Result<(), PlanError> {
         return Err(PlanError::Window { given: shape.window, positions: arch.max_positions });
     }
     shape.share(arch).map(|_| ()).map_err(|error| misfit(shape, &error))
+}
+
+/// Holds a group's placement to what one object of a cluster may hold.
+fn fits_an_object(shape: &Shape, arch: &Architecture) -> Result<(), PlanError> {
+    let digits = u64::from(shape.pods) * arch.layers.len() as u64 * arch.experts.div_ceil(4) as u64;
+    match digits > MOST_DIGITS {
+        true => Err(PlanError::TooLarge { pods: shape.pods, layers: arch.layers.len(), experts: arch.experts, digits }),
+        false => Ok(()),
+    }
 }
 
 fn misfit(shape: &Shape, error: &m1_arch::ShardError) -> PlanError {

@@ -13,10 +13,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
-use m1_operator_api::{Condition, DeploymentStatus, ExpertPlacementSpec, Reason, Traffic};
+use m1_operator_api::{AppliedPod, Condition, DeploymentStatus, ExpertPlacementSpec, ExpertPlacementStatus, Reason, Traffic};
 
 use crate::render::{GroupRef, Scene, first_placement as placement_spec};
-use crate::{GroupSeen, Kind, Object, Observed, PlacementSeen, Revision};
+use crate::{GroupSeen, Kind, Object, Observed, PlacementSeen, Revision, WorkerSeen};
 
 pub use conditions::seconds;
 use rollout::Rolling;
@@ -40,6 +40,8 @@ pub struct Decision {
     pub keep: BTreeSet<(Kind, String)>,
     /// Placements to write.
     pub placements: Vec<PlacementWrite>,
+    /// What placements' pods have applied, by the placement's name; only what differs from what stands there.
+    pub applied: Vec<(String, ExpertPlacementStatus)>,
     /// Pods to delete.
     pub pods: Vec<PodDeletion>,
     /// The status.
@@ -72,6 +74,8 @@ pub struct PodDeletion {
     pub name: String,
     /// Why, for the event.
     pub why: String,
+    /// Without its kubelet's word: that is gone.
+    pub force: bool,
 }
 
 /// Decides about an accepted spec. `restarted_at` is part of `revision` already.
@@ -85,21 +89,25 @@ pub fn decide(scene: &Scene<'_>, revision: &Revision, observed: &Observed, lease
         drain: Duration::from_secs(spec.worker.drain_seconds.into()),
         groups: &observed.groups,
         routers: &observed.router,
-        broken: &|group| lost::is_broken(group, observed),
+        // No router knows a group without a placement, and nobody can make that of an old one again.
+        broken: &|group| lost::is_broken(group, observed) || (group.placement.is_none() && group.revision != *revision),
         now: observed.now,
     });
     let mut decision = Decision { apply: scene.shared(), prune: true, look_again: rolling.look_again, ..Decision::default() };
-    let opened = drain::opened((&observed.groups, &observed.router), &rolling, spec.rollout.allow_downtime, observed.now);
+    let others =
+        if spec.rollout.allow_downtime { 0 } else { scene.checked.replicas.saturating_sub(spec.rollout.max_unavailable).max(1) };
+    let opened = drain::opened((&observed.groups, &observed.router), &rolling, others as usize, observed.now);
     for group in observed.groups.iter().filter(|group| !group.deleting && !rolling.is_deleted(group)) {
         existing_group(scene, revision, (group, &observed.groups), &mut decision, opened.group == Some(group.name.as_str()));
         let traffic = if rolling.is_closed(group) || lost::is_leaving(group) { Traffic::Closed } else { Traffic::Open };
         decision.placements.extend(placement(scene, revision, group, traffic, lease_transitions, observed.now));
+        decision.applied.extend(applied(group));
     }
     for index in &rolling.create {
         let group = GroupRef { index: *index, revision: revision.clone(), size };
         new_group(scene, &group, &mut decision, lease_transitions);
     }
-    let deletions = lost::pods(&observed.groups, spec.worker.unreachable_seconds, observed.now);
+    let deletions = lost::pods(observed, spec.worker.unreachable_seconds);
     decision.pods = deletions.pods;
     sooner(&mut decision.look_again, deletions.look_again);
     decision.status = status::of(scene, revision, observed, &rolling, &opened);
@@ -117,7 +125,7 @@ pub fn refuse(refusal: &Refusal, observed: &Observed, unreachable_seconds: u32) 
         let wanted = ExpertPlacementSpec { traffic, ..seen.spec.clone() };
         decision.placements.extend(rewrite(group, seen, wanted, observed.now));
     }
-    let deletions = lost::pods(&observed.groups, unreachable_seconds, observed.now);
+    let deletions = lost::pods(observed, unreachable_seconds);
     decision.pods = deletions.pods;
     decision.look_again = deletions.look_again;
     decision
@@ -188,6 +196,24 @@ fn placement(
     }
     let write = rewrite(group, seen, ExpertPlacementSpec { traffic, ..wanted }, now)?;
     Some(PlacementWrite { spec: ExpertPlacementSpec { lease_transitions, ..write.spec }, ..write })
+}
+
+/// What the pods of a group have applied, where that is news. A pod that has not been heard keeps what was known of it: a new leader
+/// hears them one by one.
+fn applied(group: &GroupSeen) -> Option<(String, ExpertPlacementStatus)> {
+    let seen = group.placement.as_ref()?;
+    let of = |name: &str| -> Option<AppliedPod> {
+        let pod = group.pods.iter().find(|pod| pod.name == name && !pod.deleting)?;
+        let known = || seen.status.pods.iter().find(|known| known.pod == name).cloned();
+        let said = |worker: &WorkerSeen| AppliedPod { pod: name.to_owned(), epoch: worker.epoch, digest: worker.digest.clone() };
+        pod.worker.as_ref().map(said).or_else(known)
+    };
+    let pods: Option<Vec<AppliedPod>> = seen.spec.pods.iter().map(|holding| of(&holding.pod)).collect();
+    let pods = pods?;
+    let applied_epoch = pods.iter().map(|pod| pod.epoch).min()?;
+    // Pods come one by one; that is no news each.
+    let now = ExpertPlacementStatus { applied_epoch, pods, ..seen.status.clone() };
+    (applied_epoch > 0 && now != seen.status).then(|| (group.name.clone(), now))
 }
 
 /// The write that makes a placement say something else; none where it says so already.

@@ -29,6 +29,21 @@ pub enum PlanError {
         /// Which of the model's numbers it does not divide.
         why: String,
     },
+    /// The placement of a group is larger than an object of a cluster may be.
+    #[error(
+        "spec.parallelism.expert: {pods}: who holds which of {layers} x {experts} experts takes {digits} digits for so many pods, and one \
+         object of a cluster holds {most} of them: fewer pods", most = crate::compose::MOST_DIGITS
+    )]
+    TooLarge {
+        /// Pods asked for.
+        pods: u32,
+        /// Layers of the model.
+        layers: usize,
+        /// Experts per layer.
+        experts: usize,
+        /// Digits of the placement.
+        digits: u64,
+    },
     /// The window is longer than the model's positions.
     #[error("spec.model.maxContextTokens: {given}: the model has {positions} positions: at most {positions}")]
     Window {
@@ -68,7 +83,7 @@ impl PlanError {
     /// The reason of the condition `Accepted=False`.
     pub fn condition(&self) -> Reason {
         match self {
-            PlanError::TooManyPods { .. } | PlanError::Tensor { .. } => Reason::Unsplittable,
+            PlanError::TooManyPods { .. } | PlanError::Tensor { .. } | PlanError::TooLarge { .. } => Reason::Unsplittable,
             PlanError::Window { .. } => Reason::InvalidSpec,
             PlanError::GpuMemoryUnknown { .. } => Reason::InvalidSpec,
             PlanError::Memory(_) | PlanError::PodMemory { .. } => Reason::InsufficientMemory,

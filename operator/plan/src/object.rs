@@ -108,6 +108,7 @@ pub fn holds(found: &Value, wanted: &Value) -> bool {
     match (found, wanted) {
         (Value::Object(found), Value::Object(wanted)) => wanted.iter().all(|(key, wanted)| match found.get(key) {
             Some(found) if matches!(key.as_str(), "requests" | "limits") => same_amounts(found, wanted),
+            Some(found) if key == "sizeLimit" => same_amount(found, wanted),
             Some(found) => holds(found, wanted),
             // The API server drops what is empty.
             None => is_empty(wanted),
@@ -120,12 +121,15 @@ pub fn holds(found: &Value, wanted: &Value) -> bool {
 
 /// Quantities are compared by amount: the API server writes `1000m` as `1`.
 fn same_amounts(found: &Value, wanted: &Value) -> bool {
+    let mut wanted = wanted.as_object().into_iter().flatten();
+    wanted.all(|(key, wanted)| found.get(key).is_some_and(|found| same_amount(found, wanted)))
+}
+
+fn same_amount(found: &Value, wanted: &Value) -> bool {
     let amount = |value: &Value| Quantity(value.as_str()?.to_owned()).amount().ok();
-    let wanted = wanted.as_object().into_iter().flatten();
-    wanted.into_iter().all(|(key, wanted)| match found.get(key) {
-        Some(found) => found == wanted || amount(found).is_some_and(|found| Some(found) == amount(wanted)),
-        None => false,
-    })
+    // `0.7` and `700m` are two numbers by a hair.
+    let near = |(found, wanted): (f64, f64)| (found - wanted).abs() <= found.abs() * 1e-9;
+    found == wanted || amount(found).zip(amount(wanted)).is_some_and(near)
 }
 
 fn holds_list(found: &[Value], wanted: &[Value]) -> bool {
@@ -165,6 +169,10 @@ mod tests {
             (json!({"limits": {"cpu": "1", "memory": "1Gi"}}), json!({"limits": {"cpu": "1000m", "memory": "1024Mi"}}));
         assert!(holds(&found, &wanted));
         assert!(!holds(&found, &json!({"limits": {"cpu": "1001m"}})));
+        for (found, wanted) in [("700m", "0.7"), ("1400m", "1.4"), ("2300m", "2.3")] {
+            assert!(holds(&json!({"limits": {"cpu": found}}), &json!({"limits": {"cpu": wanted}})), "{wanted}");
+        }
+        assert!(holds(&json!({"emptyDir": {"sizeLimit": "1T"}}), &json!({"emptyDir": {"sizeLimit": "1000G"}})));
         assert!(!holds(&found, &json!({"limits": {"gpu": "1"}})));
     }
 

@@ -1,7 +1,7 @@
 //! What is, as the operator saw it: the part of a cluster that decisions about one deployment need.
 
 use k8s_openapi::jiff::Timestamp;
-use m1_operator_api::{DeploymentStatus, ExpertPlacementSpec, GroupStatus};
+use m1_operator_api::{DeploymentStatus, ExpertPlacementSpec, ExpertPlacementStatus, GroupStatus};
 
 use crate::Revision;
 use crate::render::GroupRef;
@@ -27,6 +27,8 @@ pub struct Observed {
     pub certificates: Option<CertificateTrouble>,
     /// Bytes per second that all its pods read together.
     pub pace: Option<f64>,
+    /// Most nodes give no sign of life: rather the control plane is cut off than the nodes are gone.
+    pub outage: bool,
     /// Now.
     pub now: Timestamp,
 }
@@ -48,6 +50,8 @@ pub struct GroupSeen {
     pub created: Timestamp,
     /// It is on its way out.
     pub deleting: bool,
+    /// It has pods and no StatefulSet.
+    pub orphaned: bool,
     /// Why its pods are not made, in the cluster's words.
     pub refusal: Option<String>,
     /// Its ExpertPlacement.
@@ -70,6 +74,8 @@ pub struct CertificateTrouble {
 pub struct PlacementSeen {
     /// What it says.
     pub spec: ExpertPlacementSpec,
+    /// What its pods are known to have applied.
+    pub status: ExpertPlacementStatus,
     /// The version that a change must be based on.
     pub resource_version: String,
     /// Since when the group takes no requests.
@@ -87,6 +93,10 @@ pub struct PodSeen {
     pub created: Option<Timestamp>,
     /// It is on its way out.
     pub deleting: bool,
+    /// When it should have been gone, where it is on its way out and late.
+    pub overdue: Option<Timestamp>,
+    /// The scheduler that it asks for, where none has looked at it for long.
+    pub unclaimed: Option<String>,
     /// All its containers are ready.
     pub ready: bool,
     /// Since when.
@@ -159,6 +169,8 @@ pub struct WorkerSeen {
     pub message: String,
     /// Epoch of the placement it has applied.
     pub epoch: u64,
+    /// Digest of its checkpoint.
+    pub digest: String,
     /// Bytes it has read.
     pub bytes_loaded: u64,
     /// Bytes it has to read.

@@ -42,6 +42,12 @@ pub const RULES: &[Rule] = &[
         verbs: OWN,
         reason: "apply: who holds which expert; also what routers are granted (get, list, watch)",
     },
+    Rule {
+        group: "serving.minimax-m1.dev",
+        resources: &["expertplacements/status"],
+        verbs: &["patch"],
+        reason: "apply: what pods have applied",
+    },
     Rule { group: "apps", resources: &["statefulsets", "deployments"], verbs: OWN, reason: "apply: groups and routers" },
     Rule {
         group: "",
@@ -94,12 +100,20 @@ pub const CLUSTER_RULES: &[Rule] = &[Rule {
 }];
 
 /// In the operator's own namespace.
-pub const OWN_RULES: &[Rule] = &[Rule {
-    group: "coordination.k8s.io",
-    resources: &["leases"],
-    verbs: &["get", "create", "update"],
-    reason: "leader: which of several operators acts",
-}];
+pub const OWN_RULES: &[Rule] = &[
+    Rule {
+        group: "coordination.k8s.io",
+        resources: &["leases"],
+        verbs: &["get", "create", "update"],
+        reason: "leader: which of several operators acts",
+    },
+    Rule {
+        group: "apps",
+        resources: &["deployments"],
+        verbs: &["get"],
+        reason: "leader: the lease goes with the operator's Deployment",
+    },
+];
 
 #[cfg(test)]
 mod tests {

@@ -132,7 +132,9 @@ fn quantities(spec: &MiniMaxM1DeploymentSpec, errors: &mut Vec<FieldError>) {
     if let Some(memory) = &spec.worker.memory_per_gpu {
         match memory.amount() {
             Err(error) => errors.push(FieldError::invalid("spec.worker.memoryPerGpu", memory, error.to_string())),
-            Ok(amount) if amount < 1.0 => errors.push(FieldError::invalid("spec.worker.memoryPerGpu", memory, "more than 0")),
+            Ok(amount) if amount > 0.0 && amount < 1.0 => {
+                errors.push(FieldError::invalid("spec.worker.memoryPerGpu", memory, "whole bytes, such as 80G; or 0 for CPUs"));
+            }
             Ok(_) => {}
         }
     }

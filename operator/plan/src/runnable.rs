@@ -95,7 +95,8 @@ fn serving(spec: &MiniMaxM1DeploymentSpec, wanted: &mut Wanted) {
 /// What only pods can be asked for.
 fn processes(checked: &Checked, wanted: &mut Wanted) {
     let spec = checked.spec();
-    wanted.refuse(checked.memory_per_gpu.is_some(), "worker.memoryPerGpu", "given", "on the CPU, without this field");
+    let gpus = checked.memory_per_gpu.is_some_and(|memory| memory.0 > 0);
+    wanted.refuse(gpus, "worker.memoryPerGpu", "given", "0, for CPUs");
     wanted.refuse(checked.replicas != 1, "replicas", checked.replicas, "1");
     let seconds = spec.experts.loss.wait_seconds;
     let usual = Experts::default().loss.wait_seconds;

@@ -74,11 +74,13 @@ fn h800_four_pods_two_copies() {
 
 #[test]
 fn demo_in_a_cluster() {
-    let checked = check(&example("demo-cluster")).unwrap();
-    let config = serde_json::Value::Object(checked.config.clone().unwrap());
-    let described = Environment::new(Architecture::from_value(&config).unwrap());
-    assert!(runnable(&checked, Runtime::Cluster).is_ok());
-    golden("demo-cluster", described);
+    for name in ["demo-cluster", "demo-image"] {
+        let checked = check(&example(name)).unwrap();
+        let config = serde_json::Value::Object(checked.config.clone().unwrap());
+        let described = Environment::new(Architecture::from_value(&config).unwrap());
+        assert!(runnable(&checked, Runtime::Cluster).is_ok());
+        golden(name, described);
+    }
 }
 
 #[test]

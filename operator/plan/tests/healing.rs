@@ -8,8 +8,7 @@ use common::{changed, check};
 use k8s_openapi::jiff::SignedDuration;
 use m1_operator_api::{ConditionStatus, ConditionType, Reason, Traffic};
 use m1_operator_plan::{
-    CertificateTrouble, ContainerSeen, Decision, EndSeen, Kind, NodeSeen, Refusal, WorkerPhase, WorkerSeen, condition, refuse,
-    write_refused,
+    CertificateTrouble, ContainerSeen, EndSeen, Kind, NodeSeen, Refusal, WorkerPhase, WorkerSeen, condition, refuse, write_refused,
 };
 
 #[test]
@@ -134,35 +133,6 @@ fn a_pod_on_a_node_that_is_gone_is_deleted_by_force_after_the_stated_time() {
 }
 
 #[test]
-fn a_drained_node_opens_one_group_where_another_serves() {
-    let open = |decision: &Decision| -> Vec<String> {
-        let budgets =
-            decision.apply.iter().filter(|object| object.kind == Kind::PodDisruptionBudget && !object.name.ends_with("router"));
-        budgets.filter(|budget| budget.value["spec"]["maxUnavailable"] != 0).map(|budget| budget.name.clone()).collect()
-    };
-    let cordon = |world: &mut World, place: usize| {
-        let node = NodeSeen { name: "n1".into(), cordoned: true, gone_since: None };
-        world.group(place).pods[0].node = Some(node);
-    };
-    let mut world = World::new();
-    let two = spec("replicas: 2");
-    settle(&mut world, &two, 2, 0);
-    world.now += SignedDuration::from_secs(60);
-    assert!(open(&world.decide(&two)).is_empty());
-    cordon(&mut world, 0);
-    cordon(&mut world, 1);
-    assert_eq!(open(&world.decide(&two)).len(), 1, "one at a time");
-    let mut world = World::new();
-    let one = spec("replicas: 1");
-    settle(&mut world, &one, 1, 0);
-    cordon(&mut world, 0);
-    let decision = world.decide(&one);
-    assert!(open(&decision).is_empty());
-    assert_eq!(is(&decision.status, ConditionType::Degraded), (ConditionStatus::True, Reason::NoHandoverTarget));
-    assert_eq!(open(&world.decide(&spec("replicas: 1\nrollout: {allowDowntime: true}"))).len(), 1);
-}
-
-#[test]
 fn a_pod_that_leaves_closes_its_group() {
     let mut world = World::new();
     let checked = spec("replicas: 2");
@@ -221,6 +191,23 @@ fn a_refused_edit_opens_what_was_closed_for_a_pod_that_left() {
     assert_eq!(decision.placements[0].spec.traffic, Traffic::Open);
     assert!(!decision.prune && decision.apply.is_empty());
     assert_eq!(is(&decision.status, ConditionType::Accepted), (ConditionStatus::False, Reason::InvalidSpec));
+}
+
+#[test]
+fn a_placement_says_what_its_pods_have_applied() {
+    let mut world = World::new();
+    let checked = spec("replicas: 1");
+    settle(&mut world, &checked, 1, 0);
+    let status = |world: &World| world.groups[0].0.placement.as_ref().unwrap().status.clone();
+    assert_eq!((status(&world).applied_epoch, status(&world).pods.len()), (1, 2));
+    // One comes back and is not heard yet, then runs nothing, then the placement again.
+    world.group(0).pods[0].worker = None;
+    assert!(world.decide(&checked).applied.is_empty(), "what was known of it holds");
+    world.group(0).pods[0].worker = Some(WorkerSeen::default());
+    assert!(world.decide(&checked).applied.is_empty(), "pods that come one by one are no news each");
+    world.group(0).pods[0].worker = Some(WorkerSeen { epoch: 1, digest: "another".into(), ..WorkerSeen::default() });
+    world.step(&checked);
+    assert_eq!(status(&world).pods[0].digest, "another");
 }
 
 #[test]

@@ -56,7 +56,8 @@ impl Stored {
         self.uid == other.uid && self.version.is_some() && self.version >= other.version
     }
 
-    fn read<T: DeserializeOwned>(&self) -> Option<Arc<T>> {
+    /// As an object again.
+    pub fn read<T: DeserializeOwned>(&self) -> Option<Arc<T>> {
         let object =
             serde_json::from_slice(&self.text).inspect_err(|error| tracing::error!(%error, "what was kept cannot be read"));
         object.ok().map(Arc::new)

@@ -1,5 +1,5 @@
-//! Draining nodes: which group's budget is open, so that its pods may be evicted. One group at a time, and only where another
-//! takes its requests meanwhile.
+//! Draining nodes: which group's budget is open, so that its pods may be evicted. One group at a time, and only where as many others
+//! take its requests meanwhile as a rollout would leave.
 
 use k8s_openapi::jiff::Timestamp;
 
@@ -15,11 +15,11 @@ pub struct Opened<'a> {
     pub stuck: Option<(&'a str, u32)>,
 }
 
-/// Chooses the group that is opened.
+/// Chooses the group that is opened: as many others as `least` serve.
 pub fn opened<'a>(
     (groups, routers): (&'a [GroupSeen], &RouterSeen),
     rolling: &Rolling,
-    allow_downtime: bool,
+    least: usize,
     now: Timestamp,
 ) -> Opened<'a> {
     let staying = || groups.iter().filter(|group| !group.deleting && !rolling.is_deleted(group));
@@ -30,9 +30,10 @@ pub fn opened<'a>(
         (!moving, group.is_available(), group.sequences(), group.index)
     });
     let Some((group, node)) = next else { return Opened::default() };
-    let others = staying().any(|other| other.stands_in_for(group, routers, now) && !rolling.is_closed(other));
-    // What does not serve loses nothing by moving.
-    if others || allow_downtime || !group.is_available() {
+    let others = staying().filter(|other| other.stands_in_for(group, routers, now) && !rolling.is_closed(other)).count();
+    // What does not serve loses nothing by moving; a closed group serves until its last sequence has ended.
+    let serves = group.is_ready() && (group.is_open() || !group.is_idle());
+    if others >= least || !serves {
         return Opened { group: Some(&group.name), stuck: None };
     }
     // Where another is on its way, this one only waits for its turn.

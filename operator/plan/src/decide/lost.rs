@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use k8s_openapi::jiff::Timestamp;
 use m1_operator_api::{ConditionStatus, ConditionType};
 
 use super::{PodDeletion, since, sooner, trouble};
@@ -11,6 +10,9 @@ use crate::{GroupSeen, Observed};
 
 /// How long a restart of a process, the reading of small weights and a new connection may take.
 const BLIP: Duration = Duration::from_secs(60);
+
+/// While most nodes are silent, it is looked again after this: a node that stays silent when others come back tells nobody.
+const OUTAGE: Duration = Duration::from_secs(30);
 
 /// What to delete, and when to look again.
 #[derive(Debug, Default)]
@@ -22,19 +24,30 @@ pub struct Deletions {
 }
 
 /// Pods whose node has given no sign of life for longer than the spec allows. Nobody else would end them: their kubelet is gone,
-/// and their StatefulSet makes no other pod of the same name while they exist.
-pub fn pods(groups: &[GroupSeen], unreachable_seconds: u32, now: Timestamp) -> Deletions {
+/// and their StatefulSet makes no other pod of the same name while they exist. While most nodes seem gone, none is believed to be:
+/// their pods may well serve. And pods whose StatefulSet somebody deleted without them: they hold their nodes and nobody's name.
+pub fn pods(observed: &Observed, unreachable_seconds: u32) -> Deletions {
     let limit = Duration::from_secs(unreachable_seconds.into());
     let mut deletions = Deletions::default();
-    for pod in groups.iter().flat_map(|group| &group.pods) {
+    let orphans = observed.groups.iter().filter(|group| group.orphaned).flat_map(|group| &group.pods).filter(|pod| !pod.deleting);
+    deletions.pods.extend(orphans.map(|pod| PodDeletion {
+        name: pod.name.clone(),
+        why: "its StatefulSet is gone".to_owned(),
+        force: false,
+    }));
+    if observed.outage {
+        deletions.look_again = Some(OUTAGE);
+        return deletions;
+    }
+    for pod in observed.groups.iter().flat_map(|group| &group.pods) {
         let Some((node, gone)) = pod.node.as_ref().and_then(|node| Some((node, node.gone_since?))) else { continue };
-        let age = since(gone, now);
+        let age = since(gone, observed.now);
         if age < limit {
             sooner(&mut deletions.look_again, Some(limit - age));
             continue;
         }
         let why = format!("node {} has given no sign of life for {unreachable_seconds} s", node.name);
-        deletions.pods.push(PodDeletion { name: pod.name.clone(), why });
+        deletions.pods.push(PodDeletion { name: pod.name.clone(), why, force: true });
     }
     deletions
 }

@@ -109,13 +109,15 @@ pub fn roll(wish: &Wish<'_>) -> Rolling {
     rolling
 }
 
-/// Takes away what is more than was asked for: of the present revision, or, while paused, of any.
+/// Takes away what is more than was asked for: of the present revision, or, while paused, of any. A pause leaves the group that a
+/// rollout has added.
 fn scale_down(wish: &Wish<'_>, current: &[&GroupSeen], old: &[&GroupSeen], rolling: &mut Rolling) {
-    let candidates: Vec<&GroupSeen> = match wish.rollout.paused {
-        true => current.iter().chain(old).copied().collect(),
-        false => current.to_vec(),
+    let (candidates, wanted): (Vec<&GroupSeen>, u32) = match wish.rollout.paused {
+        true if current.is_empty() || old.is_empty() => (current.iter().chain(old).copied().collect(), wish.replicas),
+        true => (current.iter().chain(old).copied().collect(), wish.replicas + wish.rollout.max_surge),
+        false => (current.to_vec(), wish.replicas),
     };
-    let surplus = candidates.len().saturating_sub(wish.replicas as usize);
+    let surplus = candidates.len().saturating_sub(wanted as usize);
     for group in victims(candidates).into_iter().take(surplus) {
         retire(wish, group, rolling);
     }

@@ -14,6 +14,9 @@ use super::{Refusal, restarts, trouble};
 use crate::render::{Scene, endpoint, leader_selector};
 use crate::{GroupSeen, Observed, PodSeen, Revision, WorkerPhase};
 
+/// What `Degraded=False` says.
+const ALL_THERE: &str = "nothing that served is lost";
+
 /// What conditions are made of.
 struct Picture<'a> {
     scene: &'a Scene<'a>,
@@ -62,15 +65,23 @@ pub fn refused(refusal: &Refusal, observed: &Observed) -> DeploymentStatus {
     let before = &observed.status;
     let mut conditions = Conditions::new(&before.conditions, observed.generation, observed.now);
     conditions.set(ConditionType::Accepted, false, refusal.reason, &refusal.message);
+    conditions.keep(ConditionType::WeightsReady);
     let serving = serving_groups(observed);
     let words = format!("{serving} {} by an earlier spec", if serving == 1 { "group serves" } else { "groups serve" });
-    if serving > 0 {
+    if observed.router.available == 0 && serving > 0 {
+        let why = observed.router.why("its pods are starting");
+        conditions.set(ConditionType::Available, false, Reason::RouterUnavailable, format!("no router answers: {why}"));
+    } else if serving > 0 {
         conditions.set(ConditionType::Available, true, Reason::Serving, words);
     } else {
         conditions.set(ConditionType::Available, false, Reason::NoGroupReady, "no group serves, and the spec is refused");
     }
     conditions.set(ConditionType::Progressing, false, refusal.reason, "nothing changes until the spec is accepted");
     conditions.set(ConditionType::Ready, false, refusal.reason, &refusal.message);
+    match observed.groups.iter().filter(|group| was_ready(group, observed)).find_map(trouble::of) {
+        Some(trouble) => conditions.set(ConditionType::Degraded, true, trouble.reason, trouble.message),
+        None => conditions.set(ConditionType::Degraded, false, Reason::AllThere, ALL_THERE),
+    }
     let counted = counters(observed, None);
     let groups = observed.groups.iter().filter(|group| !group.deleting).map(|group| one(group, observed)).collect();
     DeploymentStatus {
@@ -99,6 +110,11 @@ pub fn write_refused(status: &DeploymentStatus, before: &[Condition], words: &st
 
 fn current<'a>(observed: &'a Observed, revision: &'a Revision) -> impl Iterator<Item = &'a GroupSeen> {
     observed.groups.iter().filter(move |group| !group.deleting && group.revision == *revision)
+}
+
+/// Whether a group served once and is not on its way out: what it lacks is lost.
+fn was_ready(group: &GroupSeen, observed: &Observed) -> bool {
+    !group.deleting && group.closed_since().is_none() && observed.known(group).is_some_and(|known| known.epoch > 0)
 }
 
 fn serving_groups(observed: &Observed) -> usize {
@@ -177,7 +193,8 @@ fn available(picture: &Picture<'_>, conditions: &mut Conditions<'_>) {
     } else if picture.scene.checked.replicas == 0 && serving == 0 {
         conditions.set(kind, false, Reason::ScaledToZero, "spec.replicas is 0: the router answers 503 with Retry-After");
     } else if serving == 0 {
-        let why = picture.trouble.as_ref().map_or("groups are starting", |trouble| trouble.message.as_str());
+        let old = || picture.observed.groups.iter().filter(|group| !group.deleting).find_map(trouble::of);
+        let why = picture.trouble.clone().or_else(old).map_or("groups are starting".to_owned(), |trouble| trouble.message);
         conditions.set(kind, false, Reason::NoGroupReady, format!("no group serves: {why}"));
     } else {
         let groups = if serving == 1 { "1 group serves".to_owned() } else { format!("{serving} groups serve") };
@@ -216,12 +233,13 @@ fn progress(picture: &Picture<'_>) -> (bool, Reason, String) {
     if let Some(trouble) = picture.trouble.as_ref().filter(|trouble| trouble.needs_help) {
         return (false, trouble.reason, trouble.message.clone());
     }
+    let late = trouble::late(observed).map(|words| format!("; {words}")).unwrap_or_default();
     if old > 0 {
-        return (true, Reason::RollingOut, format!("{updated} of {replicas} groups are of revision {}", picture.revision));
+        return (true, Reason::RollingOut, format!("{updated} of {replicas} groups are of revision {}{late}", picture.revision));
     }
     let leaving = observed.groups.iter().filter(|group| group.deleting || picture.rolling.is_closed(group)).count();
     if updated != replicas || leaving > 0 {
-        return (true, Reason::Scaling, format!("{updated} groups, {replicas} asked for"));
+        return (true, Reason::Scaling, format!("{updated} groups, {replicas} asked for{late}"));
     }
     match &picture.trouble {
         Some(trouble) => (true, trouble.reason, trouble.message.clone()),
@@ -265,7 +283,7 @@ fn degraded(picture: &Picture<'_>, conditions: &mut Conditions<'_>) {
     let budget = &picture.scene.checked.spec().worker.restart_budget;
     let (resumed, now) = (picture.observed.resumed_at, picture.observed.now);
     let worn = picture.groups.iter().find(|group| restarts::exhausted(&group.restarts, budget, resumed, now));
-    let was_ready = |group: &&GroupSeen| picture.observed.known(group).is_some_and(|known| known.epoch > 0);
+    let served = || picture.observed.groups.iter().filter(|group| was_ready(group, picture.observed));
     if let Some(group) = worn {
         let (used, last) = (restarts::used(&group.restarts, budget, resumed, now), group.restarts.first());
         let how = last.map(|record| format!("; last: pod {}, {}", record.pod, record.how)).unwrap_or_default();
@@ -280,12 +298,12 @@ fn degraded(picture: &Picture<'_>, conditions: &mut Conditions<'_>) {
              rollout.allowDowntime: true"
         );
         conditions.set(kind, true, Reason::NoHandoverTarget, message);
-    } else if let Some(trouble) = current(picture.observed, picture.revision).filter(was_ready).find_map(trouble::of) {
+    } else if let Some(trouble) = served().find_map(trouble::of) {
         conditions.set(kind, true, trouble.reason, trouble.message);
     } else if let Some(certificates) = picture.observed.certificates.as_ref().filter(|certificates| !certificates.missing) {
         conditions.set(kind, true, Reason::CertificatesUnavailable, &certificates.message);
     } else {
-        conditions.set(kind, false, Reason::AllThere, "nothing that served is lost");
+        conditions.set(kind, false, Reason::AllThere, ALL_THERE);
     }
 }
 

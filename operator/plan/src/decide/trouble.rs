@@ -3,7 +3,7 @@
 use m1_operator_api::Reason;
 
 use super::restarts;
-use crate::{ContainerSeen, GroupSeen, PodSeen, WorkerPhase};
+use crate::{ContainerSeen, GroupSeen, Observed, PodSeen, WorkerPhase};
 
 /// What a group waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +24,14 @@ impl Trouble {
     fn passing(reason: Reason, message: String) -> Self {
         Self { reason, message, needs_help: false }
     }
+}
+
+/// A pod that should be gone and is not, in words.
+pub fn late(observed: &Observed) -> Option<String> {
+    let pods = observed.groups.iter().flat_map(|group| &group.pods);
+    let (pod, since) = pods.filter_map(|pod| Some((pod, pod.overdue?))).min_by_key(|(_, since)| *since)?;
+    let gone_by = super::seconds(since);
+    Some(format!("pod {} should have been gone by {gone_by}: a finalizer or its node holds it", pod.name))
 }
 
 /// What keeps a group from serving; none when it serves.
@@ -71,6 +79,10 @@ fn pods_in_trouble(group: &GroupSeen) -> Option<Trouble> {
 const FOR_A_SIBLING: [&str; 3] = ["optimistic rejection", "rejection in Unreserve", "rejected due to timeout"];
 
 fn unscheduled(group: &GroupSeen) -> Option<Trouble> {
+    if let Some((pod, scheduler)) = group.pods.iter().find_map(|pod| Some((pod, pod.unclaimed.as_ref()?))) {
+        let message = format!("pod {}: no scheduler has looked at it; it asks for {scheduler}: is that there?", pod.name);
+        return Some(Trouble::help(Reason::Unschedulable, message));
+    }
     let waiting: Vec<&str> = group.pods.iter().filter(|pod| !pod.deleting).filter_map(|pod| pod.unschedulable.as_deref()).collect();
     // The pod that names what is missing, wherever it stands in the group.
     let telling = waiting.iter().find(|words| !FOR_A_SIBLING.iter().any(|phrase| words.contains(phrase)));

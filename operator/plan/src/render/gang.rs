@@ -9,7 +9,7 @@ use crate::{Kind, Object};
 /// Seconds that placed pods wait for the rest before they let go of their nodes.
 const SCHEDULE_TIMEOUT: u32 = 60;
 
-/// The PodGroup of a group, where its scheduler wants one. KAI makes its own from the StatefulSet.
+/// The PodGroup of a group, where its scheduler wants one. KAI makes its own from the StatefulSet and its annotation `min-member`.
 pub fn pod_group(scene: &Scene<'_>, group: &GroupRef) -> Option<Object> {
     let body: Value = match scene.checked.spec().scheduling.gang {
         Gang::Off | Gang::Kai => return None,

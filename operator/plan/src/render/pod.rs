@@ -104,12 +104,19 @@ impl Cache {
     }
 }
 
-/// What the spec accepts, and a node that is gone for as long as the spec says.
-pub fn tolerations(worker: &Worker) -> Vec<Value> {
+/// Taints of a node that is not well, or gives no sign of life.
+pub const LOST_NODES: [&str; 2] = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
+
+/// What the spec accepts, and lost nodes for so many seconds; for ever where none are given.
+pub fn tolerations(worker: &Worker, lost: &[&str], seconds: Option<u32>) -> Vec<Value> {
     let mut tolerations: Vec<Value> = worker.tolerations.iter().map(|toleration| json!(toleration)).collect();
-    tolerations.extend(["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"].map(
-        |key| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": worker.unreachable_seconds}),
-    ));
+    tolerations.extend(lost.iter().map(|key| {
+        let mut toleration = json!({"key": key, "operator": "Exists", "effect": "NoExecute"});
+        if let Some(seconds) = seconds {
+            toleration["tolerationSeconds"] = json!(seconds);
+        }
+        toleration
+    }));
     tolerations
 }
 

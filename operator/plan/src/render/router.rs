@@ -4,7 +4,7 @@ use m1_operator_api::{AuthMode, labels};
 use serde_json::{Value, json};
 
 use super::members;
-use super::pod::{Cache, ModelFiles, container_security, model, probe, security, tolerations};
+use super::pod::{Cache, LOST_NODES, ModelFiles, container_security, model, probe, security, tolerations};
 use super::{ROUTER, ROUTER_PORT, Scene};
 use crate::{Kind, Object, Source};
 
@@ -98,20 +98,23 @@ fn pod(scene: &Scene<'_>) -> Value {
         "securityContext": security(),
         "containers": [container],
         "volumes": volumes,
-        "tolerations": tolerations(&spec.worker),
+        "tolerations": tolerations(&spec.worker, &LOST_NODES, Some(spec.worker.unreachable_seconds)),
     });
+    // A folder of a node is where the workers' nodes have it.
+    if matches!(scene.checked.source, Source::HostPath { .. }) && !spec.worker.node_selector.is_empty() {
+        pod["nodeSelector"] = json!(spec.worker.node_selector);
+    }
     if !spec.worker.image_pull_secrets.is_empty() {
         pod["imagePullSecrets"] = json!(spec.worker.image_pull_secrets);
     }
-    if spec.router.replicas > 1 {
-        let term = json!({
-            "labelSelector": {"matchLabels": scene.component_selector(ROUTER)},
-            "topologyKey": "kubernetes.io/hostname",
-        });
-        pod["affinity"] = json!({"podAntiAffinity": {
-            "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}],
-        }});
-    }
+    // Also of a single one: a second one must not change the template, or the first would be replaced.
+    let term = json!({
+        "labelSelector": {"matchLabels": scene.component_selector(ROUTER)},
+        "topologyKey": "kubernetes.io/hostname",
+    });
+    pod["affinity"] = json!({"podAntiAffinity": {
+        "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}],
+    }});
     pod
 }
 

@@ -4,7 +4,7 @@ use m1_operator_api::{Gang, labels};
 use serde_json::{Map, Value, json};
 
 use super::members;
-use super::pod::{Cache, container_security, model, probe, security, tolerations};
+use super::pod::{Cache, LOST_NODES, container_security, model, probe, security, tolerations};
 use super::{ADMIN_PORT, GroupRef, Scene, WORKER_PORT, map, overrides};
 use crate::{Device, Kind, Object, PodPlan, Source};
 
@@ -41,8 +41,13 @@ pub fn service(scene: &Scene<'_>, group: &GroupRef) -> Object {
 pub fn stateful_set(scene: &Scene<'_>, group: &GroupRef, replicas: u32) -> Option<Object> {
     let pod = scene.plan.template()?;
     let name = scene.group_name(group);
+    let memory = pod.bytes.per_device.memory.unwrap_or_default();
+    let mut annotations = map(&[(labels::RENDERED_BY, scene.version), (labels::GPU_MEMORY, &memory.0.to_string())]);
+    if scene.checked.spec().scheduling.gang == Gang::Kai {
+        annotations.extend(map(&[("kai.scheduler/min-member", &group.size.to_string())]));
+    }
     let body = json!({
-        "metadata": {"annotations": {labels::RENDERED_BY: scene.version}},
+        "metadata": {"annotations": annotations},
         "spec": {
             "replicas": replicas,
             "serviceName": name,
@@ -80,7 +85,9 @@ fn template(scene: &Scene<'_>, group: &GroupRef, pod: &PodPlan) -> Value {
         "securityContext": security(),
         "containers": [container(scene, group, pod, (&args, &model.mounts))],
         "volumes": model.volumes,
-        "tolerations": tolerations(&spec.worker),
+        // The operator ends pods of a silent node, and knows when most nodes only seem silent; and the time it waits is not in a
+        // template that never changes.
+        "tolerations": tolerations(&spec.worker, &LOST_NODES[1..], None),
         "affinity": affinity(scene, group),
     });
     let mut set = |key: &str, value: Value| {

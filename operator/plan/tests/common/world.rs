@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "every test file uses a part")]
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use m1_operator_api::{ConditionStatus, ConditionType, DeploymentStatus, Reason};
+use m1_operator_api::{ConditionStatus, ConditionType, DeploymentStatus, ExpertPlacementStatus, Reason};
 use m1_operator_plan::render::{Images, Scene};
 use m1_operator_plan::{
     CertificateTrouble, Checked, ContainerSeen, Decision, GroupSeen, Kind, Observed, PlacementSeen, PodSeen, Revision, RouterSeen,
@@ -26,6 +26,7 @@ pub struct World {
     pub resumed: Option<Timestamp>,
     pub certificates: Option<CertificateTrouble>,
     pub router: RouterSeen,
+    pub outage: bool,
 }
 
 impl World {
@@ -40,6 +41,7 @@ impl World {
             resumed: None,
             certificates: None,
             router,
+            outage: false,
         }
     }
 
@@ -52,6 +54,7 @@ impl World {
             router: self.router.clone(),
             certificates: self.certificates.clone(),
             pace: None,
+            outage: self.outage,
             now: self.now,
         }
     }
@@ -88,9 +91,17 @@ impl World {
         self.status = decision.status.clone();
         for write in &decision.placements {
             let group = self.groups.iter_mut().find(|(group, _)| group.name == write.name);
-            let seen = PlacementSeen { spec: write.spec.clone(), resource_version: "2".into(), closed_since: write.closed_since };
+            let seen = PlacementSeen {
+                spec: write.spec.clone(),
+                status: ExpertPlacementStatus::default(),
+                resource_version: "2".into(),
+                closed_since: write.closed_since,
+            };
             match group {
-                Some((group, _)) => group.placement = Some(seen),
+                Some((group, _)) => {
+                    let status = group.placement.take().map(|known| known.status).unwrap_or_default();
+                    group.placement = Some(PlacementSeen { status, ..seen });
+                }
                 None => {
                     let group = GroupSeen {
                         name: write.name.clone(),
@@ -100,12 +111,19 @@ impl World {
                         replicas: write.group.size,
                         created: self.now,
                         deleting: false,
+                        orphaned: false,
                         refusal: None,
                         placement: Some(seen),
                         pods: (0..write.group.size).map(|index| pod(&write.name, index)).collect(),
                     };
                     self.groups.push((group, 0));
                 }
+            }
+        }
+        for (name, status) in &decision.applied {
+            let group = self.groups.iter_mut().find(|(group, _)| group.name == *name);
+            if let Some(placement) = group.and_then(|(group, _)| group.placement.as_mut()) {
+                placement.status = status.clone();
             }
         }
         let sets: Vec<&str> =
@@ -160,7 +178,8 @@ pub fn settle(world: &mut World, checked: &Checked, most: usize, least: usize) -
         assert!(world.available() >= least, "step {step}: {} serve, {least} promised", world.available());
         if is(&decision.status, ConditionType::Ready).0 == ConditionStatus::True {
             let again = world.decide(checked);
-            assert!(again.placements.is_empty() && again.pods.is_empty(), "an applied decision decides nothing: {again:?}");
+            let nothing = again.placements.is_empty() && again.applied.is_empty() && again.pods.is_empty();
+            assert!(nothing, "an applied decision decides nothing: {again:?}");
             assert_eq!(again.status, world.status, "a second look says the same");
             return step;
         }
