@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use m1_arch::Architecture;
+use m1_operator_api::MiniMaxM1Deployment;
 use m1_operator_plan::{Checked, Environment, FieldError, FieldReason, Plan, Source};
 
 use crate::error::Failure;
@@ -14,12 +15,25 @@ use crate::error::Failure;
 /// # Errors
 /// It cannot be read, or everything that is wrong with it, one line each.
 pub fn load(file: &Path) -> Result<Checked, Failure> {
+    let deployment = read(file)?;
+    m1_operator_plan::validate(&deployment).map_err(|errors| refused(file, &errors))
+}
+
+/// Reads a file. Its values are not checked yet.
+///
+/// # Errors
+/// It cannot be read, or is no MiniMaxM1Deployment.
+pub fn read(file: &Path) -> Result<MiniMaxM1Deployment, Failure> {
     let text = std::fs::read_to_string(file).map_err(|error| Failure::new(file.display(), error))?;
     let absolute = std::path::absolute(file).map_err(|error| Failure::new(file.display(), error))?;
     let folder = absolute.parent().unwrap_or(Path::new("/"));
-    m1_operator_plan::load(&text, folder)
-        .and_then(|deployment| m1_operator_plan::validate(&deployment))
-        .map_err(|errors| refused(file, &errors))
+    m1_operator_plan::load(&text, folder).map_err(|errors| refused(file, &errors))
+}
+
+/// Whether a file says how many groups there are. Where it does not, `kubectl apply` leaves the number that somebody else has set.
+pub fn says_replicas(file: &Path) -> bool {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    serde_saphyr::from_str::<serde_json::Value>(&text).is_ok_and(|manifest| manifest.pointer("/spec/replicas").is_some())
 }
 
 /// Field errors, each on its line, with the word for what this build does not run yet.

@@ -4,13 +4,16 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use k8s_openapi::api::apps::v1::StatefulSet;
 use kube::ResourceExt;
+use kube::api::{Api, ListParams};
 use m1_arch::Bytes;
-use m1_operator_api::{MiniMaxM1Deployment, labels};
-use m1_operator_plan::{Checked, Environment, Plan, Revision, canonical, validate};
+use m1_operator_api::{DeploymentStatus, MiniMaxM1Deployment, labels};
+use m1_operator_plan::render::{Images, Scene};
+use m1_operator_plan::{Checked, Environment, Kind, Plan, Revision, Runtime, canonical, runnable, validate};
 use serde_json::Value;
 
-use crate::args::PlanArgs;
+use crate::args::{OutputForm, PlanArgs};
 use crate::cluster::Cluster;
 use crate::deployment;
 use crate::error::Failure;
@@ -20,14 +23,42 @@ use crate::error::Failure;
 /// # Errors
 /// The file is refused, or the cluster has no deployment of its name.
 pub async fn run(args: &PlanArgs) -> Result<(), Failure> {
-    let new = deployment::load(&args.file)?;
+    if args.output != OutputForm::Text {
+        return Err(Failure::new("--output", "json given, allowed with --diff: text"));
+    }
+    let mut file = deployment::read(&args.file)?;
+    let checked = deployment::load(&args.file)?;
+    let mut place = args.cluster.clone();
+    match (&place.namespace, &file.metadata.namespace) {
+        (Some(given), Some(written)) if given != written => {
+            return Err(Failure::new("--namespace", format!("{given} given, but the file says metadata.namespace: {written}")));
+        }
+        (None, Some(written)) => place.namespace = Some(written.clone()),
+        _ => {}
+    }
+    let cluster = Cluster::connect(&place).await?;
+    let live = cluster.deployment(checked.name.as_str()).await?;
+    if !deployment::says_replicas(&args.file) {
+        file.spec.replicas = live.spec.replicas;
+    }
+    let new = validate(&file).map_err(|errors| deployment::refused(&args.file, &errors))?;
+    runnable(&new, Runtime::Cluster).map_err(|errors| deployment::refused(&args.file, &errors))?;
     let architecture = deployment::architecture(&args.file, &new)?;
-    let environment = Environment { memory_per_gpu: args.gpu_memory.map(Bytes), ..Environment::new(architecture) };
+    let memory = match args.gpu_memory {
+        Some(memory) => Some(Bytes(memory)),
+        None => planned_for(&cluster, new.name.as_str()).await,
+    };
+    let environment = Environment { memory_per_gpu: memory, ..Environment::new(architecture) };
     let plan = deployment::plan(&args.file, &new, &environment)?;
-    let cluster = Cluster::connect(&args.cluster).await?;
-    let live = cluster.deployment(new.name.as_str()).await?;
-    print!("{}", Edit { live: &live, new: &new, plan: &plan, read_rate: args.read_rate }.words());
+    print!("{}", Edit { live: &live, new: &new, plan: &plan, environment: &environment, read_rate: args.read_rate }.words());
     Ok(())
+}
+
+/// Memory of a GPU that the groups which run were planned for, where the cluster lets us see them. 0 stands for CPUs.
+async fn planned_for(cluster: &Cluster, name: &str) -> Option<Bytes> {
+    let sets: Api<StatefulSet> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
+    let sets = sets.list(&ListParams::default().labels(&format!("{}={name}", labels::NAME))).await.ok()?;
+    sets.iter().find_map(|set| set.annotations().get(labels::GPU_MEMORY)?.parse().ok().map(Bytes))
 }
 
 /// A deployment that runs, and what it is to become.
@@ -35,8 +66,12 @@ struct Edit<'a> {
     live: &'a MiniMaxM1Deployment,
     new: &'a Checked,
     plan: &'a Plan,
+    environment: &'a Environment,
     read_rate: u64,
 }
+
+/// A leaf that differs: its path, before, after.
+type Change = (Vec<String>, Value, Value);
 
 impl Edit<'_> {
     fn words(&self) -> String {
@@ -46,35 +81,65 @@ impl Edit<'_> {
         if changes.is_empty() {
             return format!("{name}: nothing would change\n");
         }
-        for (path, before, after) in &changes {
-            let mark = if self.restarts(path, after) { "replaces groups" } else { "restarts nothing" };
-            let _ = writeln!(text, "~ spec.{path}: {before} -> {after}  ({mark})");
+        for change in &changes {
+            let (path, before, after) = change;
+            let _ = writeln!(text, "~ spec.{}: {before} -> {after}  ({})", path.join("."), self.effect(change));
         }
         text.push_str(&self.groups());
+        let old = validate(self.live).ok();
+        if old.is_some_and(|old| self.router(&old) != self.router(self.new)) {
+            text.push_str("Routers are replaced, one new before one old; streams go on for as long as spec.worker.drainSeconds.\n");
+        }
         text.push_str(&self.gpus());
         text
     }
 
-    /// Whether this one change makes another revision.
-    fn restarts(&self, path: &str, after: &Value) -> bool {
+    /// What this one change would replace.
+    fn effect(&self, (path, _, after): &Change) -> &'static str {
         let mut spec = spec_of(self.live);
         set(&mut spec, path, after.clone());
         let mut changed = self.live.clone();
-        match serde_json::from_value(spec) {
-            Ok(spec) => changed.spec = spec,
-            Err(_) => return true,
+        if let Ok(spec) = serde_json::from_value(spec) {
+            changed.spec = spec;
+        } else {
+            return "may replace groups: by itself it is no valid spec";
         }
-        match (validate(self.live), validate(&changed)) {
-            (Ok(old), Ok(new)) => self.revision(&old) != self.revision(&new),
-            // Alone it is no valid spec: with the others it may be anything.
-            _ => true,
+        let (Ok(old), Ok(new)) = (validate(self.live), validate(&changed)) else {
+            return "may replace groups: by itself it is no valid spec";
+        };
+        match (self.revision(&old) != self.revision(&new), self.router(&old) != self.router(&new)) {
+            (true, true) => "replaces groups and routers",
+            (true, false) => "replaces groups",
+            (false, true) => "replaces routers",
+            (false, false) => "restarts nothing",
         }
     }
 
     fn revision(&self, checked: &Checked) -> Revision {
-        let known = self.live.status.as_ref().and_then(|status| status.worker_image.clone());
-        let image = checked.spec().worker.image.clone().or(known).unwrap_or_default();
+        let image = checked.spec().worker.image.clone().or(self.known(|status| status.worker_image.clone())).unwrap_or_default();
         Revision::of(checked, &image, self.live.annotations().get(labels::RESTARTED_AT).map(String::as_str))
+    }
+
+    fn known(&self, of: impl Fn(&DeploymentStatus) -> Option<String>) -> Option<String> {
+        self.live.status.as_ref().and_then(of)
+    }
+
+    /// The template of the routers' pods, as the operator renders it.
+    fn router(&self, checked: &Checked) -> Option<Value> {
+        let plan = m1_operator_plan::plan(checked, self.environment).ok()?;
+        let image = checked.spec().router.image.clone().or(self.known(|status| status.router_image.clone()));
+        let images = Images { worker: String::new(), router: image.unwrap_or_default() };
+        let scene = Scene {
+            checked,
+            plan: &plan,
+            namespace: "",
+            uid: "",
+            images: &images,
+            operator_namespace: "",
+            version: env!("CARGO_PKG_VERSION"),
+        };
+        let router = scene.shared().into_iter().find(|object| object.kind == Kind::Deployment)?;
+        Some(router.value["spec"]["template"].clone())
     }
 
     fn groups(&self) -> String {
@@ -87,11 +152,16 @@ impl Edit<'_> {
                 false => format!("No group is replaced; {before} groups become {after}.\n"),
             };
         }
+        if before == 0 {
+            return format!("No group runs; {after} start with the new spec.\n");
+        }
         let rollout = &self.new.spec().rollout;
         if rollout.paused {
             return "Groups would be replaced, but rollout.paused is set: nothing happens until it is not.\n".to_owned();
         }
-        let at_once = (rollout.max_unavailable + rollout.max_surge).max(1);
+        // The last group that serves is not taken without leave.
+        let most = if rollout.allow_downtime { after } else { after.saturating_sub(1) };
+        let at_once = (rollout.max_unavailable.min(most) + rollout.max_surge).max(1);
         let waves = before.min(after).div_ceil(at_once);
         let read = self.plan.template().map_or(0, |pod| pod.bytes.read.0);
         let seconds = (read / self.read_rate.max(1)).max(1) * u64::from(waves.max(1));
@@ -128,17 +198,16 @@ fn spec_of(deployment: &MiniMaxM1Deployment) -> Value {
     canonical(serde_json::to_value(&deployment.spec).unwrap_or_default())
 }
 
-/// Leaves that differ: path, before, after.
-fn changes(before: &Value, after: &Value) -> Vec<(String, Value, Value)> {
+fn changes(before: &Value, after: &Value) -> Vec<Change> {
     let mut found = Vec::new();
-    compare("", before, after, &mut found);
+    compare(&[], before, after, &mut found);
     found
 }
 
-fn compare(path: &str, before: &Value, after: &Value, found: &mut Vec<(String, Value, Value)>) {
+fn compare(path: &[String], before: &Value, after: &Value, found: &mut Vec<Change>) {
     let (Value::Object(old), Value::Object(new)) = (before, after) else {
         if before != after {
-            found.push((path.to_owned(), before.clone(), after.clone()));
+            found.push((path.to_vec(), before.clone(), after.clone()));
         }
         return;
     };
@@ -146,20 +215,20 @@ fn compare(path: &str, before: &Value, after: &Value, found: &mut Vec<(String, V
     keys.sort();
     keys.dedup();
     for key in keys {
-        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        let path: Vec<String> = path.iter().chain([key]).cloned().collect();
         let of = |fields: &serde_json::Map<String, Value>| fields.get(key).cloned().unwrap_or(Value::Null);
         compare(&path, &of(old), &of(new), found);
     }
 }
 
-fn set(spec: &mut Value, path: &str, to: Value) {
+fn set(spec: &mut Value, path: &[String], to: Value) {
     let mut place = spec;
-    for key in path.split('.') {
+    for key in path {
         if !place.is_object() {
             *place = Value::Object(serde_json::Map::new());
         }
         let Some(fields) = place.as_object_mut() else { return };
-        place = fields.entry(key.to_owned()).or_insert(Value::Null);
+        place = fields.entry(key.clone()).or_insert(Value::Null);
     }
     *place = to;
 }
@@ -184,8 +253,9 @@ mod tests {
     fn words(before: Value, after: Value) -> String {
         let (before, after) = (live(before), live(after));
         let new = validate(&after).unwrap();
-        let plan = m1_operator_plan::plan(&new, &Environment::new(m1_arch::Architecture::minimax_m1())).unwrap();
-        Edit { live: &before, new: &new, plan: &plan, read_rate: 1_000_000_000 }.words()
+        let environment = Environment::new(m1_arch::Architecture::minimax_m1());
+        let plan = m1_operator_plan::plan(&new, &environment).unwrap();
+        Edit { live: &before, new: &new, plan: &plan, environment: &environment, read_rate: 1_000_000_000 }.words()
     }
 
     #[test]
@@ -197,10 +267,33 @@ mod tests {
     }
 
     #[test]
-    fn an_edit_that_only_routers_notice_restarts_nothing() {
+    fn an_edit_that_only_routers_notice_replaces_no_group() {
         let text = words(json!({}), json!({"router": {"replicas": 2}, "replicas": 2}));
-        assert!(text.contains("(restarts nothing)") && !text.contains("(replaces groups)"), "{text}");
+        assert!(text.contains("spec.replicas: 1 -> 2  (restarts nothing)") && !text.contains("replaces groups"), "{text}");
         assert!(text.contains("No group is replaced; 1 groups become 2."), "{text}");
+        let text = words(json!({}), json!({"router": {"queue": {"maxRequests": 7}}}));
+        assert!(text.contains("maxRequests: 256 -> 7  (replaces routers)"), "{text}");
+        assert!(text.contains("No group is replaced.\nRouters are replaced"), "{text}");
+    }
+
+    #[test]
+    fn a_key_with_dots_is_one_key() {
+        let annotated = json!({"router": {"service": {"annotations": {"service.beta.kubernetes.io/x": "y"}}}});
+        let text = words(json!({}), annotated);
+        assert!(text.contains("annotations.service.beta.kubernetes.io/x: null -> \"y\"  (restarts nothing)"), "{text}");
+    }
+
+    #[test]
+    fn from_none_groups_start_and_are_not_replaced() {
+        let text = words(json!({"replicas": 0}), json!({"replicas": 2, "worker": {"memoryPerGpu": "90G"}}));
+        assert!(text.contains("No group runs; 2 start with the new spec."), "{text}");
+    }
+
+    #[test]
+    fn never_more_groups_go_at_once_than_leave_one() {
+        let many = |wait: u32| json!({"replicas": 2, "rollout": {"maxUnavailable": 2}, "experts": {"loss": {"waitSeconds": wait}}});
+        let text = words(many(8), many(9));
+        assert!(text.contains("at most 1 at a time: 2 waves"), "{text}");
     }
 
     #[test]

@@ -44,12 +44,16 @@ fn words(deployment: &MiniMaxM1Deployment) -> String {
     };
     let _ = writeln!(text, "{namespace}/{name}: {}", headline(deployment, status));
     if status.observed_generation != deployment.metadata.generation {
-        let _ = writeln!(text, "The operator has not seen the latest edit yet.");
+        let _ = writeln!(
+            text,
+            "The operator has not seen the latest edit yet.\nNext: if that stays so: kubectl -n minimax-m1-system get deployments; is \
+             one running?"
+        );
         return text;
     }
     for condition in matters(status) {
         let _ = writeln!(text, "\n{}={} ({})\n  {}", condition.kind, condition.status, condition.reason, condition.message);
-        if let Some(next) = next_step(condition.reason, &name, &namespace) {
+        if let Some(next) = next_step(condition.reason, &condition.message, &name, &namespace) {
             let _ = writeln!(text, "  Next: {next}");
         }
     }
@@ -96,8 +100,22 @@ fn matters(status: &DeploymentStatus) -> Vec<&Condition> {
         .collect()
 }
 
+/// Words of failed fetches that no worker tries again by itself.
+const FINAL: [&str; 7] =
+    ["TokenNeeded", "TokenRefused", "AccessDenied", "GatedRepository", "ChecksumMismatch", "SourceAnswerInvalid", "SourceRefused"];
+
+/// The pod that a message begins with.
+fn pod_of(message: &str) -> Option<&str> {
+    let rest = message.split_once("pod ")?.1;
+    rest.split_once(':').map(|(pod, _)| pod).filter(|pod| !pod.contains(' '))
+}
+
 /// What to do about a reason; none where it passes by itself.
-fn next_step(reason: Reason, name: &str, namespace: &str) -> Option<String> {
+fn next_step(reason: Reason, message: &str, name: &str, namespace: &str) -> Option<String> {
+    let logs = |more: &str| match pod_of(message) {
+        Some(pod) => format!("kubectl -n {namespace} logs {pod}{more}"),
+        None => format!("kubectl -n {namespace} logs POD{more}, of a pod that is not ready"),
+    };
     let select = format!("-n {namespace} -l serving.minimax-m1.dev/name={name}");
     Some(match reason {
         Reason::InvalidSpec | Reason::Unsplittable => {
@@ -113,12 +131,20 @@ fn next_step(reason: Reason, name: &str, namespace: &str) -> Option<String> {
         }
         Reason::ImageUnavailable => "correct spec.worker.image or spec.router.image, or set imagePullSecrets".to_owned(),
         Reason::CertificatesUnavailable => {
-            format!("helm upgrade with tls.namespaces={{{namespace}}}; or mend what the message names")
+            format!(
+                "helm upgrade --reuse-values with {namespace} among tls.namespaces, beside those that are there; or mend what the message names"
+            )
         }
         Reason::ContainerNotCreated => format!("kubectl describe pods {select}"),
-        Reason::CrashLooping => format!("kubectl logs {select} --previous --tail=50"),
+        Reason::CrashLooping => logs(" --previous --tail=50"),
+        Reason::ExpertsUnavailable => {
+            format!("none while pods start; else they do not reach one another (network policies, DNS): {}", logs(" --tail=50"))
+        }
         Reason::RouterUnavailable => format!("kubectl describe pods {select},app.kubernetes.io/component=router"),
-        Reason::WeightsUnavailable => "put the file that the message names in place; the pod looks again by itself".to_owned(),
+        Reason::WeightsUnavailable if FINAL.iter().any(|word| message.contains(word)) => {
+            format!("mend what the message names (docs/weights.md), then: kubectl m1 restart {name} -n {namespace}")
+        }
+        Reason::WeightsUnavailable => "put what the message names in place; the pod looks again by itself".to_owned(),
         Reason::RestartBudgetExhausted => {
             format!("look at the pod's logs, mend the cause, then: kubectl m1 resume {name} -n {namespace}")
         }
@@ -206,6 +232,15 @@ mod tests {
     }
 
     #[test]
+    fn the_next_step_names_the_pod_and_knows_what_is_tried_again() {
+        let next = |reason, message| next_step(reason, message, "m1", "models").unwrap();
+        let logs = next(Reason::CrashLooping, "0 of 1 groups serve; pod m1-0-abc-1: ended with exit code 1: no room");
+        assert_eq!(logs, "kubectl -n models logs m1-0-abc-1 --previous --tail=50");
+        assert!(next(Reason::WeightsUnavailable, "pod m1-0-abc-0: TokenRefused: 401").contains("kubectl m1 restart m1 -n models"));
+        assert!(next(Reason::WeightsUnavailable, "pod m1-0-abc-0: FileMissing: x").contains("by itself"));
+    }
+
+    #[test]
     fn every_reason_that_needs_help_has_a_next_step() {
         let by_itself = [
             Reason::SpecAccepted,
@@ -215,7 +250,6 @@ mod tests {
             Reason::Serving,
             Reason::NoGroupReady,
             Reason::AllThere,
-            Reason::ExpertsUnavailable,
             Reason::RollingOut,
             Reason::Scaling,
             Reason::ScalingOff,
@@ -225,7 +259,7 @@ mod tests {
             Reason::Rebalancing,
         ];
         for reason in Reason::ALL {
-            assert_eq!(next_step(*reason, "m1", "models").is_none(), by_itself.contains(reason), "{reason}");
+            assert_eq!(next_step(*reason, "", "m1", "models").is_none(), by_itself.contains(reason), "{reason}");
         }
     }
 }
