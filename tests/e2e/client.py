@@ -15,9 +15,9 @@ import kube
 
 
 @contextlib.contextmanager
-def endpoint(name):
+def endpoint(name, namespace=kube.NAMESPACE):
     """The URL of a deployment's Service: its own address where this machine reaches it, else through kubectl port-forward."""
-    service = kube.get("service", f"{name}-router")
+    service = kube.get("service", f"{name}-router", namespace=namespace)
     address, port = service["spec"]["clusterIP"], service["spec"]["ports"][0]["port"]
     if os.environ.get("M1_E2E_DIRECT"):
         yield f"http://{address}:{port}"
@@ -25,7 +25,7 @@ def endpoint(name):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         local = free.getsockname()[1]
-    command = ["kubectl", "-n", kube.NAMESPACE, "port-forward", f"service/{name}-router", f"{local}:{port}"]
+    command = ["kubectl", "-n", namespace, "port-forward", f"service/{name}-router", f"{local}:{port}"]
     forward = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         forward.stdout.readline()

@@ -40,6 +40,9 @@ def test_kubectl_get_answers_the_questions_people_have():
 
 def test_each_pod_holds_half_of_the_experts():
     (placement,) = kube.items("m1ep")
+    applied = placement["status"]
+    assert applied["appliedEpoch"] == placement["spec"]["epoch"] == 1 and len(applied["pods"]) == 2, applied
+    assert len({pod["digest"] for pod in applied["pods"]}) == 1 and applied["pods"][0]["digest"], applied
     holds = [pod["holds"] for pod in placement["spec"]["pods"]]
     assert holds == ["ffff0000" * 8, "0000ffff" * 8]
     nodes = {pod["spec"]["nodeName"] for pod in kube.workers(NAME)}

@@ -26,6 +26,16 @@ NOT_ACCEPTED = {
     "too little pod memory": ({"worker.resources": {"limits": {"memory": "10Mi"}}}, "InsufficientMemory", "per pod is too little by"),
     "a model that is none": ({"model.config": {"hidden_size": 12}}, "InvalidSpec", "spec.model.config"),
     "what is not built": ({"model.dtype": "BFloat16"}, "NotImplemented", "spec.model.dtype: BFloat16: not implemented by the operator yet"),
+    "a patch with a wrong value": (
+        {"worker.podTemplate": {"spec": {"tolerations": [{"operator": "Perhaps"}]}}},
+        "WriteRefused",
+        "spec.template.spec.tolerations[0].operator: Unsupported value",
+    ),
+    "a patch with a field nobody knows": (
+        {"worker.podTemplate": {"spec": {"tolerationz": []}}},
+        "WriteRefused",
+        "spec.template.spec.tolerationz: field not declared in schema",
+    ),
     "a patch that breaks pods": ({"worker.podTemplate": {"spec": {"hostNetwork": True}}}, "InvalidSpec", "podTemplate.spec.hostNetwork"),
 }
 

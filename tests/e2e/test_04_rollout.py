@@ -115,6 +115,21 @@ def test_what_somebody_changes_by_hand_is_set_back():
     kube.eventually(lambda: "set back" in kube.kubectl("get", "events", "--field-selector", "reason=DriftCorrected"), "an event")
 
 
+def test_a_port_that_somebody_changes_is_set_back():
+    before = kube.get("service", f"{NAME}-router")["spec"]["ports"]
+    kube.kubectl("patch", "service", f"{NAME}-router", "--type=json", "-p", '[{"op": "replace", "path": "/spec/ports/0/port", "value": 8123}]')
+    ports = lambda: [port["port"] for port in kube.get("service", f"{NAME}-router")["spec"]["ports"]]
+    kube.eventually(lambda: ports() == [port["port"] for port in before], "the port as it was", timeout=30)
+
+
+def test_a_statefulset_that_is_deleted_without_its_pods_comes_back():
+    name = kube.get("statefulset", kube.workers(NAME)[0]["metadata"]["name"].rpartition("-")[0])["metadata"]["name"]
+    before = {pod["metadata"]["uid"] for pod in kube.workers(NAME)}
+    kube.kubectl("delete", "statefulset", name, "--cascade=orphan")
+    kube.eventually(lambda: len(kube.workers(NAME)) == 2 and not {pod["metadata"]["uid"] for pod in kube.workers(NAME)} & before, "other pods", timeout=90)
+    kube.ready(NAME)
+
+
 def test_what_somebody_else_owns_is_not_taken_over():
     kube.kubectl("create", "serviceaccount", "taken-worker")
     kube.apply(demo("taken"))

@@ -14,6 +14,7 @@ from hub import REPOSITORY, hub
 
 NAME = "m1-elsewhere"
 TOKEN = "hf_e2e"
+STRICT = "m1-e2e-strict"
 # The bridge of tests/cluster.
 BRIDGE = f"{os.environ.get('M1_CLUSTER_NET', '10.245.0')}.1"
 
@@ -92,6 +93,25 @@ def test_a_plain_address_serves(served):
     message = kube.wait_condition(NAME, "WeightsReady", "False", "WeightsUnavailable")
     assert "FileNotFound" in message and "config.json" in message, message
     remove()
+
+
+def test_an_image_serves_under_the_strictest_rules():
+    """The checkpoint as an image volume, in a namespace that takes no pod with a privilege."""
+    image = os.environ.get("M1_E2E_MODEL_IMAGE")
+    if not image:
+        pytest.skip("M1_E2E_MODEL_IMAGE is not set: no image with the demo checkpoint")
+    kube.run("kubectl", "create", "namespace", STRICT)
+    kube.run("kubectl", "label", "namespace", STRICT, "pod-security.kubernetes.io/enforce=restricted")
+    manifest = elsewhere({"image": {"reference": image}})
+    manifest["metadata"]["namespace"] = STRICT
+    kube.apply(manifest, namespace=STRICT)
+    kube.kubectl("wait", "--for=condition=Ready", f"m1d/{NAME}", "--timeout=120s", namespace=STRICT)
+    volumes = kube.items("pods", "app.kubernetes.io/component=worker", namespace=STRICT)[0]["spec"]["volumes"]
+    assert any(volume.get("image", {}).get("reference") == image for volume in volumes), volumes
+    with client.endpoint(NAME, namespace=STRICT) as url:
+        look = lambda: client.chat(url, "What is a Pod?", MODEL).choices[0].message.content.strip()
+        assert kube.eventually(look, "an answer", timeout=60)
+    kube.run("kubectl", "delete", "namespace", STRICT, "--timeout=120s")
 
 
 def test_what_is_not_built_is_refused_by_name(served):
