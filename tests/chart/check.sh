@@ -46,5 +46,8 @@ refuse logFormat logFormat=xml
 refuse leaseSeconds leaderElection.leaseSeconds=1
 refuse namespaces tls.namespaces=all
 refuse replicas replicas=2
+refuse digest image.digest=latest
+refuse leaderElection.enabled replicaCount=2,leaderElection.enabled=false
+refuse metrics.service.enabled metrics.serviceMonitor.enabled=true,metrics.service.enabled=false
 [ "$failed" = 0 ] && echo "chart: rendering and schema are as they should be"
 exit "$failed"
