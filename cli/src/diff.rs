@@ -278,9 +278,9 @@ mod tests {
 
     #[test]
     fn a_key_with_dots_is_one_key() {
-        let annotated = json!({"router": {"service": {"annotations": {"service.beta.kubernetes.io/x": "y"}}}});
-        let text = words(json!({}), annotated);
-        assert!(text.contains("annotations.service.beta.kubernetes.io/x: null -> \"y\"  (restarts nothing)"), "{text}");
+        let annotated = |value: &str| json!({"router": {"service": {"annotations": {"service.beta.kubernetes.io/x": value}}}});
+        let text = words(annotated("w"), annotated("y"));
+        assert!(text.contains("annotations.service.beta.kubernetes.io/x: \"w\" -> \"y\"  (restarts nothing)"), "{text}");
     }
 
     #[test]
