@@ -139,6 +139,9 @@ fn a_pod_that_leaves_closes_its_group() {
     settle(&mut world, &checked, 2, 0);
     world.group(0).pods[1].deleting = true;
     world.step(&checked);
+    assert_eq!(is(&world.status, ConditionType::Degraded), (ConditionStatus::True, Reason::PodLost));
+    world.step(&checked);
+    assert_eq!(is(&world.status, ConditionType::Degraded).0, ConditionStatus::True, "closed, and no less lost");
     assert_eq!(world.groups[0].0.placement.as_ref().unwrap().spec.traffic, Traffic::Closed);
     assert_eq!(world.groups[1].0.placement.as_ref().unwrap().spec.traffic, Traffic::Open);
     world.group(0).pods[1].deleting = false;

@@ -112,9 +112,9 @@ fn current<'a>(observed: &'a Observed, revision: &'a Revision) -> impl Iterator<
     observed.groups.iter().filter(move |group| !group.deleting && group.revision == *revision)
 }
 
-/// Whether a group served once and is not on its way out: what it lacks is lost.
+/// Whether a group has served: what it lacks is lost.
 fn was_ready(group: &GroupSeen, observed: &Observed) -> bool {
-    !group.deleting && group.closed_since().is_none() && observed.known(group).is_some_and(|known| known.epoch > 0)
+    !group.deleting && observed.known(group).is_some_and(|known| known.epoch > 0)
 }
 
 fn serving_groups(observed: &Observed) -> usize {
@@ -283,7 +283,9 @@ fn degraded(picture: &Picture<'_>, conditions: &mut Conditions<'_>) {
     let budget = &picture.scene.checked.spec().worker.restart_budget;
     let (resumed, now) = (picture.observed.resumed_at, picture.observed.now);
     let worn = picture.groups.iter().find(|group| restarts::exhausted(&group.restarts, budget, resumed, now));
-    let served = || picture.observed.groups.iter().filter(|group| was_ready(group, picture.observed));
+    // What a rollout takes away is not lost.
+    let stays = |group: &&GroupSeen| !picture.rolling.is_closed(group) && !picture.rolling.is_deleted(group);
+    let served = || picture.observed.groups.iter().filter(|group| was_ready(group, picture.observed)).filter(stays);
     if let Some(group) = worn {
         let (used, last) = (restarts::used(&group.restarts, budget, resumed, now), group.restarts.first());
         let how = last.map(|record| format!("; last: pod {}, {}", record.pod, record.how)).unwrap_or_default();
