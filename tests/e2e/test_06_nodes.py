@@ -68,6 +68,8 @@ def test_pods_of_a_node_that_dies_are_made_elsewhere(url):
         kube.eventually(lambda: kube.get("pod", pod)["metadata"]["uid"] != victims[0]["metadata"]["uid"], "another pod of that name", timeout=150)
         kube.ready(NAME, timeout=180)
         assert "PodForceDeleted" in kube.kubectl("get", "events", "--field-selector", "reason=PodForceDeleted")
+        # A router may still wait for the address that is gone: its pause and its connect timeout are 2 s each.
+        kube.eventually(lambda: client.get(f"{url}/ready")[0] == 200, "routers that know the new pod", timeout=10)
         assert client.chat(url, "What is 1 plus 1?", MODEL).choices[0].message
     finally:
         kube.run(START, node)
