@@ -15,8 +15,15 @@ use crate::error::Failure;
 /// # Errors
 /// It cannot be read, or everything that is wrong with it, one line each.
 pub fn load(file: &Path) -> Result<Checked, Failure> {
-    let deployment = read(file)?;
-    m1_operator_plan::validate(&deployment).map_err(|errors| refused(file, &errors))
+    check(file, &read(file)?)
+}
+
+/// Checks what was read from a file.
+///
+/// # Errors
+/// Everything that is wrong with it, one line each.
+pub fn check(file: &Path, deployment: &MiniMaxM1Deployment) -> Result<Checked, Failure> {
+    m1_operator_plan::validate(deployment).map_err(|errors| refused(file, &errors))
 }
 
 /// Reads a file. Its values are not checked yet.

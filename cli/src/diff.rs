@@ -27,7 +27,7 @@ pub async fn run(args: &PlanArgs) -> Result<(), Failure> {
         return Err(Failure::new("--output", "json given, allowed with --diff: text"));
     }
     let mut file = deployment::read(&args.file)?;
-    let checked = deployment::load(&args.file)?;
+    let name = deployment::check(&args.file, &file)?.name;
     let mut place = args.cluster.clone();
     match (&place.namespace, &file.metadata.namespace) {
         (Some(given), Some(written)) if given != written => {
@@ -37,20 +37,21 @@ pub async fn run(args: &PlanArgs) -> Result<(), Failure> {
         _ => {}
     }
     let cluster = Cluster::connect(&place).await?;
-    let live = cluster.deployment(checked.name.as_str()).await?;
+    let live = cluster.deployment(name.as_str()).await?;
     if !deployment::says_replicas(&args.file) {
         file.spec.replicas = live.spec.replicas;
     }
-    let new = validate(&file).map_err(|errors| deployment::refused(&args.file, &errors))?;
+    let new = deployment::check(&args.file, &file)?;
     runnable(&new, Runtime::Cluster).map_err(|errors| deployment::refused(&args.file, &errors))?;
     let architecture = deployment::architecture(&args.file, &new)?;
     let memory = match args.gpu_memory {
         Some(memory) => Some(Bytes(memory)),
-        None => planned_for(&cluster, new.name.as_str()).await,
+        None => planned_for(&cluster, name.as_str()).await,
     };
     let environment = Environment { memory_per_gpu: memory, ..Environment::new(architecture) };
     let plan = deployment::plan(&args.file, &new, &environment)?;
-    print!("{}", Edit { live: &live, new: &new, plan: &plan, environment: &environment, read_rate: args.read_rate }.words());
+    let old = validate(&live).ok();
+    print!("{}", Edit { live: &live, old, new: &new, plan: &plan, environment: &environment, read_rate: args.read_rate }.words());
     Ok(())
 }
 
@@ -64,6 +65,8 @@ async fn planned_for(cluster: &Cluster, name: &str) -> Option<Bytes> {
 /// A deployment that runs, and what it is to become.
 struct Edit<'a> {
     live: &'a MiniMaxM1Deployment,
+    /// What runs, where it is valid today.
+    old: Option<Checked>,
     new: &'a Checked,
     plan: &'a Plan,
     environment: &'a Environment,
@@ -86,8 +89,7 @@ impl Edit<'_> {
             let _ = writeln!(text, "~ spec.{}: {before} -> {after}  ({})", path.join("."), self.effect(change));
         }
         text.push_str(&self.groups());
-        let old = validate(self.live).ok();
-        if old.is_some_and(|old| self.router(&old) != self.router(self.new)) {
+        if self.old.as_ref().is_some_and(|old| self.router(old) != self.router(self.new)) {
             text.push_str("Routers are replaced, one new before one old; streams go on for as long as spec.worker.drainSeconds.\n");
         }
         text.push_str(&self.gpus());
@@ -104,10 +106,10 @@ impl Edit<'_> {
         } else {
             return "may replace groups: by itself it is no valid spec";
         }
-        let (Ok(old), Ok(new)) = (validate(self.live), validate(&changed)) else {
+        let (Some(old), Ok(new)) = (&self.old, validate(&changed)) else {
             return "may replace groups: by itself it is no valid spec";
         };
-        match (self.revision(&old) != self.revision(&new), self.router(&old) != self.router(&new)) {
+        match (self.revision(old) != self.revision(&new), self.router(old) != self.router(&new)) {
             (true, true) => "replaces groups and routers",
             (true, false) => "replaces groups",
             (false, true) => "replaces routers",
@@ -143,8 +145,7 @@ impl Edit<'_> {
     }
 
     fn groups(&self) -> String {
-        let old = validate(self.live).ok();
-        let same = old.as_ref().is_some_and(|old| self.revision(old) == self.revision(self.new));
+        let same = self.old.as_ref().is_some_and(|old| self.revision(old) == self.revision(self.new));
         let (before, after) = (self.live.spec.replicas, self.new.replicas);
         if same {
             return match before == after {
@@ -189,7 +190,7 @@ impl Edit<'_> {
         }
         let after = of(self.new, self.new.replicas);
         let meanwhile = of(self.new, self.new.spec().rollout.max_surge);
-        let before = validate(self.live).map_or(0, |old| of(&old, old.replicas));
+        let before = self.old.as_ref().map_or(0, |old| of(old, old.replicas));
         format!("GPUs: {before} -> {after}; during the rollout up to {meanwhile} more.\n")
     }
 }
@@ -255,7 +256,8 @@ mod tests {
         let new = validate(&after).unwrap();
         let environment = Environment::new(m1_arch::Architecture::minimax_m1());
         let plan = m1_operator_plan::plan(&new, &environment).unwrap();
-        Edit { live: &before, new: &new, plan: &plan, environment: &environment, read_rate: 1_000_000_000 }.words()
+        let old = validate(&before).ok();
+        Edit { live: &before, old, new: &new, plan: &plan, environment: &environment, read_rate: 1_000_000_000 }.words()
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy};
+use kube::api::{DeleteParams, DynamicObject, Patch, Preconditions, PropagationPolicy};
 use kube::{Client, ResourceExt};
 use m1_operator_api::{ExpertPlacementStatus, labels};
 use m1_operator_plan::{Decision, Kind, Object, PlacementWrite, PodDeletion, holds, seconds};
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::cache::{Cache, Family, Key};
-use crate::cluster::{api, owner_uid, owner_words, post_params};
+use crate::cluster::{api, merge_params, owner_uid, owner_words, post_params, write_status};
 use crate::error::{Error, Verdict, code};
 use crate::notes::Notes;
 
@@ -179,8 +179,8 @@ impl Hand<'_> {
     /// Sets the spec by a merge patch, which replaces lists where server-side apply merges them.
     async fn replace_lists(&self, object: &Object) -> Result<(), Error> {
         let patch = json!({"spec": object.value["spec"]});
-        let params = PatchParams { field_manager: Some(labels::MANAGER.to_owned()), ..PatchParams::default() };
-        let patched = api(self.client, object.kind, &self.key.namespace).patch(&object.name, &params, &Patch::Merge(&patch)).await;
+        let patched =
+            api(self.client, object.kind, &self.key.namespace).patch(&object.name, &merge_params(), &Patch::Merge(&patch)).await;
         patched.map(|_| ()).map_err(Error::api("patch", format!("{} {}", object.kind.as_str(), object.name)))
     }
 
@@ -215,9 +215,8 @@ impl Hand<'_> {
                     "metadata": {"resourceVersion": version, "annotations": {labels::CLOSED_SINCE: since}},
                     "spec": write.spec,
                 });
-                let params = PatchParams { field_manager: Some(labels::MANAGER.to_owned()), ..PatchParams::default() };
                 let api = api(self.client, Kind::ExpertPlacement, &self.key.namespace);
-                let patched = api.patch(&write.name, &params, &Patch::Merge(&patch)).await;
+                let patched = api.patch(&write.name, &merge_params(), &Patch::Merge(&patch)).await;
                 patched.map_err(Error::api("patch", format!("ExpertPlacement {}", write.name)))?
             }
         };
@@ -233,13 +232,9 @@ impl Hand<'_> {
     /// Writes into a placement what its pods have applied.
     async fn tell_applied(&self, name: &str, status: &ExpertPlacementStatus) -> Result<(), Error> {
         let kind = Kind::ExpertPlacement;
-        let object = json!({"apiVersion": kind.api_version(), "kind": kind.as_str(), "status": status});
-        let params = PatchParams::apply(labels::MANAGER).force();
-        let written = api(self.client, kind, &self.key.namespace).patch_status(name, &params, &Patch::Apply(&object)).await;
-        match written {
-            Ok(written) => self.cache.wrote(self.key, kind, written),
-            Err(error) if code(&error) == Some(404) => {}
-            Err(error) => return Err(Error::api("write the status of", format!("ExpertPlacement {name}"))(error)),
+        let api = api(self.client, kind, &self.key.namespace);
+        if let Some(written) = write_status(&api, (&kind.api_version(), kind.as_str()), name, status).await? {
+            self.cache.wrote(self.key, kind, written);
         }
         Ok(())
     }

@@ -5,8 +5,11 @@ use kube::core::NamespaceResourceScope;
 use kube::{Client, Resource, ResourceExt};
 use m1_operator_api::{ExpertPlacementSpec, labels};
 use m1_operator_plan::{Kind, Object};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
 
-use crate::error::Error;
+use crate::error::{Error, code};
 
 /// Where a kind is found.
 fn resource(kind: Kind) -> ApiResource {
@@ -71,6 +74,29 @@ pub async fn try_apply(client: &Client, namespace: &str, object: &Object) -> Res
     let api = api(client, object.kind, namespace);
     let tried = api.patch(&object.name, &apply_params().dry_run(), &Patch::Apply(&object.value)).await;
     tried.map(|_| ()).map_err(Error::api("try", format!("{} {}", object.kind.as_str(), object.name)))
+}
+
+/// A merge patch under the operator's name.
+pub fn merge_params() -> PatchParams {
+    PatchParams { field_manager: Some(labels::MANAGER.to_owned()), ..PatchParams::default() }
+}
+
+/// Writes the status of an object. None where it is gone, which is no error.
+///
+/// # Errors
+/// The API server's.
+pub async fn write_status<K, S>(api: &Api<K>, (version, kind): (&str, &str), name: &str, status: &S) -> Result<Option<K>, Error>
+where
+    K: Clone + DeserializeOwned + std::fmt::Debug,
+    S: Serialize + Sync,
+{
+    let object = json!({"apiVersion": version, "kind": kind, "status": status});
+    let params = PatchParams::apply(labels::MANAGER).force();
+    match api.patch_status(name, &params, &Patch::Apply(&object)).await {
+        Ok(written) => Ok(Some(written)),
+        Err(error) if code(&error) == Some(404) => Ok(None),
+        Err(error) => Err(Error::api("write the status of", format!("{kind} {name}"))(error)),
+    }
 }
 
 /// Uid of the controller that owns an object.

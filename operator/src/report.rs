@@ -4,16 +4,16 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::Api;
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Client, Resource};
-use m1_operator_api::{Condition, ConditionStatus, ConditionType, DeploymentStatus, MiniMaxM1Deployment, labels};
+use m1_operator_api::{Condition, ConditionStatus, ConditionType, DeploymentStatus, MiniMaxM1Deployment};
 use m1_operator_plan::condition;
-use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::apply::Deed;
 use crate::cache::Key;
+use crate::cluster::write_status;
 use crate::error::Error;
 
 /// Events that wait to be written. One too many is dropped: they are for people to read, and must hold up nothing that is done.
@@ -75,17 +75,8 @@ pub fn pause(before: Option<&DeploymentStatus>, now: &DeploymentStatus) -> Optio
 /// The API server's. A deployment that is gone is none.
 pub async fn write(client: &Client, key: &Key, status: &DeploymentStatus) -> Result<(), Error> {
     let api: Api<MiniMaxM1Deployment> = Api::namespaced(client.clone(), &key.namespace);
-    let object = json!({
-        "apiVersion": MiniMaxM1Deployment::api_version(&()),
-        "kind": MiniMaxM1Deployment::kind(&()),
-        "status": status,
-    });
-    let params = PatchParams::apply(labels::MANAGER).force();
-    match api.patch_status(&key.name, &params, &Patch::Apply(&object)).await {
-        Ok(_) => Ok(()),
-        Err(error) if crate::error::code(&error) == Some(404) => Ok(()),
-        Err(error) => Err(Error::api("write the status of", format!("MiniMaxM1Deployment {}", key.name))(error)),
-    }
+    let (version, kind) = (MiniMaxM1Deployment::api_version(&()), MiniMaxM1Deployment::kind(&()));
+    write_status(&api, (&version, &kind), &key.name, status).await.map(|_| ())
 }
 
 /// Tells what was done.

@@ -94,9 +94,8 @@ pub fn decide(scene: &Scene<'_>, revision: &Revision, observed: &Observed, lease
         now: observed.now,
     });
     let mut decision = Decision { apply: scene.shared(), prune: true, look_again: rolling.look_again, ..Decision::default() };
-    let others =
-        if spec.rollout.allow_downtime { 0 } else { scene.checked.replicas.saturating_sub(spec.rollout.max_unavailable).max(1) };
-    let opened = drain::opened((&observed.groups, &observed.router), &rolling, others as usize, observed.now);
+    let least = if spec.rollout.allow_downtime { 0 } else { rollout::least(scene.checked.replicas, &spec.rollout).max(1) };
+    let opened = drain::opened((&observed.groups, &observed.router), &rolling, least, observed.now);
     for group in observed.groups.iter().filter(|group| !group.deleting && !rolling.is_deleted(group)) {
         existing_group(scene, revision, (group, &observed.groups), &mut decision, opened.group == Some(group.name.as_str()));
         let traffic = if rolling.is_closed(group) || lost::is_leaving(group) { Traffic::Closed } else { Traffic::Open };

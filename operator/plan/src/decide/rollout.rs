@@ -109,6 +109,11 @@ pub fn roll(wish: &Wish<'_>) -> Rolling {
     rolling
 }
 
+/// Groups that go on serving while others are away.
+pub fn least(replicas: u32, rollout: &Rollout) -> usize {
+    replicas.saturating_sub(rollout.max_unavailable) as usize
+}
+
 /// Takes away what is more than was asked for: of the present revision, or, while paused, of any. A pause leaves the group that a
 /// rollout has added.
 fn scale_down(wish: &Wish<'_>, current: &[&GroupSeen], old: &[&GroupSeen], rolling: &mut Rolling) {
@@ -126,7 +131,7 @@ fn scale_down(wish: &Wish<'_>, current: &[&GroupSeen], old: &[&GroupSeen], rolli
 /// Retires groups of old revisions, as many at a time as may be away. What is broken serves nobody and goes at once; all others
 /// only while enough others serve, also when they have begun to go: a blip elsewhere opens them again.
 fn replace(wish: &Wish<'_>, here: &[&GroupSeen], old: &[&GroupSeen], rolling: &mut Rolling) {
-    let least = wish.replicas.saturating_sub(wish.rollout.max_unavailable) as usize;
+    let least = least(wish.replicas, wish.rollout);
     for group in victims(old.to_vec()) {
         let staying = || here.iter().filter(|other| other.name != group.name && rolling.stays(other));
         let serving = staying().filter(|other| other.takes_over(wish.now)).count();
