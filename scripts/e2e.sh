@@ -12,7 +12,8 @@ if [ -z "${KUBECONFIG:-}" ]; then
   [ -n "${M1_E2E_IMAGES:-}" ] || cargo xtask image operator router worker demo --programs target/debug --output "$images"
   finish() { [ -n "${M1_E2E_KEEP:-}" ] || tests/cluster/down.sh; }
   trap finish EXIT
-  eval "$(tests/cluster/up.sh --nodes 2)"
+  settings=$(tests/cluster/up.sh --nodes 2)
+  eval "$settings"
   tests/cluster/load.sh "$images"/minimax-m1-{operator,router,worker,demo-model}.tar
   # Before the operator: it asks once, at its start, which kinds the cluster has.
   tests/cluster/gang.sh up

@@ -18,7 +18,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 remove_made_folders() {
     local other folder
     [ -r "$dir/made-folders" ] || return 0
-    other=$(pgrep -af 'machine\.sh [^ ]+ control' | sed -n 's/.*machine\.sh \([^ ]*\) control.*/\1/p' | head -1)
+    other=$({ pgrep -af 'machine\.sh [^ ]+ control' || true; } | sed -n 's/.*machine\.sh \([^ ]*\) control.*/\1/p' | head -1)
     if [ -n "$other" ]; then
         cat "$dir/made-folders" >>"$other/made-folders"
     else

@@ -33,6 +33,8 @@ switch() {
     ip link add switch address 02:00:00:00:00:02 type bridge
     # The switch only switches: kube-proxy's rules are not for what passes it.
     [ ! -e /proc/sys/net/bridge ] || sysctl -qw net.bridge.bridge-nf-call-iptables=0
+    # What the host asks of a Service passes here. A machine that does not forward itself hands that down.
+    sysctl -qw net.ipv4.ip_forward=1
     network switch "$control_ip"
     wait_for 10 cable ip link show host
     ip link set host master switch up
