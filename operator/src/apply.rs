@@ -2,7 +2,7 @@
 //! written again; what somebody else owns is not touched.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -13,7 +13,7 @@ use m1_operator_plan::{Decision, Kind, Object, PlacementWrite, PodDeletion, hold
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::cache::{Cache, Family, Key};
+use crate::cache::{Cache, Family, Key, Wish};
 use crate::cluster::{api, merge_params, owner_uid, owner_words, post_params, write_status};
 use crate::error::{Error, Verdict, code};
 use crate::notes::Notes;
@@ -82,6 +82,9 @@ impl Hand<'_> {
                 }
             }
         }
+        for (name, evictable) in &decision.budgets {
+            self.set_budget(name, *evictable).await?;
+        }
         for (name, status) in &decision.applied {
             self.tell_applied(name, status).await?;
         }
@@ -116,11 +119,14 @@ impl Hand<'_> {
 
     /// Writes an object if it is not as it should be.
     async fn apply(&self, family: &Family, object: &Object) -> Result<Option<Deed>, Error> {
-        let known = family.objects.get(&(object.kind, object.name.clone()));
+        let (known, wish) = (family.objects.get(&(object.kind, object.name.clone())), Wish::of(object));
+        if known.is_some_and(|known| known.stays_with(self.uid) && known.fulfils(wish)) {
+            return Ok(None);
+        }
         let digest = digest(object);
         let mut wanted = object.clone();
         wanted.value["metadata"]["annotations"][labels::APPLIED] = json!(digest);
-        let Some(known) = known else {
+        let Some((known, kept)) = known.and_then(|known| known.object().zip(Some(known))) else {
             if !self.is_free(object).await? {
                 return Ok(None);
             }
@@ -140,10 +146,11 @@ impl Hand<'_> {
         if frozen {
             freeze(&mut wanted, known);
         }
-        let live = serde_json::to_value(known.as_ref())?;
+        let live = serde_json::to_value(known)?;
         let same = frozen || known.annotations().get(labels::APPLIED) == Some(&digest);
         let name = format!("{} {}", object.kind.as_str(), object.name);
         if same && holds(&live, &wanted.value) {
+            kept.note_fulfilled(wish);
             self.notes.is_right(self.key, &name);
             return Ok(None);
         }
@@ -203,7 +210,7 @@ impl Hand<'_> {
 
     /// Writes a placement on top of the version it was decided for, so that a leader that was deposed cannot undo a newer one.
     async fn place(&self, family: &Family, write: &PlacementWrite, object: Option<Object>) -> Result<Option<Deed>, Error> {
-        let known = family.objects.get(&(Kind::ExpertPlacement, write.name.clone()));
+        let known = family.object(Kind::ExpertPlacement, &write.name);
         let written = match (&write.resource_version, object) {
             // It was made already, by a look that came no further.
             (None, _) if known.is_some_and(|known| owner_uid(known) == Some(self.uid)) => return Ok(None),
@@ -227,6 +234,19 @@ impl Hand<'_> {
         let message =
             format!("group {} ({}) is {} for new requests", write.spec.group, write.name, traffic.as_str().to_lowercase());
         Ok(changed.then_some(Deed { reason: "TrafficChanged", message, warning: false }))
+    }
+
+    /// Sets how many pods of a group may be evicted, and nothing else of its budget.
+    async fn set_budget(&self, name: &str, evictable: u32) -> Result<(), Error> {
+        let kind = Kind::PodDisruptionBudget;
+        let Some(known) = self.family.object(kind, name).filter(|known| owner_uid(known) == Some(self.uid)) else { return Ok(()) };
+        if known.data.pointer("/spec/maxUnavailable") == Some(&json!(evictable)) {
+            return Ok(());
+        }
+        let patch = Patch::Merge(json!({"spec": {"maxUnavailable": evictable}}));
+        let patched = api(self.client, kind, &self.key.namespace).patch(name, &merge_params(), &patch).await;
+        self.note(kind, patched.map_err(Error::api("patch", format!("PodDisruptionBudget {name}")))?);
+        Ok(())
     }
 
     /// Writes into a placement what its pods have applied.
@@ -263,22 +283,21 @@ impl Hand<'_> {
         let kept = |kind: Kind, name: &str| wanted.contains(&(kind, name)) || decision.keep.contains(&(kind, name.to_owned()));
         let mut deeds = Vec::new();
         for ((kind, name), object) in &family.objects {
-            let ours = owner_uid(object) == Some(self.uid) && object.metadata.deletion_timestamp.is_none();
-            if !ours || kept(*kind, name) {
+            if !object.stays_with(self.uid) || kept(*kind, name) {
                 continue;
             }
-            self.delete(*kind, name, object).await?;
+            self.delete(*kind, name, object.uid()).await?;
             deeds.push(Deed { reason: "Deleted", message: format!("deleted {} {name}", kind.as_str()), warning: false });
         }
         Ok(deeds)
     }
 
-    async fn delete(&self, kind: Kind, name: &str, object: &Arc<DynamicObject>) -> Result<(), Error> {
+    async fn delete(&self, kind: Kind, name: &str, uid: &str) -> Result<(), Error> {
         // A group's StatefulSet stays until its pods are gone, so that what still holds nodes is seen.
         let policy = if kind == Kind::StatefulSet { PropagationPolicy::Foreground } else { PropagationPolicy::Background };
         let params = DeleteParams {
             propagation_policy: Some(policy),
-            preconditions: Some(Preconditions { uid: object.uid(), resource_version: None }),
+            preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
             ..DeleteParams::default()
         };
         let api = api(self.client, kind, &self.key.namespace);

@@ -1,6 +1,5 @@
 //! What the operator knows of the cluster: the objects it writes and their pods, by deployment, and the nodes. Fed by watches
-//! that list again whenever a stream breaks; every change names the deployments to look at. What is known lies here as JSON text and is
-//! read when its deployment is looked at (`stored`).
+//! that list again whenever a stream breaks; every change names the deployments to look at. How it is kept, and read by a look: `stored`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
@@ -9,22 +8,25 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{Event as CoreEvent, Node, Pod};
-use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{DynamicObject, TypeMeta};
 use kube::runtime::watcher::{self, Event};
 use m1_arch::Bytes;
-use m1_operator_api::{MiniMaxM1Deployment, labels};
+use m1_operator_api::labels;
 use m1_operator_plan::{Kind, NodeSeen};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::cluster::placement_spec;
 use crate::relist::{Change, Relist};
-use crate::seen;
+use crate::seen::{self, KnownPod};
 
 mod stored;
+mod warnings;
 
+pub use stored::{Family, Known, Wish};
 use stored::{Kept, Stored};
+pub use warnings::Warning;
+use warnings::{Subject, Warnings};
 
 /// A deployment: namespace and name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -37,29 +39,8 @@ pub struct Key {
 
 impl Key {
     /// Of a deployment.
-    pub fn of(deployment: &MiniMaxM1Deployment) -> Self {
+    pub fn of(deployment: &impl ResourceExt) -> Self {
         Self { namespace: deployment.namespace().unwrap_or_default(), name: deployment.name_any() }
-    }
-}
-
-/// What belongs to one deployment.
-#[derive(Clone, Debug, Default)]
-pub struct Family {
-    /// Objects that the operator writes.
-    pub objects: BTreeMap<(Kind, String), Arc<DynamicObject>>,
-    /// Worker and router pods by name.
-    pub pods: BTreeMap<String, Arc<Pod>>,
-}
-
-impl Family {
-    /// Its pods of one component: workers or routers.
-    pub fn component<'a>(&'a self, component: &'a str) -> impl Iterator<Item = &'a Arc<Pod>> {
-        self.pods.values().filter(move |pod| pod.labels().get(labels::APP_COMPONENT).is_some_and(|found| found == component))
-    }
-
-    /// Its objects of one kind, by name.
-    pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = (&String, &Arc<DynamicObject>)> {
-        self.objects.iter().filter(move |((found, _), _)| *found == kind).map(|((_, name), object)| (name, object))
     }
 }
 
@@ -69,24 +50,24 @@ pub struct Cache {
     families: RwLock<HashMap<Key, Kept>>,
     nodes: RwLock<HashMap<String, NodeSeen>>,
     gpus: RwLock<BTreeMap<String, Gpus>>,
-    warnings: RwLock<HashMap<Subject, BTreeMap<String, Warning>>>,
+    gpus_changed: Notify,
+    warnings: Warnings,
     served: Vec<Kind>,
     /// Whether everything was listed once. Before that nobody takes changes, and all deployments are looked at afterwards anyway.
     live: AtomicBool,
     changes: mpsc::Sender<Key>,
 }
 
-/// A node with GPUs: their memory in MiB, and its labels.
-type Gpus = (u64, BTreeMap<String, String>);
-
-/// What an event is about: namespace, kind and name.
-type Subject = (String, String, String);
-
-/// A warning among the cluster's events: when it was said last, and its words.
-pub type Warning = (Option<Timestamp>, String);
-
-/// The warnings that tell why pods are missing or do not start, by kind of their subject.
-const TELLING: [(&str, &[&str]); 2] = [("StatefulSet", &["FailedCreate"]), ("Pod", &["FailedMount", "FailedAttachVolume"])];
+/// The GPUs of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Gpus {
+    /// How many pods may ask for.
+    count: u32,
+    /// Memory of each in MiB.
+    memory: u64,
+    /// The node's labels.
+    labels: BTreeMap<String, String>,
+}
 
 /// Something that a watch delivers.
 trait Member: Clone + Send + 'static {
@@ -105,7 +86,8 @@ impl Cache {
             families: RwLock::default(),
             nodes: RwLock::default(),
             gpus: RwLock::default(),
-            warnings: RwLock::default(),
+            gpus_changed: Notify::new(),
+            warnings: Warnings::default(),
             served,
             live: AtomicBool::new(false),
             changes,
@@ -117,11 +99,17 @@ impl Cache {
         self.served.contains(&kind)
     }
 
-    /// The least memory of a GPU that the label of a node tells, among those with these labels; none where none of them has GPUs.
-    pub fn gpu_memory(&self, selector: &BTreeMap<String, String>) -> Option<Bytes> {
+    /// The least memory of a GPU that the label of a node tells, among nodes with these labels and at least `count` GPUs; none where
+    /// there are none.
+    pub fn gpu_memory(&self, selector: &BTreeMap<String, String>, count: u32) -> Option<Bytes> {
         let nodes = self.gpus.read().unwrap_or_else(PoisonError::into_inner);
-        let chosen = |labels: &BTreeMap<String, String>| selector.iter().all(|(key, value)| labels.get(key) == Some(value));
-        nodes.values().filter(|(_, labels)| chosen(labels)).map(|(mebibytes, _)| Bytes(mebibytes << 20)).min()
+        let chosen = |gpus: &&Gpus| selector.iter().all(|(key, value)| gpus.labels.get(key) == Some(value)) && gpus.count >= count;
+        nodes.values().filter(chosen).map(|gpus| Bytes(gpus.memory << 20)).min()
+    }
+
+    /// Ends when the GPUs of some node are not what they were.
+    pub async fn gpus_changed(&self) {
+        self.gpus_changed.notified().await;
     }
 
     /// Whether so many nodes give no sign of life that rather the way to them is lost: all, or more than two and over half of them, as
@@ -137,14 +125,13 @@ impl Cache {
         let families = self.read();
         let placements =
             families.values().flat_map(|family| &family.objects).filter(|((kind, _), _)| *kind == Kind::ExpertPlacement);
-        let specs = placements.filter_map(|(_, stored)| placement_spec(stored.read::<DynamicObject>()?.as_ref()));
+        let specs = placements.filter_map(|(_, stored)| placement_spec(&stored.read()?));
         specs.map(|spec| spec.lease_transitions).max().unwrap_or(0)
     }
 
     /// What belongs to a deployment.
     pub fn family(&self, key: &Key) -> Family {
-        let kept = self.read().get(key).cloned();
-        kept.map(|kept| kept.read()).unwrap_or_default()
+        self.read().get(key).map(Kept::family).unwrap_or_default()
     }
 
     /// A node, if it is there.
@@ -193,7 +180,7 @@ impl Cache {
         events: impl Stream<Item = watcher::Result<Event<Pod>>> + Send,
         listed: Option<oneshot::Sender<()>>,
     ) {
-        self.follow(None, events.map_ok(|event| event.modify(seen::strip)), listed).await;
+        self.follow(None, events, listed).await;
     }
 
     /// Follows nodes until the process ends.
@@ -207,7 +194,7 @@ impl Cache {
             let changed = match taken("Node", &mut relist, event, |node: &Node| Some(node.name_any())) {
                 Change::Nothing => Vec::new(),
                 Change::Is(name, node) => {
-                    self.note_gpus(&name, gpu_memory(&node).map(|memory| (memory, node.labels().clone())));
+                    self.note_gpus(&name, gpus(&node));
                     self.set_node(name, Some(seen::node(&node)))
                 }
                 Change::Gone { gone, listed: whole } => {
@@ -227,36 +214,18 @@ impl Cache {
     pub async fn follow_warnings(self: Arc<Self>, events: impl Stream<Item = watcher::Result<Event<CoreEvent>>> + Send) {
         let (mut events, mut relist) = (std::pin::pin!(events), Relist::default());
         while let Some(event) = events.next().await {
-            match taken("Event", &mut relist, event, |event: &CoreEvent| Some((subject(event)?, event.name_any()))) {
+            match taken("Event", &mut relist, event, |event: &CoreEvent| Some((warnings::subject(event)?, event.name_any()))) {
                 Change::Nothing => {}
                 Change::Is((subject, name), event) => {
                     let warning = (event.last_timestamp.map(|time| time.0), event.message.unwrap_or_default());
-                    if self.set_warning(&subject, name, warning) {
+                    if self.warnings.set(&subject, name, warning) {
                         for key in self.with(&subject) {
                             self.tell(key).await;
                         }
                     }
                 }
-                Change::Gone { gone, .. } => gone.into_iter().for_each(|(subject, name)| self.drop_warning(&subject, &name)),
+                Change::Gone { gone, .. } => gone.into_iter().for_each(|(subject, name)| self.warnings.drop(&subject, &name)),
             }
-        }
-    }
-
-    /// True where it says something new: the cluster counts what it repeats.
-    fn set_warning(&self, subject: &Subject, name: String, warning: Warning) -> bool {
-        let mut warnings = self.warnings.write().unwrap_or_else(PoisonError::into_inner);
-        let known = warnings.entry(subject.clone()).or_default();
-        let before = newest(known).map(|(_, words)| words.clone());
-        known.insert(name, warning);
-        newest(known).map(|(_, words)| words) != before.as_ref()
-    }
-
-    fn drop_warning(&self, subject: &Subject, name: &str) {
-        let mut warnings = self.warnings.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(known) = warnings.get_mut(subject) else { return };
-        known.remove(name);
-        if known.is_empty() {
-            warnings.remove(subject);
         }
     }
 
@@ -270,9 +239,7 @@ impl Cache {
 
     /// The newest warning about an object in a deployment's namespace that tells why pods are missing or do not start.
     pub fn warning(&self, key: &Key, kind: &str, name: &str) -> Option<Warning> {
-        let warnings = self.warnings.read().unwrap_or_else(PoisonError::into_inner);
-        let known = warnings.get(&(key.namespace.clone(), kind.to_owned(), name.to_owned()))?;
-        newest(known).cloned()
+        self.warnings.newest(&(key.namespace.clone(), kind.to_owned(), name.to_owned()))
     }
 
     async fn follow<M: Member>(
@@ -330,10 +297,13 @@ impl Cache {
 
     fn note_gpus(&self, node: &str, gpus: Option<Gpus>) {
         let mut nodes = self.gpus.write().unwrap_or_else(PoisonError::into_inner);
-        match gpus {
-            Some(gpus) => nodes.insert(node.to_owned(), gpus),
+        let before = match &gpus {
+            Some(gpus) => nodes.insert(node.to_owned(), gpus.clone()),
             None => nodes.remove(node),
         };
+        if before != gpus {
+            self.gpus_changed.notify_one();
+        }
     }
 
     fn set_node(&self, name: String, node: Option<NodeSeen>) -> Vec<String> {
@@ -350,7 +320,7 @@ impl Cache {
         if names.is_empty() {
             return Vec::new();
         }
-        let on = |pod: &Stored| pod.node().is_some_and(|node| names.iter().any(|name| name == node));
+        let on = |pod: &Arc<KnownPod>| pod.seen.node.as_ref().is_some_and(|node| names.contains(&node.name));
         self.read().iter().filter(|(_, family)| family.pods.values().any(on)).map(|(key, _)| key.clone()).collect()
     }
 
@@ -381,7 +351,7 @@ impl Member for Written {
         // A watch may be behind what a write answered.
         let news = family.objects.get(&place).is_none_or(|known| !known.is_as_new_as(&object));
         if news {
-            family.objects.insert(place, object);
+            family.objects.insert(place, Arc::new(object));
         }
         news
     }
@@ -399,10 +369,10 @@ impl Member for Pod {
     }
 
     fn enter(self, family: &mut Kept) -> bool {
-        let Some(pod) = Stored::of(&self) else { return false };
-        let node = self.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
-        family.pods.insert(self.name_any(), pod.on(node));
-        true
+        let pod = Arc::new(seen::pod(&self));
+        let before = family.pods.insert(self.name_any(), Arc::clone(&pod));
+        // Most of what a kubelet writes down about a start says nothing new to anybody here.
+        before != Some(pod)
     }
 
     fn leave(_: Option<Kind>, name: &str, family: &mut Kept) {
@@ -410,22 +380,11 @@ impl Member for Pod {
     }
 }
 
-/// The memory of a node's GPUs in MiB, where its label tells.
-fn gpu_memory(node: &Node) -> Option<u64> {
-    node.labels().get("nvidia.com/gpu.memory")?.parse().ok()
-}
-
-/// The newest of some warnings.
-fn newest(warnings: &BTreeMap<String, Warning>) -> Option<&Warning> {
-    warnings.values().max_by_key(|(time, _)| *time)
-}
-
-/// What a telling warning is about; none of other events.
-fn subject(event: &CoreEvent) -> Option<Subject> {
-    let about = &event.involved_object;
-    let (kind, reason) = (about.kind.as_deref()?, event.reason.as_deref()?);
-    let telling = TELLING.iter().any(|(known, reasons)| *known == kind && reasons.contains(&reason));
-    telling.then(|| Some((event.namespace()?, kind.to_owned(), about.name.clone()?)))?
+/// The GPUs of a node whose label tells their memory.
+fn gpus(node: &Node) -> Option<Gpus> {
+    let memory = node.labels().get("nvidia.com/gpu.memory")?.parse().ok()?;
+    let count = node.status.as_ref()?.allocatable.as_ref()?.get("nvidia.com/gpu")?.0.parse().ok()?;
+    Some(Gpus { count, memory, labels: node.labels().clone() })
 }
 
 /// What an event of a watch came to. One that broke comes to nothing: it lists anew.
@@ -450,7 +409,7 @@ pub(crate) fn taken<T, P: Clone + Eq + Hash>(
 }
 
 /// Says that a first list is whole; nobody waits after that.
-fn tell_once(listed: &mut Option<oneshot::Sender<()>>, whole: bool) {
+pub(crate) fn tell_once(listed: &mut Option<oneshot::Sender<()>>, whole: bool) {
     if whole {
         listed.take().map(|listed| listed.send(()));
     }
@@ -477,7 +436,7 @@ mod tests {
     use super::*;
 
     fn event(name: &str, reason: &str, pod: &str, message: &str, second: i64) -> CoreEvent {
-        let time = Timestamp::from_second(second).unwrap();
+        let time = k8s_openapi::jiff::Timestamp::from_second(second).unwrap();
         serde_json::from_value(serde_json::json!({
             "metadata": {"name": name, "namespace": "n"}, "reason": reason, "message": message, "lastTimestamp": time.to_string(),
             "involvedObject": {"kind": "Pod", "name": pod, "namespace": "n"},
@@ -498,7 +457,22 @@ mod tests {
         Arc::clone(&cache).follow_objects(Kind::Service, events, None).await;
         let family = cache.family(&key);
         let found = family.objects.get(&(Kind::Service, "s".to_owned())).unwrap();
-        assert!(m1_operator_plan::holds(&serde_json::to_value(found.as_ref()).unwrap(), &wanted));
+        assert!(m1_operator_plan::holds(&serde_json::to_value(found.object().unwrap()).unwrap(), &wanted));
+    }
+
+    #[tokio::test]
+    async fn memory_is_that_of_nodes_with_enough_gpus() {
+        let cache = Arc::new(Cache::new(mpsc::channel(1).0, Vec::new()));
+        let node = |name: &str, memory: &str, count: &str| -> Node {
+            let metadata = serde_json::json!({"name": name, "labels": {"nvidia.com/gpu.memory": memory, "pool": "a"}});
+            let status = serde_json::json!({"allocatable": {"nvidia.com/gpu": count}});
+            serde_json::from_value(serde_json::json!({"metadata": metadata, "status": status})).unwrap()
+        };
+        let nodes = [node("large", "81920", "8"), node("small", "16384", "1")];
+        Arc::clone(&cache).follow_nodes(futures_util::stream::iter(nodes.map(|node| Ok(Event::Apply(node)))), None).await;
+        let of = |count, pool: &str| cache.gpu_memory(&BTreeMap::from([("pool".to_owned(), pool.to_owned())]), count);
+        assert_eq!((of(8, "a"), of(1, "a"), of(1, "b")), (Some(Bytes(80 << 30)), Some(Bytes(16 << 30)), None));
+        tokio::time::timeout(std::time::Duration::from_secs(5), cache.gpus_changed()).await.expect("somebody is told");
     }
 
     #[tokio::test]
@@ -518,27 +492,5 @@ mod tests {
         Arc::clone(&cache).follow_warnings(futures_util::stream::iter(events.map(Ok))).await;
         let told: Vec<String> = std::iter::from_fn(|| changed.try_recv().ok()).map(|key| key.name).collect();
         assert_eq!(told, ["d", "d"]);
-    }
-
-    #[tokio::test]
-    async fn the_newest_warning_that_tells_is_known() {
-        let cache = Arc::new(Cache::new(mpsc::channel(1).0, Vec::new()));
-        let key = Key { namespace: "n".into(), name: "d".into() };
-        let told = |cache: &Cache| cache.warning(&key, "Pod", "p").map(|(_, words)| words);
-        let events = [
-            Event::Init,
-            Event::InitApply(event("b", "FailedMount", "p", "newer", 2)),
-            Event::InitApply(event("a", "FailedMount", "p", "older", 1)),
-            Event::InitApply(event("c", "Unhealthy", "p", "tells nothing", 3)),
-            Event::InitApply(event("d", "FailedMount", "q", "of another", 4)),
-            Event::InitDone,
-        ];
-        Arc::clone(&cache).follow_warnings(futures_util::stream::iter(events.map(Ok))).await;
-        assert_eq!(told(&cache).as_deref(), Some("newer"));
-        assert_eq!(cache.warning(&key, "StatefulSet", "p"), None);
-        let both = [Event::Delete(event("b", "FailedMount", "p", "", 2)), Event::Delete(event("a", "FailedMount", "p", "", 1))];
-        Arc::clone(&cache).follow_warnings(futures_util::stream::iter(both.map(Ok))).await;
-        assert_eq!(told(&cache), None);
-        assert_eq!(cache.warnings.read().unwrap().len(), 1, "what is gone takes no room");
     }
 }

@@ -9,6 +9,7 @@ pub mod cache;
 pub mod certificates;
 pub mod cluster;
 pub mod config;
+pub mod deployments;
 pub mod error;
 pub mod leader;
 pub mod metrics;

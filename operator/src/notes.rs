@@ -73,7 +73,7 @@ impl Notes {
     /// A deployment with the status that it has by now: a watch brings what was written only after a while, and a look before that
     /// would write it, and tell it, once more.
     pub fn latest(&self, deployment: Arc<MiniMaxM1Deployment>) -> Arc<MiniMaxM1Deployment> {
-        let status = self.with(&Key::of(&deployment), |note| {
+        let status = self.with(&Key::of(deployment.as_ref()), |note| {
             note.said.take_if(|said| said.over != deployment.metadata.resource_version);
             note.said.as_ref().map(|said| said.status.clone())
         });
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn what_does_not_stay_right_is_left_alone_for_longer_each_time() {
-        let (notes, key) = (Notes::default(), Key::of(&deployment("1")));
+        let (notes, key) = (Notes::default(), Key::of(deployment("1").as_ref()));
         assert_eq!(notes.may_mend(&key, "Service a"), Ok(()));
         let first = notes.may_mend(&key, "Service a").unwrap_err();
         assert!(first <= MENDS.0, "{first:?}");
@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn failures_are_counted_until_one_look_succeeds() {
-        let (notes, key) = (Notes::default(), Key::of(&deployment("1")));
+        let (notes, key) = (Notes::default(), Key::of(deployment("1").as_ref()));
         assert_eq!((notes.failed(&key), notes.failed(&key)), (1, 2));
         notes.succeeded(&key);
         assert_eq!(notes.failed(&key), 1);

@@ -7,12 +7,12 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::DynamicObject;
 use m1_operator_api::{MiniMaxM1Deployment, labels};
-use m1_operator_plan::render::{ROUTER, WORKER};
-use m1_operator_plan::{ContainerSeen, GroupSeen, Kind, Observed, PlacementSeen, PodSeen, Revision, RouterSeen};
+use m1_operator_plan::render::{GroupRef, ROUTER, WORKER};
+use m1_operator_plan::{ContainerSeen, GroupSeen, Kind, Observed, PlacementSeen, PodSeen, RouterSeen, container_trouble};
 
 use crate::cache::{Cache, Family, Key};
 use crate::cluster::{owner_uid, placement_spec};
-use crate::seen;
+use crate::seen::{self, KnownPod, group_of};
 use crate::workers::Workers;
 
 /// Of what is younger than this, the cluster's warnings say nothing that would last.
@@ -41,17 +41,18 @@ pub fn look(cache: &Cache, workers: &Workers, deployment: &MiniMaxM1Deployment, 
     let uid = deployment.uid().unwrap_or_default();
     let mut groups = groups(&family, workers, cache, (key, &uid), now);
     let waits = wait_too_long(&family, &mut groups, now);
-    let routers: Vec<PodSeen> = family.component(ROUTER).map(|pod| seen::pod(pod, ROUTER)).collect();
     let mut warnings = Warnings { cache, key, now, look_again: None };
     warnings.explain(&mut groups);
+    let routers: Vec<PodSeen> = family.component(ROUTER).filter(|pod| !pod.ended).map(|pod| on_node(pod, cache)).collect();
     let trouble = routers.iter().find_map(|pod| router_trouble(pod, || warnings.about("Pod", &pod.name, pod.created)));
     let resumed = deployment.annotations().get(labels::RESUMED_AT).and_then(|time| time.parse().ok());
     let observed = Observed {
         generation: deployment.metadata.generation.unwrap_or_default(),
         status: deployment.status.clone().unwrap_or_default(),
+        restarted_at: deployment.annotations().get(labels::RESTARTED_AT).cloned(),
         resumed_at: resumed,
         groups,
-        router: router(&family, trouble),
+        router: RouterSeen { pods: routers, ..router(&family, trouble) },
         certificates: None,
         pace: workers.pace(key, now),
         outage: cache.outage(),
@@ -70,13 +71,10 @@ fn groups(family: &Family, workers: &Workers, cache: &Cache, (key, uid): (&Key, 
         groups.extend(group.map(|group| (name.clone(), group)));
     }
     for pod in family.component(WORKER) {
-        let Some((name, labelled)) = of_labels(&pod.name_any(), pod.labels()) else { continue };
-        let orphaned = || GroupSeen { deleting: true, orphaned: true, created: now, ..labelled };
-        let group = groups.entry(name).or_insert_with(orphaned);
-        let mut seen = seen::pod(pod, WORKER);
-        seen.node = seen.node.and_then(|node| cache.node(&node.name));
-        seen.worker = workers.seen(key, &seen.name, pod.uid().as_deref());
-        group.pods.push(seen);
+        let Some((name, labelled)) = group_of(&pod.seen.name).zip(pod.group.as_ref()) else { continue };
+        let orphaned = || GroupSeen { deleting: true, orphaned: true, ..empty(name, labelled, now) };
+        let group = groups.entry(name.to_owned()).or_insert_with(orphaned);
+        group.pods.push(PodSeen { worker: workers.seen(key, &pod.seen.name, &pod.uid), ..on_node(pod, cache) });
     }
     for (name, object) in family.of_kind(Kind::ExpertPlacement).filter(|(_, object)| owner_uid(object) == Some(uid)) {
         if let Some(group) = groups.get_mut(name) {
@@ -91,37 +89,35 @@ fn groups(family: &Family, workers: &Workers, cache: &Cache, (key, uid): (&Key, 
     groups
 }
 
-fn group(name: &str, object: &DynamicObject) -> Option<GroupSeen> {
-    let (_, group) = of_labels(&format!("{name}-0"), object.labels())?;
-    let replicas = object.data.pointer("/spec/replicas").and_then(serde_json::Value::as_u64).unwrap_or(1);
-    Some(GroupSeen {
-        name: name.to_owned(),
-        replicas: replicas as u32,
-        created: object.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
-        deleting: object.metadata.deletion_timestamp.is_some(),
-        ..group
-    })
+/// A pod, with what is known of its node.
+fn on_node(pod: &KnownPod, cache: &Cache) -> PodSeen {
+    let node = pod.seen.node.as_ref().and_then(|node| cache.node(&node.name));
+    PodSeen { node, ..pod.seen.clone() }
 }
 
-/// The group that labels speak of, and its name: a pod's without its index.
-fn of_labels(pod: &str, given: &BTreeMap<String, String>) -> Option<(String, GroupSeen)> {
-    let number = |key: &str| given.get(key).and_then(|text| text.parse::<u32>().ok());
-    let name = pod.rsplit_once('-')?.0.to_owned();
-    let size = number(labels::SIZE)?;
-    let group = GroupSeen {
-        name: name.clone(),
-        index: number(labels::GROUP_INDEX)?,
-        revision: Revision::from_label(given.get(labels::REVISION)?),
-        size,
-        replicas: size,
-        created: Timestamp::UNIX_EPOCH,
+fn group(name: &str, object: &DynamicObject) -> Option<GroupSeen> {
+    let labelled = seen::group(object.labels())?;
+    let replicas = object.data.pointer("/spec/replicas").and_then(serde_json::Value::as_u64).unwrap_or(1);
+    let created = object.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
+    let deleting = object.metadata.deletion_timestamp.is_some();
+    Some(GroupSeen { replicas: replicas as u32, deleting, ..empty(name, &labelled, created) })
+}
+
+/// A group that labels speak of, without anything in it.
+fn empty(name: &str, group: &GroupRef, created: Timestamp) -> GroupSeen {
+    GroupSeen {
+        name: name.to_owned(),
+        index: group.index,
+        revision: group.revision.clone(),
+        size: group.size,
+        replicas: group.size,
+        created,
         deleting: false,
         orphaned: false,
         refusal: None,
         placement: None,
         pods: Vec::new(),
-    };
-    Some((name, group))
+    }
 }
 
 fn placement(object: &DynamicObject) -> Option<PlacementSeen> {
@@ -139,12 +135,20 @@ fn router(family: &Family, trouble: Option<String>) -> RouterSeen {
     let wanted = number("/spec/replicas");
     let seen = deployment.and_then(|object| object.metadata.generation) == Some(number("/status/observedGeneration") as i64);
     let pods @ [_, _, available] = ["/status/replicas", "/status/updatedReplicas", "/status/availableReplicas"].map(number);
-    let leaving = family.component(ROUTER).filter_map(|pod| pod.metadata.deletion_timestamp.as_ref());
-    let left_by = leaving.map(|time| time.0).max();
+    let left_by = family.component(ROUTER).filter_map(|pod| pod.leaves_by).max();
     // A Deployment does not count those on their way out, and pods may be known later than it is.
-    let staying = family.component(ROUTER).filter(|pod| pod.metadata.deletion_timestamp.is_none()).count() as u64;
+    let staying = family.component(ROUTER).filter(|pod| !pod.seen.deleting && !pod.ended).count() as u64;
     let settled = seen && pods == [wanted; 3] && staying == wanted;
-    RouterSeen { available: available as u32, settled, left_by, certified: deployment.is_some_and(|it| is_certified(it)), trouble }
+    let certified = deployment.is_some_and(is_certified);
+    let trouble = trouble.or_else(|| deployment.and_then(refused_pods));
+    RouterSeen { available: available as u32, settled, left_by, certified, trouble, ..RouterSeen::default() }
+}
+
+/// Why the cluster makes no pods of a Deployment, in its words.
+fn refused_pods(deployment: &DynamicObject) -> Option<String> {
+    let conditions = deployment.data.pointer("/status/conditions")?.as_array()?;
+    let failure = conditions.iter().find(|condition| condition["type"] == "ReplicaFailure" && condition["status"] == "True")?;
+    Some(format!("its pods are refused by the cluster: {}", failure["message"].as_str().unwrap_or_default()))
 }
 
 /// Whether a router Deployment starts no pod without the members' certificate.
@@ -164,11 +168,11 @@ fn wait_too_long(family: &Family, groups: &mut [GroupSeen], now: Timestamp) -> O
         until
     };
     for pod in groups.iter_mut().flat_map(|group| &mut group.pods) {
-        let Some(object) = family.pods.get(&pod.name) else { continue };
-        if let Some(gone_by) = object.metadata.deletion_timestamp.as_ref() {
-            pod.overdue = left(gone_by.0, LATE).is_none().then_some(gone_by.0);
-        } else if let (Some(scheduler), Some(created)) = (seen::unclaimed(object), pod.created) {
-            pod.unclaimed = left(created, UNCLAIMED).is_none().then_some(scheduler);
+        let Some(known) = family.pods.get(&pod.name) else { continue };
+        if let Some(gone_by) = known.leaves_by {
+            pod.overdue = left(gone_by, LATE).is_none().then_some(gone_by);
+        } else if let (Some(scheduler), Some(created)) = (&known.unclaimed, pod.created) {
+            pod.unclaimed = left(created, UNCLAIMED).is_none().then(|| scheduler.clone());
         }
     }
     next
@@ -182,6 +186,9 @@ fn router_trouble(pod: &PodSeen, warning: impl FnOnce() -> Option<String>) -> Op
     }
     if waits_for_volumes(pod) {
         return warning().map(|words| format!("pod {name}: {words}"));
+    }
+    if let Some(trouble) = container_trouble(pod) {
+        return Some(trouble.message);
     }
     match &pod.container {
         ContainerSeen::Waiting { reason, message } if !matches!(reason.as_str(), "ContainerCreating" | "PodInitializing") => {
@@ -217,7 +224,11 @@ impl Warnings<'_> {
     fn explain(&mut self, groups: &mut [GroupSeen]) {
         for group in groups.iter_mut().filter(|group| !group.deleting && !group.is_ready()) {
             if (group.pods.len() as u32) < group.replicas {
-                group.refusal = self.about("StatefulSet", &group.name, Some(group.created));
+                // What was refused before the newest pod was made is over.
+                let newest = group.pods.iter().filter_map(|pod| pod.created).max();
+                let over = |said: Option<Timestamp>| said.zip(newest).is_some_and(|(said, newest)| said < newest);
+                let words = self.cache.warning(self.key, "StatefulSet", &group.name).filter(|(said, _)| !over(*said));
+                group.refusal = words.and_then(|_| self.about("StatefulSet", &group.name, Some(group.created)));
             }
             // The pods of a group share their volumes: one tells for all.
             if let Some(pod) = group.pods.iter_mut().find(|pod| waits_for_volumes(pod)) {
@@ -245,8 +256,6 @@ fn too_young(created: Option<Timestamp>, now: Timestamp) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use serde_json::{Value, json};
 
     use super::*;
@@ -258,13 +267,7 @@ mod tests {
             "spec": {"replicas": 1, "template": {"spec": {"volumes": [volume]}}},
             "status": {"observedGeneration": 2, "replicas": 1, "updatedReplicas": 1, "availableReplicas": 1},
         });
-        let mut family = Family::default();
-        let place = (Kind::Deployment, "m1-router".to_owned());
-        family.objects.insert(place, Arc::new(serde_json::from_value(deployment).unwrap()));
-        for (index, pod) in pods.iter().enumerate() {
-            family.pods.insert(format!("r{index}"), Arc::new(serde_json::from_value(pod.clone()).unwrap()));
-        }
-        family
+        Family::of(&[(Kind::Deployment, deployment)], pods)
     }
 
     fn pod(more: Value) -> Value {
@@ -285,6 +288,9 @@ mod tests {
         let leaving = pod(json!({"deletionTimestamp": "2026-01-01T00:00:30Z"}));
         let leaves = router(&family(tls(Value::Null), &[stays(), leaving]), None);
         assert!(leaves.settled && !leaves.have_certificate(now));
+        let mut evicted = stays();
+        evicted["status"] = json!({"phase": "Failed", "reason": "Evicted"});
+        assert!(router(&family(tls(Value::Null), &[stays(), evicted]), None).settled, "it only lies there");
         assert!(!router(&family(tls(json!(true)), &[stays()]), None).certified);
         assert!(!router(&family(json!({"name": "keys"}), &[stays()]), None).certified);
     }
@@ -292,8 +298,9 @@ mod tests {
     #[test]
     fn a_router_says_why_it_does_not_come_up() {
         let told = |status: Value| {
-            let pod = json!({"metadata": {"name": "r"}, "spec": {"nodeName": "n", "containers": []}, "status": status});
-            router_trouble(&seen::pod(&serde_json::from_value(pod).unwrap(), ROUTER), || Some("no Secret".to_owned()))
+            let pod = pod(json!({}));
+            let pod = json!({"metadata": pod["metadata"], "spec": {"nodeName": "n", "containers": []}, "status": status});
+            router_trouble(&seen::pod(&serde_json::from_value(pod).unwrap()).seen, || Some("no Secret".to_owned()))
         };
         let waiting = |reason: &str| {
             json!({"containerStatuses": [{"name": "router", "image": "", "imageID": "", "ready": false, "restartCount": 0,
@@ -301,8 +308,20 @@ mod tests {
         };
         assert_eq!(told(waiting("ErrImagePull")).as_deref(), Some("pod r: ErrImagePull: words"));
         assert_eq!(told(waiting("ContainerCreating")).as_deref(), Some("pod r: no Secret"));
+        let mut ended = waiting("CrashLoopBackOff");
+        ended["containerStatuses"][0]["lastState"] =
+            json!({"terminated": {"exitCode": 1, "reason": "Error", "message": "no tokenizer"}});
+        assert_eq!(told(ended).as_deref(), Some("pod r: ended with exit code 1: no tokenizer"));
         let refused = json!({"conditions": [{"type": "PodScheduled", "status": "False", "message": "0/2 nodes"}]});
         assert_eq!(told(refused).as_deref(), Some("pod r finds no node: 0/2 nodes"));
+    }
+
+    #[test]
+    fn a_router_that_is_refused_says_why() {
+        let condition = json!({"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: pods"});
+        let deployment = json!({"metadata": {"name": "m1-router"}, "spec": {}, "status": {"conditions": [condition]}});
+        let seen = router(&Family::of(&[(Kind::Deployment, deployment)], &[]), None);
+        assert_eq!(seen.trouble.as_deref(), Some("its pods are refused by the cluster: exceeded quota: pods"));
     }
 
     #[test]

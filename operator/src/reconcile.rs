@@ -89,10 +89,19 @@ async fn step(deployment: &MiniMaxM1Deployment, context: &Context) -> Result<Act
     let (client, cache, family) = (&context.client, &context.cache, &look.family);
     let hand = Hand { client, cache, key: &key, uid: &uid, family, notes: &context.notes, look_again: &handled };
     let settled = settle(deployment, &context.config.images, &|checked, revision| memory(checked, revision, &look, cache));
+    let mut unasked = None;
     let settled = match settled.and_then(|settled| known_kinds(&settled, context).map(|()| settled)) {
         Ok(settled) => {
             let scene = scene(&settled, context, &key, &uid);
-            taken(&scene, &settled.revision, &look.observed, context, &key).await?.map(|()| settled)
+            match taken(&scene, &settled.revision, &look.observed, context, &key).await {
+                Ok(answer) => answer.map(|()| settled),
+                // What runs is looked after all the same.
+                Err(error) => {
+                    let message = format!("the API server could not be asked about a group of this spec: {error}");
+                    unasked = Some(error);
+                    Err(Refusal { reason: Reason::WriteRefused, message })
+                }
+            }
         }
         Err(refusal) => Err(refusal),
     };
@@ -120,6 +129,7 @@ async fn step(deployment: &MiniMaxM1Deployment, context: &Context) -> Result<Act
     }
     let saying = say(deployment, context, &key, &decision, (&deeds, &carried)).await?;
     carried?;
+    unasked.map_or(Ok(()), Err)?;
     context.notes.succeeded(&key);
     let refused = matches!(&settled, Err(refusal) if refusal.reason == Reason::WriteRefused).then_some(REFUSED);
     let again = [handled, decision.look_again, saying, held.look_again, look.look_again, refused, Some(IDLE)];
@@ -139,11 +149,11 @@ fn memory(checked: &Checked, revision: &Revision, look: &Look, cache: &Cache) ->
     let planned = |of: &dyn Fn(&GroupSeen) -> bool| {
         let mut groups = look.observed.groups.iter().filter(|group| of(group));
         groups.find_map(|group| {
-            let set = look.family.objects.get(&(Kind::StatefulSet, group.name.clone()))?;
+            let set = look.family.object(Kind::StatefulSet, &group.name)?;
             set.annotations().get(labels::GPU_MEMORY)?.parse().ok().map(Bytes)
         })
     };
-    let now = || cache.gpu_memory(&checked.spec().worker.node_selector);
+    let now = || cache.gpu_memory(&checked.spec().worker.node_selector, checked.tensor);
     planned(&|group| group.revision == *revision).or_else(now).or_else(|| planned(&|_| true))
 }
 
@@ -253,7 +263,7 @@ async fn say(
 
 /// When a failed reconcile is tried again.
 pub fn retry(deployment: Arc<MiniMaxM1Deployment>, error: &Error, context: Arc<Context>) -> Action {
-    let key = Key::of(&deployment);
+    let key = Key::of(deployment.as_ref());
     let failures = context.notes.failed(&key);
     let pause = BACKOFF.0.saturating_mul(1 << failures.min(10)).min(BACKOFF.1);
     match error.is_conflict() && failures < 5 {

@@ -1,10 +1,35 @@
 //! From Kubernetes' objects to what the planner sees of them. Says nothing that the object does not.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::{ContainerStatus, Node, Pod, PodStatus};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use m1_operator_api::labels;
-use m1_operator_plan::{ContainerSeen, EndSeen, NodeSeen, PodSeen};
+use m1_operator_plan::render::GroupRef;
+use m1_operator_plan::{BesideSeen, ContainerSeen, EndSeen, NodeSeen, PodSeen, Revision};
+
+/// A pod of a deployment. Holds what is asked of it and no more: with ten thousand pods the rest would be most of the memory, and reading it
+/// at each look most of the time.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KnownPod {
+    /// What the planner sees of it by its own object alone.
+    pub seen: PodSeen,
+    /// Uid.
+    pub uid: String,
+    /// Whether it is a worker or a router: the name of its label and of its container.
+    pub component: String,
+    /// The group that its labels speak of.
+    pub group: Option<GroupRef>,
+    /// When it is gone at the latest, where it is on its way out.
+    pub leaves_by: Option<Timestamp>,
+    /// The scheduler that it asks for, where none has looked at it yet.
+    pub unclaimed: Option<String>,
+    /// Its address, where its container runs.
+    pub address: Option<String>,
+    /// It was evicted, or has ended otherwise for good, and only lies there.
+    pub ended: bool,
+}
 
 /// A node.
 pub fn node(node: &Node) -> NodeSeen {
@@ -27,57 +52,76 @@ fn is_emptied(node: &Node) -> bool {
     spec.unschedulable.unwrap_or(false) || taints.any(|taint| EMPTIED.contains(&taint.key.as_str()))
 }
 
+/// Name of a pod's group.
+pub fn group_of(pod: &str) -> Option<&str> {
+    pod.rsplit_once('-').map(|(group, _)| group)
+}
+
+/// The group that labels speak of.
+pub fn group(given: &BTreeMap<String, String>) -> Option<GroupRef> {
+    let number = |key: &str| given.get(key).and_then(|text| text.parse::<u32>().ok());
+    Some(GroupRef {
+        index: number(labels::GROUP_INDEX)?,
+        revision: Revision::from_label(given.get(labels::REVISION)?),
+        size: number(labels::SIZE)?,
+    })
+}
+
 /// The scheduler of a pod that none has looked at yet: it has neither a node nor a word why not.
-pub fn unclaimed(pod: &Pod) -> Option<String> {
+fn unclaimed(pod: &Pod) -> Option<String> {
     let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref());
     let told = pod.status.iter().flat_map(|status| status.conditions.iter().flatten()).any(|it| it.type_ == "PodScheduled");
     let scheduler = pod.spec.as_ref().and_then(|spec| spec.scheduler_name.clone());
     (node.is_none() && !told).then(|| scheduler.unwrap_or_else(|| "default-scheduler".to_owned()))
 }
 
-/// Drops what nobody here asks of a pod: with ten thousand of them it is most of the memory.
-pub fn strip(pod: &mut Pod) {
-    pod.metadata.managed_fields = None;
-    pod.metadata.annotations = None;
-    if let Some(spec) = &mut pod.spec {
-        let (node_name, scheduler_name) = (spec.node_name.take(), spec.scheduler_name.take());
-        // Asked for until a node is there.
-        let scheduler_name = scheduler_name.filter(|_| node_name.is_none());
-        *spec = k8s_openapi::api::core::v1::PodSpec { node_name, scheduler_name, ..Default::default() };
-    }
-    if let Some(status) = &mut pod.status {
-        status.host_ips = None;
-        status.pod_ips = None;
-        status.init_container_statuses = None;
-        for container in status.container_statuses.iter_mut().flatten() {
-            container.image_id = String::new();
-            container.volume_mounts = None;
-            container.resources = None;
-            container.allocated_resources = None;
-        }
-    }
-}
-
-/// A pod whose work is done by the container of a name. What its worker says, and more than its node's name, comes from elsewhere.
-pub fn pod(pod: &Pod, container: &str) -> PodSeen {
+/// A pod. What its worker says, and more than its node's name, comes from elsewhere.
+pub fn pod(pod: &Pod) -> KnownPod {
+    let component = pod.labels().get(labels::APP_COMPONENT).cloned().unwrap_or_default();
     let status = pod.status.as_ref();
     let mut conditions = status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
     let ready = conditions.find(|condition| condition.type_ == "Ready" && condition.status == "True");
-    let container = status.and_then(|status| status.container_statuses.as_ref()?.iter().find(|status| status.name == container));
+    let (own, others): (Vec<_>, Vec<_>) =
+        status.map(containers).unwrap_or_default().into_iter().partition(|it| it.name == component);
+    let container = own.first().copied();
+    let state = container.map(container_state).unwrap_or_default();
     let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref());
-    PodSeen {
-        name: pod.name_any(),
-        index: pod.labels().get(labels::POD_INDEX).and_then(|index| index.parse().ok()).unwrap_or(0),
-        created: pod.creation_timestamp().map(|time| time.0),
-        deleting: pod.metadata.deletion_timestamp.is_some(),
-        ready: ready.is_some(),
-        ready_since: ready.and_then(|condition| condition.last_transition_time.as_ref()).map(|time| time.0),
-        node: node.map(|name| NodeSeen { name: name.clone(), ..NodeSeen::default() }),
-        unschedulable: status.and_then(unschedulable),
-        container: container.map(container_state).unwrap_or_default(),
-        last_end: container.and_then(last_end),
-        ..PodSeen::default()
+    KnownPod {
+        uid: pod.uid().unwrap_or_default(),
+        group: group(pod.labels()),
+        leaves_by: pod.metadata.deletion_timestamp.as_ref().map(|time| time.0),
+        unclaimed: unclaimed(pod),
+        address: status.and_then(|status| status.pod_ip.clone()).filter(|_| state == ContainerSeen::Running),
+        ended: status.and_then(|status| status.phase.as_deref()).is_some_and(|phase| matches!(phase, "Failed" | "Succeeded")),
+        seen: PodSeen {
+            name: pod.name_any(),
+            index: pod.labels().get(labels::POD_INDEX).and_then(|index| index.parse().ok()).unwrap_or(0),
+            created: pod.creation_timestamp().map(|time| time.0),
+            deleting: pod.metadata.deletion_timestamp.is_some(),
+            ready: ready.is_some(),
+            ready_since: ready.and_then(|condition| condition.last_transition_time.as_ref()).map(|time| time.0),
+            node: node.map(|name| NodeSeen { name: name.clone(), ..NodeSeen::default() }),
+            unschedulable: status.and_then(unschedulable),
+            container: state,
+            last_end: container.and_then(last_end),
+            beside: others.into_iter().find_map(beside),
+            ..PodSeen::default()
+        },
+        component,
     }
+}
+
+/// All containers of a pod; those first that the others wait for.
+fn containers(status: &PodStatus) -> Vec<&ContainerStatus> {
+    let (before, own) = (&status.init_container_statuses, &status.container_statuses);
+    before.iter().chain(own).flatten().collect()
+}
+
+/// A container that waits, where it is not its turn that it waits for.
+fn beside(status: &ContainerStatus) -> Option<BesideSeen> {
+    let ContainerSeen::Waiting { reason, message } = container_state(status) else { return None };
+    let turn = matches!(reason.as_str(), "PodInitializing" | "ContainerCreating");
+    (!turn).then(|| BesideSeen { container: status.name.clone(), reason, message, last_end: last_end(status) })
 }
 
 /// Why no node takes a pod, in the scheduler's words.

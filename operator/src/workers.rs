@@ -5,9 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
-use kube::ResourceExt;
 use m1_operator_api::ExpertPlacementSpec;
 use m1_operator_plan::render::{WORKER, WORKER_PORT};
 use m1_operator_plan::{Kind, WorkerPhase, WorkerSeen};
@@ -21,6 +19,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::cache::{Family, Key};
 use crate::cluster::placement_spec;
+use crate::seen::{KnownPod, group_of};
 
 /// How often a worker may report: what a person who watches a start sees as alive.
 const REPORTS: Duration = Duration::from_millis(500);
@@ -80,10 +79,10 @@ impl Workers {
     }
 
     /// What a worker said last, in the pod's present life.
-    pub fn seen(&self, key: &Key, pod: &str, uid: Option<&str>) -> Option<WorkerSeen> {
+    pub fn seen(&self, key: &Key, pod: &str, uid: &str) -> Option<WorkerSeen> {
         let fleets = self.lock();
         let mut links = fleets.get(key)?.links.iter();
-        links.find(|(life, _)| life.pod == pod && Some(life.uid.as_str()) == uid)?.1.seen.clone()
+        links.find(|(life, _)| life.pod == pod && life.uid == uid)?.1.seen.clone()
     }
 
     /// Bytes per second that a deployment's workers read of late; none where they do not.
@@ -98,7 +97,7 @@ impl Workers {
     pub fn follow(&self, key: &Key, family: &Family, tls: Option<&Tls>) {
         let placements = placements(family);
         let encrypted =
-            |pod: &Pod| group_of(&pod.name_any()).and_then(|group| placements.get(group)).is_some_and(|it| it.encrypted);
+            |pod: &KnownPod| group_of(&pod.seen.name).and_then(|group| placements.get(group)).is_some_and(|it| it.encrypted);
         let lives = family.component(WORKER).filter_map(|pod| life(pod, encrypted(pod)));
         // Without an identity there is nothing to say to those that want one.
         let lives: HashSet<Life> = lives.filter(|life| !life.encrypted || tls.is_some()).collect();
@@ -299,21 +298,10 @@ impl Fleet {
 }
 
 /// The life of a worker pod whose process runs and has an address.
-fn life(pod: &Pod, encrypted: bool) -> Option<Life> {
-    let status = pod.status.as_ref()?;
-    let runs = status
-        .container_statuses
-        .iter()
-        .flatten()
-        .any(|container| container.name == "worker" && container.state.as_ref().is_some_and(|state| state.running.is_some()));
-    let ip = status.pod_ip.as_ref().filter(|_| runs)?;
+fn life(pod: &KnownPod, encrypted: bool) -> Option<Life> {
+    let ip = pod.address.as_ref()?;
     let host = if ip.contains(':') { format!("[{ip}]") } else { ip.clone() };
-    Some(Life { pod: pod.name_any(), uid: pod.uid()?, address: format!("{host}:{WORKER_PORT}"), encrypted })
-}
-
-/// Name of a pod's group.
-fn group_of(pod: &str) -> Option<&str> {
-    pod.rsplit_once('-').map(|(group, _)| group)
+    Some(Life { pod: pod.seen.name.clone(), uid: pod.uid.clone(), address: format!("{host}:{WORKER_PORT}"), encrypted })
 }
 
 /// What a group's workers are told, and how.
@@ -338,6 +326,7 @@ fn request(spec: &ExpertPlacementSpec) -> ApplyPlacementRequest {
         layers: spec.layers,
         experts: spec.experts,
         pods: pods.collect(),
+        model: spec.model.clone(),
     }
 }
 

@@ -103,6 +103,10 @@ fn checked_group(identity: &Identity, request: pb::ApplyPlacementRequest) -> Res
             request.layers, request.experts
         ));
     }
+    let shape = identity.arch.shape();
+    if !request.model.is_empty() && request.model != shape {
+        return Err(format!("model: {} given, this one has {shape}", request.model));
+    }
     let mut pods: Vec<GroupPod> = Vec::with_capacity(request.pods.len());
     for pod in request.pods {
         let id = u16::try_from(pod.pod).map_err(|_| format!("pods.pod: {} given, allowed: 0 to 65535", pod.pod))?;
@@ -135,6 +139,7 @@ mod tests {
             layers: 8,
             experts: 32,
             pods: vec![pod(0, "ffff0000"), pod(1, "0000ffff")],
+            model: identity().arch.shape(),
         }
     }
 
@@ -146,12 +151,20 @@ mod tests {
 
     #[test]
     fn a_good_placement_passes() {
+        assert!(
+            checked_group(&identity(), pb::ApplyPlacementRequest { model: String::new(), ..good() }).is_ok(),
+            "m1ctl up says nothing"
+        );
         assert_eq!(checked_group(&identity(), good()).unwrap().pods.len(), 2);
     }
 
     #[test]
     fn wrong_placements_are_named() {
         assert_eq!(error(|r| r.layers = 9), "layers x experts: 9 x 32 given, this model has 8 x 32");
+        assert!(
+            error(|r| r.model = m1_arch::Architecture::minimax_m1().shape())
+                .starts_with("model: 80 layers (10 softmax), hidden 6144")
+        );
         assert_eq!(error(|r| r.pods[1].pod = 0), "pods.pod: 0 is given twice");
         assert_eq!(error(|r| r.pods[0].pod = 7), "pods: this pod is 0 and is not in the placement");
         assert!(error(|r| r.pods[1].holds = "zz".into()).starts_with("pods[1].holds: "));

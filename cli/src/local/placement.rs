@@ -57,6 +57,7 @@ pub fn request(epoch: u64, group: usize, pods: &[LocalPod]) -> ApplyPlacementReq
         layers: layers as u32,
         experts: experts as u32,
         pods: placements.collect(),
+        model: String::new(),
     }
 }
 

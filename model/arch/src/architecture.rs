@@ -112,6 +112,23 @@ impl Architecture {
         }
     }
 
+    /// Everything that decides how large its weights are and how they can be cut, in words: two of these that differ are two models.
+    pub fn shape(&self) -> String {
+        format!(
+            "{} layers ({} softmax), hidden {}, {} heads of {}, {} kv heads, {} experts of {}, {} per token, vocabulary {}",
+            self.layers.len(),
+            self.count(AttentionKind::Softmax),
+            self.hidden,
+            self.heads,
+            self.head_dim,
+            self.kv_heads,
+            self.experts,
+            self.expert_hidden,
+            self.top_k,
+            self.vocab
+        )
+    }
+
     /// Every layer's id, in order.
     pub fn layer_ids(&self) -> impl DoubleEndedIterator<Item = LayerId> + ExactSizeIterator + use<> {
         (0..self.layers.len() as u16).map(LayerId)

@@ -1,5 +1,7 @@
 //! The operating sections of the spec: autoscaling, rollout, scheduling, monitoring, TLS.
 
+use std::collections::BTreeMap;
+
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
@@ -91,7 +93,7 @@ impl Default for ScalingBehavior {
 /// How a change reaches running groups, counted in whole groups.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[x_kube(validation = Rule::new("self.maxUnavailable + self.maxSurge > 0").message("rollout: maxUnavailable and maxSurge cannot both be 0"))]
+#[x_kube(validation = Rule::new("self.maxUnavailable + self.maxSurge > 0").message("rollout: one of maxUnavailable and maxSurge must be more than 0"))]
 pub struct Rollout {
     /// Groups that may be away during a rollout. Default 1.
     #[serde(default = "one")]
@@ -154,6 +156,13 @@ words! {
 pub struct Monitoring {
     /// Whether a PodMonitor is made (needs the Prometheus operator's CRDs). Default false.
     pub pod_monitor: bool,
+    /// Labels of the PodMonitor, as the Prometheus operator selects by: kube-prometheus-stack asks for `release`. Default: none.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub pod_monitor_labels: BTreeMap<String, String>,
+    /// Time between two scrapes, as `30s` or `1m`. Default: Prometheus' own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32), regex(pattern = r"^([0-9]{1,6}(ms|s|m|h))+$"))]
+    pub interval: Option<String>,
     /// Whether a ConfigMap with the Grafana dashboards is made. Default false.
     pub dashboards: bool,
 }

@@ -73,6 +73,8 @@ words! {
         WeightsLoaded,
         /// Weights cannot be read.
         WeightsUnavailable,
+        /// Something that should pass by itself has not for ten minutes.
+        Stalled,
         /// A group is starting.
         Starting,
         /// Everything serves.

@@ -57,7 +57,7 @@ use crate::{Autoscaling, DeploymentStatus, Experts, Model, Monitoring, Paralleli
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(
-    validation = Rule::new("self.experts.copies <= self.parallelism.expert").message("experts.copies: copies of one expert lie on different pods, so at most parallelism.expert").field_path(".experts.copies")
+    validation = Rule::new("self.experts.copies <= self.parallelism.expert").message("experts.copies: copies of one expert lie on different pods: at most parallelism.expert").field_path(".experts.copies")
 )]
 pub struct MiniMaxM1DeploymentSpec {
     /// What is served: where the weights lie, under which name, in which precision.

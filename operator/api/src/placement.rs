@@ -28,7 +28,8 @@ pub const MAX_MOVES_IN_STATUS: usize = 32;
     printcolumn = r#"{"name": "Moving", "type": "integer", "jsonPath": ".status.moving", "description": "Experts on their way"}"#,
     printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#
 )]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+// Only operators write it, and one must be able to read what a newer one wrote.
+#[serde(rename_all = "camelCase")]
 pub struct ExpertPlacementSpec {
     /// Name of the MiniMaxM1Deployment.
     #[schemars(length(min = 1, max = 40))]
@@ -48,6 +49,10 @@ pub struct ExpertPlacementSpec {
     /// Experts per layer.
     #[schemars(range(min = 1, max = 4096))]
     pub experts: u32,
+    /// The model's shape in words, as it was planned for: a worker whose checkpoint is of another refuses the placement.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 256))]
+    pub model: String,
     /// Revision that the group's pods carry.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 63))]

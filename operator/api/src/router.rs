@@ -6,7 +6,7 @@ use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::words::words;
-use crate::{LocalObjectRef, Quantity, Resources};
+use crate::{LocalObjectRef, Quantity, Resources, Toleration};
 
 /// The pods that clients talk to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -21,6 +21,16 @@ pub struct Router {
     pub image: Option<String>,
     /// CPU and memory of a pod.
     pub resources: Resources,
+    /// Labels a node must have. Default: none; with `model.source.hostPath`, `worker.nodeSelector`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_selector: BTreeMap<String, String>,
+    /// Taints that are accepted, beside those of `worker.tolerations`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tolerations: Vec<Toleration>,
+    /// PriorityClass of the pods. Default: the cluster's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub priority_class_name: Option<String>,
     /// The Service in front of them.
     pub service: Service,
     /// Who may ask.
@@ -37,6 +47,9 @@ impl Default for Router {
             replicas: 1,
             image: None,
             resources: Resources::default(),
+            node_selector: BTreeMap::new(),
+            tolerations: Vec::new(),
+            priority_class_name: None,
             service: Service::default(),
             auth: Auth::default(),
             limits: RequestLimits::default(),
@@ -52,7 +65,7 @@ pub struct Service {
     /// `ClusterIP`, `NodePort` or `LoadBalancer`. Default `ClusterIP`.
     #[serde(rename = "type")]
     pub kind: ServiceType,
-    /// Its port, for HTTP and gRPC. Default 80.
+    /// Its port, for HTTP. Default 80.
     #[schemars(range(min = 1, max = 65535))]
     pub port: u16,
     /// Annotations, for example for a cloud's load balancer.

@@ -13,11 +13,11 @@ pub struct DeploymentStatus {
     pub observed_generation: Option<i64>,
     /// Replica groups that exist.
     pub replicas: u32,
-    /// Groups that serve.
+    /// Groups that serve, of all revisions.
     pub ready_replicas: u32,
     /// Groups of the newest revision.
     pub updated_replicas: u32,
-    /// Groups that serve and have done so for a while.
+    /// Groups that serve and take requests, of all revisions.
     pub available_replicas: u32,
     /// Label selector of the groups' leader pods, for `/scale`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -50,12 +50,16 @@ pub struct DeploymentStatus {
     /// One entry per replica group.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<GroupStatus>,
-    /// The worker's image where the spec names none, as it was resolved once, so that an upgrade of the operator restarts nothing.
+    /// The worker's image where the spec names none, as it was resolved once, so that an upgrade of the operator restarts nothing. It is
+    /// resolved anew at a restart on request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub worker_image: Option<String>,
     /// The router's image, likewise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub router_image: Option<String>,
+    /// The restart on request that the images were resolved for: the annotation `serving.minimax-m1.dev/restartedAt` as it was then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restarted_at: Option<String>,
 }
 
 /// A condition with the fields of `metav1.Condition`.

@@ -32,7 +32,10 @@ pub struct Worker {
     /// Taints that are accepted.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tolerations: Vec<Toleration>,
-    /// Strategic-merge patch over the generated pod template. It cannot change names, ports or the GPU count.
+    /// Strategic-merge patch over the generated pod template; `null` deletes a field, and `$patch` is not known. What the operator sets and
+    /// needs is refused by name: of the pod `hostname`, `subdomain`, `nodeName`, `restartPolicy`, `serviceAccountName`, `hostNetwork`, `hostPID`,
+    /// `hostIPC`, `terminationGracePeriodSeconds`, `securityContext.runAsNonRoot` and `.seccompProfile`; of the container `worker` `command`,
+    /// `args`, `image`, `ports`, the probes, `securityContext` and `nvidia.com/gpu`; labels and annotations of `serving.minimax-m1.dev` and `app.kubernetes.io`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "free_object")]
     pub pod_template: Option<Map<String, Value>>,

@@ -72,6 +72,7 @@ fn model(checked: &Checked, shape: &Shape, arch: &Architecture) -> ModelPlan {
         max_context: shape.window,
         layers: arch.layers.len(),
         experts: arch.experts,
+        shape: arch.shape(),
     }
 }
 

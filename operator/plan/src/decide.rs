@@ -21,6 +21,7 @@ use crate::{GroupSeen, Kind, Object, Observed, PlacementSeen, Revision, WorkerSe
 pub use conditions::seconds;
 use rollout::Rolling;
 pub use status::write_refused;
+pub use trouble::of_containers as container_trouble;
 
 /// Why a spec leads to no plan: what stands in `Accepted=False`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +45,8 @@ pub struct Decision {
     pub applied: Vec<(String, ExpertPlacementStatus)>,
     /// Pods to delete.
     pub pods: Vec<PodDeletion>,
+    /// Disruption budgets of groups, by name, and how many pods each lets go: after a refused spec, when nothing else is rendered.
+    pub budgets: Vec<(String, u32)>,
     /// The status.
     pub status: DeploymentStatus,
     /// When to decide again though nothing happens.
@@ -111,14 +114,19 @@ pub fn decide(scene: &Scene<'_>, revision: &Revision, observed: &Observed, lease
     sooner(&mut decision.look_again, deletions.look_again);
     decision.status = status::of(scene, revision, observed, &rolling, &opened);
     sooner(&mut decision.look_again, restarts::next_expiry(spec, observed));
+    sooner(&mut decision.look_again, status::stalls_in(observed));
     decision
 }
 
 /// Decides about a spec that was refused: nothing that runs changes, and the status says why. Healing goes on: groups that were
-/// closed for a pod that left, or for a rollout that is off now, take requests again, and pods on dead nodes are let go.
+/// closed for a pod that left, or for a rollout that is off now, take requests again, pods on dead nodes are let go, and nodes can be
+/// drained as long as another group serves.
 pub fn refuse(refusal: &Refusal, observed: &Observed, unreachable_seconds: u32) -> Decision {
-    let mut decision = Decision { status: status::refused(refusal, observed), ..Decision::default() };
+    let opened = drain::opened((&observed.groups, &observed.router), &Rolling::default(), 1, observed.now);
+    let mut decision = Decision { status: status::refused(refusal, observed, &opened), ..Decision::default() };
     for group in observed.groups.iter().filter(|group| !group.deleting) {
+        let evictable = if opened.group == Some(group.name.as_str()) { group.size } else { 0 };
+        decision.budgets.push((group.name.clone(), evictable));
         let Some(seen) = &group.placement else { continue };
         let traffic = if lost::is_leaving(group) { Traffic::Closed } else { Traffic::Open };
         let wanted = ExpertPlacementSpec { traffic, ..seen.spec.clone() };

@@ -25,14 +25,16 @@ mod validate;
 
 pub use capacity::Capacity;
 pub use compose::plan;
-pub use decide::{Decision, PlacementWrite, PodDeletion, Refusal, condition, decide, refuse, seconds, write_refused};
+pub use decide::{
+    Decision, PlacementWrite, PodDeletion, Refusal, condition, container_trouble, decide, refuse, seconds, write_refused,
+};
 pub use error::{Offer, PlanError, Shortage};
 pub use load::load;
 pub use m1_operator_api::{FieldError, FieldReason, MiniMaxM1Deployment};
 pub use object::{Kind, Object, holds};
 pub use observed::{
-    CertificateTrouble, ContainerSeen, EndSeen, GroupSeen, NodeSeen, Observed, PlacementSeen, PodSeen, RouterSeen, WorkerPhase,
-    WorkerSeen,
+    BesideSeen, CertificateTrouble, ContainerSeen, EndSeen, GroupSeen, NodeSeen, Observed, PlacementSeen, PodSeen, RouterSeen,
+    WorkerPhase, WorkerSeen,
 };
 pub use placement::{place, range_words};
 pub use revision::{Revision, canonical};

@@ -17,6 +17,8 @@ pub struct Observed {
     pub generation: i64,
     /// The status as it was last written.
     pub status: DeploymentStatus,
+    /// The restart that is asked for: the annotation `restartedAt`.
+    pub restarted_at: Option<String>,
     /// Until when restarts are forgiven: the annotation `resumedAt`.
     pub resumed_at: Option<Timestamp>,
     /// Its groups, of all revisions.
@@ -83,7 +85,7 @@ pub struct PlacementSeen {
 }
 
 /// One worker pod.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct PodSeen {
     /// Name.
     pub name: String,
@@ -111,6 +113,8 @@ pub struct PodSeen {
     pub volumes: Option<String>,
     /// How its container last ended.
     pub last_end: Option<EndSeen>,
+    /// Another of its containers that does not come up.
+    pub beside: Option<BesideSeen>,
     /// What the worker in it says.
     pub worker: Option<WorkerSeen>,
 }
@@ -143,6 +147,19 @@ pub enum ContainerSeen {
     Running,
     /// It has ended.
     Ended,
+}
+
+/// A container that somebody put beside ours, before it or with it, and that waits for a reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BesideSeen {
+    /// Its name.
+    pub container: String,
+    /// The kubelet's word.
+    pub reason: String,
+    /// The kubelet's sentence.
+    pub message: String,
+    /// How it last ended.
+    pub last_end: Option<EndSeen>,
 }
 
 /// The end of a container.
@@ -210,6 +227,8 @@ pub struct RouterSeen {
     pub left_by: Option<Timestamp>,
     /// Whether none starts without the members' certificate.
     pub certified: bool,
+    /// Their pods.
+    pub pods: Vec<PodSeen>,
     /// Why none can, in the cluster's words.
     pub trouble: Option<String>,
 }

@@ -31,7 +31,11 @@ impl Revision {
 
     /// The revision of a checked spec with its image resolved. `restarted_at` is the annotation that asks for a restart.
     pub fn of(checked: &Checked, image: &str, restarted_at: Option<&str>) -> Self {
-        let noticed = serde_json::to_value(Noticed::of(checked, image, restarted_at)).unwrap_or_default();
+        let mut noticed = serde_json::to_value(Noticed::of(checked, image, restarted_at)).unwrap_or_default();
+        // What clients call the model is the routers' business.
+        if let Some(model) = noticed["model"].as_object_mut() {
+            model.remove("servedName");
+        }
         Self::hash(canonical(noticed).to_string().as_bytes())
     }
 

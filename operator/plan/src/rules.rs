@@ -147,7 +147,8 @@ fn operation(spec: &MiniMaxM1DeploymentSpec, errors: &mut Vec<FieldError>) {
         errors.push(FieldError::invalid("spec.autoscaling.minReplicas", scaling.min_replicas, message));
     }
     if spec.rollout.max_unavailable + spec.rollout.max_surge == 0 {
-        errors.push(FieldError::invalid("spec.rollout", "maxUnavailable 0 and maxSurge 0", "one of them must be more than 0"));
+        let why = "one of maxUnavailable and maxSurge must be more than 0";
+        errors.push(FieldError::invalid("spec.rollout", "maxUnavailable 0 and maxSurge 0", why));
     }
     if spec.router.auth.mode == AuthMode::ApiKeys && spec.router.auth.secret_ref.is_none() {
         errors.push(FieldError::required("spec.router.auth.secretRef", "required with mode ApiKeys"));

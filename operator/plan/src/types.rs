@@ -93,6 +93,8 @@ pub struct ModelPlan {
     pub layers: usize,
     /// Experts per layer.
     pub experts: usize,
+    /// Its shape in words: [`Architecture::shape`](m1_arch::Architecture::shape).
+    pub shape: String,
 }
 
 /// One full copy of the model.

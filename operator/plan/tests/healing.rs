@@ -8,7 +8,8 @@ use common::{changed, check};
 use k8s_openapi::jiff::SignedDuration;
 use m1_operator_api::{ConditionStatus, ConditionType, Reason, Traffic};
 use m1_operator_plan::{
-    CertificateTrouble, ContainerSeen, EndSeen, Kind, NodeSeen, Refusal, WorkerPhase, WorkerSeen, condition, refuse, write_refused,
+    BesideSeen, CertificateTrouble, ContainerSeen, EndSeen, Kind, NodeSeen, Refusal, WorkerPhase, WorkerSeen, condition, refuse,
+    write_refused,
 };
 
 #[test]
@@ -222,6 +223,51 @@ fn a_worker_of_another_model_is_named() {
     world.group(0).pods[0].worker = Some(WorkerSeen { refusal: Some(words.into()), ..WorkerSeen::default() });
     world.step(&checked);
     assert_eq!(is(&world.status, ConditionType::Ready).1, Reason::ArchitectureMismatch);
+}
+
+#[test]
+fn a_container_that_somebody_put_beside_ours_is_named() {
+    let mut world = World::new();
+    let checked = spec("replicas: 1");
+    world.step(&checked);
+    let end = EndSeen { time: world.now, code: 2, reason: "Error".into(), message: "no mesh".into() };
+    let mut said = |reason: &str, last_end: Option<EndSeen>| {
+        let beside = BesideSeen { container: "istio-proxy".into(), reason: reason.into(), message: "back-off".into(), last_end };
+        world.group(0).pods[0].beside = Some(beside);
+        let status = world.decide(&checked).status;
+        let ready = condition(&status, ConditionType::Ready).unwrap();
+        (ready.reason, ready.message.split("pod ").nth(1).unwrap_or_default().to_owned())
+    };
+    let (reason, words) = said("ImagePullBackOff", None);
+    assert_eq!(reason, Reason::ImageUnavailable);
+    assert!(words.ends_with("-0: container istio-proxy: ImagePullBackOff: back-off"), "{words}");
+    let (reason, words) = said("CrashLoopBackOff", Some(end));
+    assert_eq!(reason, Reason::CrashLooping);
+    assert!(words.ends_with("-0: container istio-proxy: ended with exit code 2: no mesh"), "{words}");
+}
+
+#[test]
+fn pods_that_hold_their_weights_and_never_meet_are_called_stalled() {
+    let mut world = World::new();
+    let checked = spec("replicas: 1");
+    world.step(&checked);
+    for pod in &mut world.group(0).pods {
+        let message = "no answer from m1-1".to_owned();
+        pod.worker = Some(WorkerSeen { phase: WorkerPhase::Connecting, message, epoch: 1, ..WorkerSeen::default() });
+    }
+    let decide = |world: &mut World| {
+        let decision = world.decide(&checked);
+        world.status = decision.status.clone();
+        (is(&decision.status, ConditionType::Progressing), decision.look_again)
+    };
+    assert_eq!(decide(&mut world).0, (ConditionStatus::True, Reason::ExpertsUnavailable));
+    world.now += SignedDuration::from_secs(599);
+    let (progressing, again) = decide(&mut world);
+    assert_eq!((progressing.0, again.map(|again| again.as_secs())), (ConditionStatus::True, Some(1)));
+    world.now += SignedDuration::from_secs(1);
+    assert_eq!(decide(&mut world).0, (ConditionStatus::False, Reason::Stalled));
+    let message = &condition(&world.status, ConditionType::Progressing).unwrap().message;
+    assert!(message.contains("no answer from m1-1"), "{message}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use common::world::{World, is, settle, spec};
 use common::{changed, check};
 use k8s_openapi::jiff::SignedDuration;
 use m1_operator_api::{ConditionStatus, ConditionType, Reason, Traffic};
-use m1_operator_plan::{Decision, Kind, NodeSeen, Refusal, condition, refuse};
+use m1_operator_plan::{Decision, Kind, NodeSeen, PodSeen, Refusal, condition, refuse};
 
 /// The groups whose pods may be evicted.
 fn open(decision: &Decision) -> Vec<String> {
@@ -33,6 +33,38 @@ fn while_most_nodes_seem_gone_none_is_believed_to_be() {
     assert!(decision.look_again.is_some(), "the last silent node tells nobody when the others are back");
     world.outage = false;
     assert!(world.decide(&checked).pods[0].force);
+}
+
+#[test]
+fn a_router_on_a_node_that_is_gone_is_deleted_by_force() {
+    let mut world = World::new();
+    let checked = spec("replicas: 1");
+    settle(&mut world, &checked, 1, 0);
+    let node = NodeSeen { name: "n2".into(), cordoned: false, gone_since: Some(world.now) };
+    world.router.pods = vec![PodSeen { name: "m1-router-x".into(), deleting: true, node: Some(node), ..PodSeen::default() }];
+    assert!(world.decide(&checked).pods.is_empty());
+    world.now += SignedDuration::from_secs(60);
+    let pods = world.decide(&checked).pods;
+    assert_eq!(pods.iter().map(|pod| (pod.name.as_str(), pod.force)).collect::<Vec<_>>(), [("m1-router-x", true)]);
+}
+
+#[test]
+fn after_a_refused_edit_nodes_are_drained_as_before() {
+    let refusal = Refusal { reason: Reason::InvalidSpec, message: "spec.x: wrong".into() };
+    let mut world = World::new();
+    settle(&mut world, &spec("replicas: 2"), 2, 0);
+    world.now += SignedDuration::from_secs(60);
+    cordon(&mut world, 0);
+    let decision = refuse(&refusal, &world.observed(), 60);
+    let names: Vec<String> = world.groups.iter().map(|(group, _)| group.name.clone()).collect();
+    assert_eq!(decision.budgets, [(names[0].clone(), 2), (names[1].clone(), 0)]);
+    assert_eq!(is(&decision.status, ConditionType::Degraded).0, ConditionStatus::False);
+    let mut world = World::new();
+    settle(&mut world, &spec("replicas: 1"), 1, 0);
+    cordon(&mut world, 0);
+    let decision = refuse(&refusal, &world.observed(), 60);
+    assert_eq!(decision.budgets, [(world.groups[0].0.name.clone(), 0)]);
+    assert_eq!(is(&decision.status, ConditionType::Degraded), (ConditionStatus::True, Reason::NoHandoverTarget));
 }
 
 #[test]

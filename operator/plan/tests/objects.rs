@@ -71,8 +71,8 @@ fn two_gpu_pods() {
 fn everything_that_can_be_asked_for() {
     let yaml = added(
         "replicas: 2
-router: {replicas: 2, auth: {mode: ApiKeys, secretRef: {name: keys}}, service: {type: LoadBalancer, port: 8080, annotations: {a: b}}, limits: {maxOutputTokens: 4096, maxBody: 1Mi}}
-monitoring: {podMonitor: true}
+router: {replicas: 2, nodeSelector: {pool: front}, tolerations: [{key: front, operator: Exists}], priorityClassName: front, auth: {mode: ApiKeys, secretRef: {name: keys}}, service: {type: LoadBalancer, port: 8080, annotations: {a: b}}, limits: {maxOutputTokens: 4096, maxBody: 1Mi}}
+monitoring: {podMonitor: true, podMonitorLabels: {release: prometheus}, interval: 30s}
 scheduling: {gang: Coscheduling, topologyKey: example.test/rack, priorityClassName: high}
 experts: {loss: {waitSeconds: 7}}",
     )
@@ -160,6 +160,7 @@ fn an_upgrade_of_the_operator_restarts_nothing() {
     for same in ["replicas: 3", "rollout: {maxSurge: 1}", "router: {replicas: 2}", "monitoring: {podMonitor: true}"] {
         assert_eq!(revision(&added(same)), revision(GOOD), "{same}");
     }
+    assert_eq!(revision(&changed("  model:\n", "  model:\n    servedName: other\n")), revision(GOOD), "what clients call it");
     for other in ["scheduling: {topologyKey: rack}", "experts: {loss: {waitSeconds: 9}}"] {
         assert_ne!(revision(&added(other)), revision(GOOD), "{other}");
     }
@@ -172,9 +173,13 @@ fn an_upgrade_of_the_operator_restarts_nothing() {
 fn the_longest_name_leaves_room_for_what_controllers_append() {
     let name = "a".repeat(40);
     let yaml = changed("name: m1}", &format!("name: {name}}}"));
-    let objects = rendered(&yaml.replace("replicas: 1", "replicas: 256"));
-    let set = objects.iter().find(|object| object.kind.as_str() == "StatefulSet").unwrap();
-    assert!(set.name.len() + 2 + 11 <= 63, "{} has {} characters", set.name, set.name.len());
+    let checked = check(&yaml).unwrap();
+    let plan = plan(&checked, &m1()).unwrap();
+    let images = images();
+    let group = GroupRef { index: 255, revision: Revision::of(&checked, &images.worker, None), size: 32 };
+    let set = scene(&checked, &plan, &images).group_name(&group);
+    // The label controller-revision-hash: the name, a hyphen, ten characters; and the hostname of the last of 32 pods.
+    assert!(set.len() + 1 + 10 <= 63 && set.len() + "-31".len() <= 63, "{set} has {} characters", set.len());
 }
 
 #[test]

@@ -170,7 +170,7 @@ fn rules_between_fields() {
     refused(&added("autoscaling: {minReplicas: 3, maxReplicas: 2}"), "spec.autoscaling.minReplicas: 3: at most maxReplicas, 2");
     refused(
         &added("rollout: {maxUnavailable: 0}"),
-        "spec.rollout: maxUnavailable 0 and maxSurge 0: one of them must be more than 0",
+        "spec.rollout: maxUnavailable 0 and maxSurge 0: one of maxUnavailable and maxSurge must be more than 0",
     );
     refused(&added("router: {auth: {mode: ApiKeys}}"), "spec.router.auth.secretRef: required with mode ApiKeys");
     refused(&added("tls: {mode: CertManager}"), "spec.tls.issuerRef: required with mode CertManager");
@@ -253,4 +253,51 @@ fn fields_for_a_cluster_are_listed_not_refused() {
     assert!(runnable(&checked, Runtime::Local).is_ok());
     assert_eq!(unused(&checked, Runtime::Local), ["spec.scheduling"]);
     assert_eq!(unused(&check(&local("replicas: 1")).unwrap(), Runtime::Local), [""; 0]);
+}
+
+/// What the CEL rules of the CRD say, anywhere in it; of a transition nothing can be known offline.
+fn rules(schema: &serde_json::Value, found: &mut Vec<String>) {
+    let rules = schema.get("x-kubernetes-validations").and_then(|rules| rules.as_array()).into_iter().flatten();
+    let still = rules.filter(|rule| !rule["rule"].as_str().unwrap().contains("oldSelf"));
+    found.extend(still.map(|rule| rule["message"].as_str().unwrap().to_owned()));
+    let below = schema.as_object().map(|fields| fields.values().collect::<Vec<_>>());
+    let below = below.or_else(|| schema.as_array().map(|items| items.iter().collect())).unwrap_or_default();
+    below.into_iter().for_each(|schema| rules_below(schema, found));
+}
+
+fn rules_below(schema: &serde_json::Value, found: &mut Vec<String>) {
+    if schema.is_object() || schema.is_array() {
+        rules(schema, found);
+    }
+}
+
+#[test]
+fn every_rule_of_the_crd_holds_offline_in_its_words() {
+    let source = |source: &str| changed("{hostPath: {path: /models/m1}}", source);
+    let cache = |cache: &str| source(&format!("{{huggingFace: {{repo: a/b}}}}\n    cache: {cache}"));
+    let broken = [
+        changed("name: m1", &format!("name: {}", "a".repeat(41))),
+        changed("name: m1", "name: M1"),
+        source("{}"),
+        source("{hostPath: {path: m1}}"),
+        source("{persistentVolumeClaim: {claimName: c, path: /m1}}"),
+        source("{hostPath: {path: /m1}}\n    cache: {emptyDir: {}}"),
+        cache("{}"),
+        cache("{hostPath: {path: c}}"),
+        added("experts: {copies: 3}"),
+        added("experts: {rebalance: {interval: 9s}}"),
+        added("autoscaling: {minReplicas: 3, maxReplicas: 2}"),
+        added("rollout: {maxUnavailable: 0, maxSurge: 0}"),
+        added("router: {auth: {mode: ApiKeys}}"),
+        added("tls: {mode: CertManager}"),
+    ];
+    let said: Vec<String> = broken.iter().map(|yaml| errors(yaml).join("\n")).collect();
+    let mut messages = Vec::new();
+    rules(&m1_operator_api::crd_files()[0].object, &mut messages);
+    assert!(messages.len() >= broken.len(), "{messages:#?}");
+    for message in messages {
+        let (field, words) = message.split_once(": ").unwrap();
+        let is_same = |error: &String| error.lines().any(|line| line.contains(field) && line.contains(words));
+        assert!(said.iter().any(is_same), "{message}: nothing of {said:#?}");
+    }
 }

@@ -110,7 +110,14 @@ async fn place(pods: &[&Pod]) {
         address: pod.address.to_string(),
         holds: holds.repeat(8),
     });
-    let request = pb::ApplyPlacementRequest { lease_transitions: 0, epoch: 3, layers: 8, experts: 32, pods: placed.collect() };
+    let request = pb::ApplyPlacementRequest {
+        lease_transitions: 0,
+        epoch: 3,
+        layers: 8,
+        experts: 32,
+        pods: placed.collect(),
+        model: String::new(),
+    };
     for pod in pods {
         pod.client().await.apply_placement(request.clone()).await.unwrap();
     }
@@ -270,7 +277,7 @@ impl Files {
 
 fn whole_group(pod: &Pod) -> pb::ApplyPlacementRequest {
     let pods = vec![pb::PodPlacement { pod: 0, address: pod.address.to_string(), holds: "ffffffff".repeat(8) }];
-    pb::ApplyPlacementRequest { lease_transitions: 0, epoch: 3, layers: 8, experts: 32, pods }
+    pb::ApplyPlacementRequest { lease_transitions: 0, epoch: 3, layers: 8, experts: 32, pods, model: String::new() }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -15,6 +15,14 @@ pub struct Opened<'a> {
     pub stuck: Option<(&'a str, u32)>,
 }
 
+impl Opened<'_> {
+    /// The sentence of a node that waits; `way_out` is what can be done about it.
+    pub fn stuck_words(&self, way_out: &str) -> Option<String> {
+        let (node, group) = self.stuck?;
+        Some(format!("node {node} is being drained, and group {group} is the only one that serves: {way_out}"))
+    }
+}
+
 /// Chooses the group that is opened: as many others as `least` serve.
 pub fn opened<'a>(
     (groups, routers): (&'a [GroupSeen], &RouterSeen),

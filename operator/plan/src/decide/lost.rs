@@ -39,7 +39,7 @@ pub fn pods(observed: &Observed, unreachable_seconds: u32) -> Deletions {
         deletions.look_again = Some(OUTAGE);
         return deletions;
     }
-    for pod in observed.groups.iter().flat_map(|group| &group.pods) {
+    for pod in observed.groups.iter().flat_map(|group| &group.pods).chain(&observed.router.pods) {
         let Some((node, gone)) = pod.node.as_ref().and_then(|node| Some((node, node.gone_since?))) else { continue };
         let age = since(gone, observed.now);
         if age < limit {

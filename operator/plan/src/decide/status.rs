@@ -1,19 +1,23 @@
 //! The status: counters, conditions, memory, weights, groups. Says nothing that was not seen.
 
+use std::time::Duration;
+
 use k8s_openapi::jiff::Timestamp;
 use m1_operator_api::{
-    AutoscalingMode, Condition, ConditionType, DeploymentStatus, ExpertsStatus, GroupStatus, MemoryStatus, PerGpu, PredictedStatus,
-    Reason, Traffic, WeightsStatus,
+    AutoscalingMode, Condition, ConditionStatus, ConditionType, DeploymentStatus, ExpertsStatus, GroupStatus, MemoryStatus, PerGpu,
+    PredictedStatus, Reason, Traffic, WeightsStatus,
 };
 
 use super::conditions::Conditions;
 use super::drain::Opened;
 use super::rollout::{Blocked, Rolling};
 use super::trouble::Trouble;
-use super::{Refusal, restarts, trouble};
+use super::{Refusal, condition, restarts, since, trouble};
 use crate::render::{Scene, endpoint, leader_selector};
 use crate::{GroupSeen, Observed, PodSeen, Revision, WorkerPhase};
 
+/// After this, pods that hold their weights and do not serve are not believed to come up by themselves.
+const STALLED: Duration = Duration::from_secs(600);
 /// What `Degraded=False` says.
 const ALL_THERE: &str = "nothing that served is lost";
 
@@ -57,11 +61,12 @@ pub fn of(scene: &Scene<'_>, revision: &Revision, observed: &Observed, rolling: 
     let spec = scene.checked.spec();
     status.worker_image = spec.worker.image.is_none().then(|| scene.images.worker.clone());
     status.router_image = spec.router.image.is_none().then(|| scene.images.router.clone());
+    status.restarted_at = observed.restarted_at.clone();
     status
 }
 
 /// The status of a deployment whose spec is refused: what runs runs on, and is counted; what was planned is not touched.
-pub fn refused(refusal: &Refusal, observed: &Observed) -> DeploymentStatus {
+pub fn refused(refusal: &Refusal, observed: &Observed, opened: &Opened<'_>) -> DeploymentStatus {
     let before = &observed.status;
     let mut conditions = Conditions::new(&before.conditions, observed.generation, observed.now);
     conditions.set(ConditionType::Accepted, false, refusal.reason, &refusal.message);
@@ -80,6 +85,10 @@ pub fn refused(refusal: &Refusal, observed: &Observed) -> DeploymentStatus {
     conditions.set(ConditionType::Ready, false, refusal.reason, &refusal.message);
     match observed.groups.iter().filter(|group| was_ready(group, observed)).find_map(trouble::of) {
         Some(trouble) => conditions.set(ConditionType::Degraded, true, trouble.reason, trouble.message),
+        None if opened.stuck.is_some() => {
+            let words = opened.stuck_words("mend the spec, and add a group (replicas: 2)").unwrap_or_default();
+            conditions.set(ConditionType::Degraded, true, Reason::NoHandoverTarget, words);
+        }
         None => conditions.set(ConditionType::Degraded, false, Reason::AllThere, ALL_THERE),
     }
     let counted = counters(observed, None);
@@ -242,6 +251,10 @@ fn progress(picture: &Picture<'_>) -> (bool, Reason, String) {
         return (true, Reason::Scaling, format!("{updated} groups, {replicas} asked for{late}"));
     }
     match &picture.trouble {
+        Some(trouble) if waits_in_vain(trouble) && stalls_in(observed).is_some_and(|left| left.is_zero()) => {
+            let minutes = STALLED.as_secs() / 60;
+            (false, Reason::Stalled, format!("nothing has come of it for {minutes} minutes: {}", trouble.message))
+        }
         Some(trouble) => (true, trouble.reason, trouble.message.clone()),
         None if !observed.router.settled => {
             let why = observed.router.why("pods are being replaced");
@@ -249,6 +262,23 @@ fn progress(picture: &Picture<'_>) -> (bool, Reason, String) {
         }
         None => (false, Reason::Serving, "everything that was asked for is there".to_owned()),
     }
+}
+
+/// Whether a trouble should be over soon where all weights are read. What reads is ended by its start-up probe; what is lost has times of
+/// its own.
+fn waits_in_vain(trouble: &Trouble) -> bool {
+    matches!(trouble.reason, Reason::Starting | Reason::ExpertsUnavailable)
+}
+
+/// When pods that hold their weights and do not serve have done so for too long; zero where they have, none where they do serve.
+pub fn stalls_in(observed: &Observed) -> Option<Duration> {
+    let since_when = |kind, holds: ConditionStatus| {
+        let known = condition(&observed.status, kind).filter(|condition| condition.status == holds)?;
+        known.last_transition_time.parse().ok()
+    };
+    let loaded: Timestamp = since_when(ConditionType::WeightsReady, ConditionStatus::True)?;
+    let unready = since_when(ConditionType::Ready, ConditionStatus::False)?;
+    Some(STALLED.saturating_sub(since(loaded.max(unready), observed.now)))
 }
 
 fn ready(picture: &Picture<'_>, conditions: &mut Conditions<'_>) {
@@ -294,11 +324,7 @@ fn degraded(picture: &Picture<'_>, conditions: &mut Conditions<'_>) {
             group.index, budget.window_seconds, budget.restarts
         );
         conditions.set(kind, true, Reason::RestartBudgetExhausted, message);
-    } else if let Some((node, group)) = picture.opened.stuck {
-        let message = format!(
-            "node {node} is being drained, and group {group} is the only one that serves: add a group (replicas: 2), or set \
-             rollout.allowDowntime: true"
-        );
+    } else if let Some(message) = picture.opened.stuck_words("add a group (replicas: 2), or set rollout.allowDowntime: true") {
         conditions.set(kind, true, Reason::NoHandoverTarget, message);
     } else if let Some(trouble) = served().find_map(trouble::of) {
         conditions.set(kind, true, trouble.reason, trouble.message);

@@ -3,7 +3,7 @@
 use m1_operator_api::Reason;
 
 use super::restarts;
-use crate::{ContainerSeen, GroupSeen, Observed, PodSeen, WorkerPhase};
+use crate::{ContainerSeen, EndSeen, GroupSeen, Observed, PodSeen, WorkerPhase};
 
 /// What a group waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,18 +61,40 @@ fn pods_in_trouble(group: &GroupSeen) -> Option<Trouble> {
             let message = format!("pod {}: its volumes are not there: {message}", pod.name);
             return Some(Trouble::help(Reason::WeightsUnavailable, message));
         }
-        let ContainerSeen::Waiting { reason, message } = &pod.container else { return None };
-        let says = if message.is_empty() { reason.clone() } else { format!("{reason}: {message}") };
-        match reason.as_str() {
-            "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" | "ImageInspectError" => {
-                Some(Trouble::help(Reason::ImageUnavailable, format!("pod {}: {says}", pod.name)))
-            }
-            "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
-                Some(Trouble::help(Reason::ContainerNotCreated, format!("pod {}: {says}", pod.name)))
-            }
-            _ => None,
-        }
+        not_started(pod)
     })
+}
+
+/// A container of a pod that cannot be started: its own, or one beside it.
+fn not_started(pod: &PodSeen) -> Option<Trouble> {
+    let waits = |reason: &str, message: &str, whose: &str| {
+        let says = if message.is_empty() { reason.to_owned() } else { format!("{reason}: {message}") };
+        let word = match reason {
+            "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" | "ImageInspectError" => {
+                Reason::ImageUnavailable
+            }
+            "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => Reason::ContainerNotCreated,
+            _ => return None,
+        };
+        Some(Trouble::help(word, format!("pod {}: {whose}{says}", pod.name)))
+    };
+    if let ContainerSeen::Waiting { reason, message } = &pod.container
+        && let Some(trouble) = waits(reason, message, "")
+    {
+        return Some(trouble);
+    }
+    let beside = pod.beside.as_ref()?;
+    let whose = format!("container {}: ", beside.container);
+    let ended = || {
+        let end = beside.last_end.as_ref()?;
+        Some(Trouble::help(Reason::CrashLooping, format!("pod {}: {whose}{}", pod.name, ended_with(end))))
+    };
+    waits(&beside.reason, &beside.message, &whose).or_else(ended)
+}
+
+/// Why a pod's containers do not run; none where they do, or will by themselves.
+pub fn of_containers(pod: &PodSeen) -> Option<Trouble> {
+    not_started(pod).or_else(|| keeps_ending(pod))
 }
 
 /// What scheduler-plugins says of a pod of a gang that had a node and lost it for a sibling's sake.
@@ -111,13 +133,18 @@ fn refusing(group: &GroupSeen) -> Option<Trouble> {
 
 /// A process that keeps ending.
 fn ending(group: &GroupSeen) -> Option<Trouble> {
-    group.pods.iter().find_map(|pod| {
-        let ContainerSeen::Waiting { reason, .. } = &pod.container else { return None };
-        let end = pod.last_end.as_ref().filter(|_| reason == "CrashLoopBackOff")?;
-        let last = end.message.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it left no words").trim();
-        let message = format!("pod {}: ended with {}: {last}", pod.name, restarts::how(end));
-        Some(Trouble::help(Reason::CrashLooping, message))
-    })
+    group.pods.iter().find_map(keeps_ending)
+}
+
+fn keeps_ending(pod: &PodSeen) -> Option<Trouble> {
+    let ContainerSeen::Waiting { reason, .. } = &pod.container else { return None };
+    let end = pod.last_end.as_ref().filter(|_| reason == "CrashLoopBackOff")?;
+    Some(Trouble::help(Reason::CrashLooping, format!("pod {}: {}", pod.name, ended_with(end))))
+}
+
+fn ended_with(end: &EndSeen) -> String {
+    let last = end.message.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it left no words").trim();
+    format!("ended with {}: {last}", restarts::how(end))
 }
 
 /// What passes by itself: pods that leave, start, read or meet.

@@ -43,10 +43,24 @@ fn port(port: u16) -> Value {
 /// The PodMonitor of routers and workers, where it is asked for.
 pub fn pod_monitor(scene: &Scene<'_>) -> Option<Object> {
     let name = scene.checked.name.as_str();
+    let monitoring = &scene.checked.spec().monitoring;
+    let endpoint = |port: &str| {
+        let mut endpoint = json!({"port": port, "path": "/metrics"});
+        if let Some(interval) = &monitoring.interval {
+            endpoint["interval"] = json!(interval);
+        }
+        endpoint
+    };
     let body = json!({"spec": {
         "selector": {"matchLabels": {labels::NAME: name}},
-        "podMetricsEndpoints": [{"port": "http", "path": "/metrics"}, {"port": "admin", "path": "/metrics"}],
+        "podMetricsEndpoints": [endpoint("http"), endpoint("admin")],
         "podTargetLabels": [labels::APP_COMPONENT, labels::NAME, labels::GROUP_INDEX],
     }});
-    scene.checked.spec().monitoring.pod_monitor.then(|| scene.object(Kind::PodMonitor, name, "monitoring", body))
+    let mut object = monitoring.pod_monitor.then(|| scene.object(Kind::PodMonitor, name, "monitoring", body))?;
+    for (key, value) in &monitoring.pod_monitor_labels {
+        // Ours are what the operator finds its objects by.
+        let labels = object.value["metadata"]["labels"].as_object_mut()?;
+        labels.entry(key).or_insert_with(|| json!(value));
+    }
+    Some(object)
 }

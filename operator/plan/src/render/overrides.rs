@@ -22,7 +22,7 @@ const MERGE_KEYS: [(&str, &str); 11] = [
 ];
 
 /// Fields of the template that the operator needs as they are.
-const FIXED: [&str; 12] = [
+const FIXED: [&str; 14] = [
     "metadata.name",
     "metadata.namespace",
     "metadata.generateName",
@@ -35,6 +35,8 @@ const FIXED: [&str; 12] = [
     "spec.hostPID",
     "spec.hostIPC",
     "spec.terminationGracePeriodSeconds",
+    "spec.securityContext.runAsNonRoot",
+    "spec.securityContext.seccompProfile",
 ];
 
 /// Fields of the container `worker` that the operator needs as they are.
@@ -59,6 +61,7 @@ pub fn check_pod_template(patch: &Map<String, Value>) -> Vec<FieldError> {
         refuse(key.clone(), &patch[key], "allowed: metadata and spec, as in a pod template");
     }
     let root = Value::Object(patch.clone());
+    directives(&root, "", &mut |field, given| refuse(field, given, "directives are not known; null deletes a field"));
     for path in FIXED {
         if let Some(given) = root.pointer(&format!("/{}", path.replace('.', "/"))) {
             refuse(path.to_owned(), given, "the operator sets it; it cannot be overridden");
@@ -95,6 +98,21 @@ pub fn check_pod_template(patch: &Map<String, Value>) -> Vec<FieldError> {
         }
     }
     errors
+}
+
+/// Names the directives of a strategic-merge patch, such as `$patch: delete`.
+fn directives(value: &Value, path: &str, found: &mut impl FnMut(String, &Value)) {
+    let below = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+    match value {
+        Value::Object(fields) => fields.iter().for_each(|(key, value)| match key.starts_with('$') {
+            true => found(below(key), value),
+            false => directives(value, &below(key), found),
+        }),
+        Value::Array(items) => {
+            (0..).zip(items).for_each(|(place, item): (usize, _)| directives(item, &format!("{path}[{place}]"), found))
+        }
+        _ => {}
+    }
 }
 
 fn is_ours(key: &str) -> bool {
@@ -186,17 +204,21 @@ mod tests {
             "metadata": {"labels": {"serving.minimax-m1.dev/name": "other", "mine": "x"}},
             "spec": {
                 "hostNetwork": true,
+                "securityContext": {"fsGroup": 7, "runAsNonRoot": false},
                 "containers": [
                     {"name": "worker", "args": ["x"], "resources": {"limits": {"nvidia.com/gpu": 1}}},
                     {"image": "nameless"},
                     {"name": "sidecar", "args": ["mine"]},
+                    {"name": "injected", "$patch": "delete"},
                 ],
             },
         }));
         let fields: Vec<String> = check_pod_template(&patch).iter().map(|error| error.path.clone()).collect();
         let expected = [
             "spec.worker.podTemplate.kind",
+            "spec.worker.podTemplate.spec.containers[3].$patch",
             "spec.worker.podTemplate.spec.hostNetwork",
+            "spec.worker.podTemplate.spec.securityContext.runAsNonRoot",
             "spec.worker.podTemplate.metadata.labels.serving.minimax-m1.dev/name",
             "spec.worker.podTemplate.spec.containers[0].args",
             "spec.worker.podTemplate.spec.containers[0].resources.limits.nvidia.com/gpu",

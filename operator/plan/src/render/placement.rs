@@ -21,6 +21,7 @@ pub fn first(scene: &Scene<'_>, group: &GroupRef, lease_transitions: u64) -> Exp
         epoch: every.epoch,
         layers: model.layers as u32,
         experts: model.experts as u32,
+        model: model.shape.clone(),
         revision: group.revision.to_string(),
         traffic: Traffic::Open,
         encrypted: super::members::is_encrypted(scene),

@@ -1,6 +1,6 @@
 //! What every pod has in common: who it runs as, what it may not do, and the model's files.
 
-use m1_operator_api::{ModelCache, Worker};
+use m1_operator_api::{ModelCache, Toleration};
 use serde_json::{Value, json};
 
 use super::USER;
@@ -108,8 +108,8 @@ impl Cache {
 pub const LOST_NODES: [&str; 2] = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
 
 /// What the spec accepts, and lost nodes for so many seconds; for ever where none are given.
-pub fn tolerations(worker: &Worker, lost: &[&str], seconds: Option<u32>) -> Vec<Value> {
-    let mut tolerations: Vec<Value> = worker.tolerations.iter().map(|toleration| json!(toleration)).collect();
+pub fn tolerations(given: &[Toleration], lost: &[&str], seconds: Option<u32>) -> Vec<Value> {
+    let mut tolerations: Vec<Value> = given.iter().map(|toleration| json!(toleration)).collect();
     tolerations.extend(lost.iter().map(|key| {
         let mut toleration = json!({"key": key, "operator": "Exists", "effect": "NoExecute"});
         if let Some(seconds) = seconds {

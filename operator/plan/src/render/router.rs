@@ -90,6 +90,7 @@ fn pod(scene: &Scene<'_>) -> Value {
     if !env.is_empty() {
         container["env"] = json!(env);
     }
+    let tolerated = [&spec.worker.tolerations[..], &spec.router.tolerations].concat();
     let mut pod = json!({
         "serviceAccountName": scene.checked.name.router(),
         "enableServiceLinks": false,
@@ -98,11 +99,18 @@ fn pod(scene: &Scene<'_>) -> Value {
         "securityContext": security(),
         "containers": [container],
         "volumes": volumes,
-        "tolerations": tolerations(&spec.worker, &LOST_NODES, Some(spec.worker.unreachable_seconds)),
+        "tolerations": tolerations(&tolerated, &LOST_NODES, Some(spec.worker.unreachable_seconds)),
     });
     // A folder of a node is where the workers' nodes have it.
-    if matches!(scene.checked.source, Source::HostPath { .. }) && !spec.worker.node_selector.is_empty() {
-        pod["nodeSelector"] = json!(spec.worker.node_selector);
+    let node_selector = match (&scene.checked.source, spec.router.node_selector.is_empty()) {
+        (Source::HostPath { .. }, true) => &spec.worker.node_selector,
+        _ => &spec.router.node_selector,
+    };
+    if !node_selector.is_empty() {
+        pod["nodeSelector"] = json!(node_selector);
+    }
+    if let Some(class) = &spec.router.priority_class_name {
+        pod["priorityClassName"] = json!(class);
     }
     if !spec.worker.image_pull_secrets.is_empty() {
         pod["imagePullSecrets"] = json!(spec.worker.image_pull_secrets);

@@ -87,7 +87,7 @@ fn template(scene: &Scene<'_>, group: &GroupRef, pod: &PodPlan) -> Value {
         "volumes": model.volumes,
         // The operator ends pods of a silent node, and knows when most nodes only seem silent; and the time it waits is not in a
         // template that never changes.
-        "tolerations": tolerations(&spec.worker, &LOST_NODES[1..], None),
+        "tolerations": tolerations(&spec.worker.tolerations, &LOST_NODES[1..], None),
         "affinity": affinity(scene, group),
     });
     let mut set = |key: &str, value: Value| {

@@ -32,7 +32,7 @@ pub struct World {
 impl World {
     pub fn new() -> Self {
         let now = "2026-01-01T00:00:00Z".parse().unwrap();
-        let router = RouterSeen { available: 1, settled: true, left_by: None, certified: true, trouble: None };
+        let router = RouterSeen { available: 1, settled: true, certified: true, ..RouterSeen::default() };
         Self {
             now,
             status: DeploymentStatus::default(),
@@ -49,6 +49,7 @@ impl World {
         Observed {
             generation: 1,
             status: self.status.clone(),
+            restarted_at: self.restarted.clone(),
             resumed_at: self.resumed,
             groups: self.groups.iter().map(|(group, _)| group.clone()).collect(),
             router: self.router.clone(),
