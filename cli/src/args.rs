@@ -1,11 +1,16 @@
 //! The command line of m1ctl. The only place that reads arguments; checks ranges, so that commands need not.
 
+mod cluster;
+
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use cluster::{ClusterArgs, deployment_name};
+
+use crate::error::Failure;
 use crate::units;
 
 /// Runs, plans and measures MiniMax-M1 deployments.
@@ -17,6 +22,28 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+    /// Which cluster: people of kubectl write it before the subcommand too.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+impl Cli {
+    /// The command, with what was said of the cluster before its name.
+    ///
+    /// # Errors
+    /// The command talks to no cluster.
+    pub fn into_command(self) -> Result<Command, Failure> {
+        let Self { mut command, cluster: before } = self;
+        match command.cluster() {
+            Some(cluster) => *cluster = std::mem::take(cluster).or(before),
+            None => {
+                if let Some(flag) = before.given() {
+                    return Err(Failure::usage(flag, "given before a command that talks to no cluster"));
+                }
+            }
+        }
+        Ok(command)
+    }
 }
 
 /// The subcommands.
@@ -34,7 +61,7 @@ pub enum Command {
     Bench(BenchArgs),
     /// Say why a deployment in a cluster is not ready, in words, with the next step.
     Explain(ExplainArgs),
-    /// Replace the groups of a deployment in a cluster, as its rollout allows.
+    /// Replace the groups of a deployment in a cluster, as its rollout allows. Fails where it allows nothing.
     Restart(NamedArgs),
     /// Give groups that used up their restart budget another one.
     Resume(NamedArgs),
@@ -43,6 +70,8 @@ pub enum Command {
     /// Print the CRDs, or apply them to a cluster.
     Crd(CrdArgs),
     /// Print a script that completes commands in a shell.
+    ///
+    /// For `kubectl m1`, put m1ctl into PATH under the name kubectl_complete-m1 as well.
     Completions(CompletionsArgs),
     /// Write manual pages into a folder.
     Man(ManArgs),
@@ -51,19 +80,19 @@ pub enum Command {
     Probe(ProbeArgs),
 }
 
-/// Which cluster, as kubectl has it.
-#[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "Cluster")]
-pub struct ClusterArgs {
-    /// File with the connection; default: KUBECONFIG, ~/.kube/config, or the pod's own account.
-    #[arg(long, value_name = "FILE")]
-    pub kubeconfig: Option<PathBuf>,
-    /// Context of the kubeconfig; default: its current one.
-    #[arg(long, value_name = "NAME")]
-    pub context: Option<String>,
-    /// Namespace; default: the context's.
-    #[arg(short = 'n', long, value_name = "NAMESPACE")]
-    pub namespace: Option<String>,
+impl Command {
+    /// Its flags of the cluster, where it talks to one.
+    pub(crate) fn cluster(&mut self) -> Option<&mut ClusterArgs> {
+        match self {
+            Self::Plan(args) => Some(&mut args.cluster),
+            Self::Explain(args) => Some(&mut args.cluster),
+            Self::Restart(args) | Self::Resume(args) => Some(&mut args.cluster),
+            Self::RenewCertificates(args) => Some(&mut args.named.cluster),
+            Self::Crd(args) => Some(&mut args.cluster),
+            Self::Up(_) | Self::Generate(_) | Self::Forward(_) | Self::Bench(_) => None,
+            Self::Completions(_) | Self::Man(_) | Self::Probe(_) => None,
+        }
+    }
 }
 
 const EXPLAIN_HELP: &str = "\
@@ -71,14 +100,19 @@ Exit code 0 when the deployment is ready, 1 when it is not.
 
 Examples:
   m1ctl explain m1
-  kubectl m1 explain m1 -n models";
+  kubectl m1 explain m1 -n models
+  kubectl m1 explain m1d/m1 -o json";
 
 /// Arguments of `m1ctl explain`.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXPLAIN_HELP)]
 pub struct ExplainArgs {
-    /// Name of the MiniMaxM1Deployment.
+    /// Name of the MiniMaxM1Deployment; m1d/NAME is as good.
+    #[arg(value_parser = deployment_name)]
     pub name: String,
+    /// Form of the output.
+    #[arg(short = 'o', long, default_value = "text", value_name = "FORM")]
+    pub output: OutputForm,
     /// Which cluster.
     #[command(flatten)]
     pub cluster: ClusterArgs,
@@ -87,7 +121,8 @@ pub struct ExplainArgs {
 /// A deployment in a cluster.
 #[derive(Debug, Args)]
 pub struct NamedArgs {
-    /// Name of the MiniMaxM1Deployment.
+    /// Name of the MiniMaxM1Deployment; m1d/NAME is as good.
+    #[arg(value_parser = deployment_name)]
     pub name: String,
     /// Which cluster.
     #[command(flatten)]
@@ -378,6 +413,22 @@ mod tests {
 
     fn parse(line: &str) -> Result<Command, clap::Error> {
         Cli::try_parse_from(line.split(' ')).map(|cli| cli.command)
+    }
+
+    #[test]
+    fn the_cluster_may_be_named_before_the_command() {
+        let command = |line: &str| Cli::try_parse_from(line.split(' ')).unwrap().into_command();
+        let explained = |line: &str| match command(line).unwrap() {
+            Command::Explain(args) => (args.cluster.namespace, args.cluster.context),
+            _ => panic!(),
+        };
+        let models = Some("models".to_owned());
+        assert_eq!(explained("m1ctl -n models explain m1"), (models.clone(), None));
+        assert_eq!(explained("m1ctl explain m1 -n models"), (models.clone(), None));
+        // The nearer one counts.
+        assert_eq!(explained("m1ctl -n other --context c explain m1 -n models"), (models, Some("c".to_owned())));
+        let failure = command("m1ctl -n models man out").unwrap_err();
+        assert_eq!((failure.code(), failure.to_string().contains("--namespace")), (2, true), "{failure}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 use m1_arch::Bytes;
-use m1_operator_api::{DeploymentStatus, MiniMaxM1Deployment, labels};
+use m1_operator_api::{DeploymentStatus, FieldError, MiniMaxM1Deployment, TlsMode, labels};
 use m1_operator_plan::render::{Images, Scene};
 use m1_operator_plan::{Checked, Environment, Kind, Plan, Revision, Runtime, canonical, runnable, validate};
 use serde_json::Value;
@@ -42,7 +42,11 @@ pub async fn run(args: &PlanArgs) -> Result<(), Failure> {
         file.spec.replicas = live.spec.replicas;
     }
     let new = deployment::check(&args.file, &file)?;
-    runnable(&new, Runtime::Cluster).map_err(|errors| deployment::refused(&args.file, &errors))?;
+    let mut errors = runnable(&new, Runtime::Cluster).err().unwrap_or_default();
+    errors.extend(transition(&live, &file));
+    if !errors.is_empty() {
+        return Err(deployment::refused(&args.file, &errors));
+    }
     let architecture = deployment::architecture(&args.file, &new)?;
     let memory = match args.gpu_memory {
         Some(memory) => Some(Bytes(memory)),
@@ -53,6 +57,16 @@ pub async fn run(args: &PlanArgs) -> Result<(), Failure> {
     let old = validate(&live).ok();
     print!("{}", Edit { live: &live, old, new: &new, plan: &plan, environment: &environment, read_rate: args.read_rate }.words());
     Ok(())
+}
+
+/// Words of the CRD's rule about the way from one `tls.mode` to another.
+const TLS_MODE: &str = "between Managed and CertManager set Off first, or members would not believe each other";
+
+/// What the CRD's rules about old and new values refuse, in their words: the API server would not take the edit.
+fn transition(live: &MiniMaxM1Deployment, file: &MiniMaxM1Deployment) -> Option<FieldError> {
+    let (old, new) = (live.spec.tls.mode, file.spec.tls.mode);
+    let refused = old != new && old != TlsMode::Off && new != TlsMode::Off;
+    refused.then(|| FieldError::invalid("spec.tls.mode", new, TLS_MODE))
 }
 
 /// Memory of a GPU that the groups which run were planned for, where the cluster lets us see them. 0 stands for CPUs.
@@ -296,6 +310,32 @@ mod tests {
         let many = |wait: u32| json!({"replicas": 2, "rollout": {"maxUnavailable": 2}, "experts": {"loss": {"waitSeconds": wait}}});
         let text = words(many(8), many(9));
         assert!(text.contains("at most 1 at a time: 2 waves"), "{text}");
+    }
+
+    #[test]
+    fn what_the_api_server_would_not_take_is_refused_in_its_words() {
+        let tls = |mode: &str| live(json!({"tls": {"mode": mode, "issuerRef": {"name": "ca"}}}));
+        let error = transition(&tls("Managed"), &tls("CertManager")).unwrap();
+        assert_eq!(error.to_string(), format!("spec.tls.mode: CertManager: {TLS_MODE}"));
+        for (old, new) in [("Off", "Managed"), ("CertManager", "Off"), ("Managed", "Managed")] {
+            assert_eq!(transition(&tls(old), &tls(new)), None, "{old} {new}");
+        }
+    }
+
+    /// Messages of the rules that look at the value before.
+    fn transition_rules(schema: &Value, found: &mut Vec<String>) {
+        if schema["rule"].as_str().is_some_and(|rule| rule.contains("oldSelf")) {
+            found.push(schema["message"].as_str().unwrap_or_default().to_owned());
+        }
+        let fields = schema.as_object().into_iter().flat_map(serde_json::Map::values);
+        fields.chain(schema.as_array().into_iter().flatten()).for_each(|inner| transition_rules(inner, found));
+    }
+
+    #[test]
+    fn the_crd_has_no_rule_about_edits_that_is_not_known_here() {
+        let mut rules = Vec::new();
+        m1_operator_api::crd_files().iter().for_each(|file| transition_rules(&file.object, &mut rules));
+        assert_eq!(rules, [format!("tls.mode: {TLS_MODE}")]);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 pub mod args;
 pub mod bench;
 pub mod cluster;
+pub mod complete;
 pub mod crd;
 pub mod deployment;
 pub mod diff;
@@ -34,10 +35,10 @@ use output::Console;
 /// Runs one command. Results are on stdout, errors on stderr; the code is 0, 1 (failed) or 2 (wrong usage).
 pub fn run(cli: Cli) -> ExitCode {
     let console = Console::stderr();
-    let result = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(dispatch(cli.command, &console)),
-        Err(error) => Err(Failure::new("async runtime", error)),
-    };
+    let result = cli.into_command().and_then(|command| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.map_err(|error| Failure::new("async runtime", error))?.block_on(dispatch(command, &console))
+    });
     console.flush();
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,7 +1,7 @@
 //! `m1ctl plan`: the plan of a MiniMaxM1Deployment, printed. Starts nothing and, without `--diff`, needs no cluster.
 
 use m1_arch::Bytes;
-use m1_operator_plan::{Environment, Link, Plan};
+use m1_operator_plan::{Environment, Link, Plan, Runtime, runnable};
 use serde_json::{Map, Value};
 
 use crate::args::{OutputForm, PlanArgs};
@@ -17,10 +17,8 @@ pub async fn run(args: &PlanArgs, console: &Console) -> Result<(), Failure> {
     if args.diff {
         return crate::diff::run(args).await;
     }
-    let (plan, remark) = make(args)?;
-    if let Some(remark) = remark {
-        console.say(remark);
-    }
+    let (plan, remarks) = make(args)?;
+    remarks.iter().for_each(|remark| console.say(remark));
     match args.output {
         OutputForm::Text => print!("{plan}"),
         OutputForm::Json => println!("{:#}", json(&plan)?),
@@ -28,21 +26,24 @@ pub async fn run(args: &PlanArgs, console: &Console) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The plan, and what should be said of the model it is made for.
-fn make(args: &PlanArgs) -> Result<(Plan, Option<String>), Failure> {
+/// The plan, and what should be said beside it: of the model it is made for, and of what an operator would refuse.
+fn make(args: &PlanArgs) -> Result<(Plan, Vec<String>), Failure> {
     let checked = deployment::load(&args.file)?;
     let architecture = deployment::architecture(&args.file, &checked)?;
     let absent = deployment::folder(&checked).filter(|folder| !folder.join("config.json").is_file());
     let shape = if checked.config.is_some() { "that of spec.model.config" } else { "MiniMax-M1's" };
-    let remark = absent
+    let absent = absent
         .map(|folder| format!("{}: no config.json on this machine; the model's shape is taken to be {shape}", folder.display()));
+    let refused = runnable(&checked, Runtime::Cluster).err().unwrap_or_default();
+    let refused = refused.iter().map(|error| format!("{}: a cluster refuses {error} ({})", args.file.display(), error.reason()));
+    let remarks = absent.into_iter().chain(refused).collect();
     let bandwidth = Bytes((args.link_bandwidth / 8.0) as u64);
     let environment = Environment {
         memory_per_gpu: args.gpu_memory.map(Bytes),
         link: Some(Link { round_trip: args.link_rtt, bandwidth }),
         ..Environment::new(architecture)
     };
-    Ok((deployment::plan(&args.file, &checked, &environment)?, remark))
+    Ok((deployment::plan(&args.file, &checked, &environment)?, remarks))
 }
 
 /// The plan with its keys spelt as in the API: `survivesPodLoss`.
@@ -77,7 +78,7 @@ mod tests {
     use super::*;
     use crate::args::{Cli, Command};
 
-    fn plan(spec: &str, flags: &[&str]) -> Result<Plan, String> {
+    fn made(spec: &str, flags: &[&str]) -> Result<(Plan, Vec<String>), String> {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("cr.yaml");
         let text = format!(
@@ -86,9 +87,13 @@ mod tests {
         std::fs::write(&file, text).unwrap();
         let line = ["m1ctl", "plan", "-f", file.to_str().unwrap()];
         match Cli::parse_from(line.iter().chain(flags)).command {
-            Command::Plan(args) => make(&args).map(|(plan, _)| plan).map_err(|failure| failure.to_string()),
+            Command::Plan(args) => make(&args).map_err(|failure| failure.to_string()),
             other => panic!("{other:?}"),
         }
+    }
+
+    fn plan(spec: &str, flags: &[&str]) -> Result<Plan, String> {
+        made(spec, flags).map(|(plan, _)| plan)
     }
 
     const TWO_PODS: &str = "  model: {source: {persistentVolumeClaim: {claimName: w}}}\n  parallelism: {tensor: 8, expert: 2}\n";
@@ -103,6 +108,17 @@ mod tests {
         assert!((24.0..24.1).contains(&predicted), "{predicted}");
         let memory = &value["groups"][0]["pods"][0]["bytes"]["perDevice"];
         assert_eq!(memory["memory"], 80_000_000_000u64);
+    }
+
+    #[test]
+    fn what_an_operator_would_refuse_is_remarked() {
+        let flags = ["--gpu-memory", "80GB"];
+        let (_, remarks) = made(TWO_PODS, &flags).unwrap();
+        let [remark] = remarks.as_slice() else { panic!("{remarks:?}") };
+        assert!(remark.contains("cr.yaml: a cluster refuses spec.parallelism.tensor: 8: "), "{remark}");
+        assert!(remark.ends_with("(NotImplemented)"), "{remark}");
+        let runs = "  model: {source: {persistentVolumeClaim: {claimName: w}}}\n  worker: {memoryPerGpu: \"0\"}\n";
+        assert_eq!(made(runs, &[]).unwrap().1, [""; 0]);
     }
 
     #[test]
