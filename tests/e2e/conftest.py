@@ -52,6 +52,9 @@ def change(manifest, spec):
     return manifest
 
 
+M1CTL = os.environ.get("M1CTL", os.path.join(kube.REPOSITORY, "target/debug/m1ctl"))
+
+
 @pytest.fixture(scope="session")
 def url():
     """Where the demo deployment answers."""
@@ -84,6 +87,19 @@ def clock(request):
     began = time.monotonic()
     yield
     print(f"\n{request.node.name}: {time.monotonic() - began:.1f} s")
+
+
+def pytest_sessionstart(session):
+    """The suite deletes the CRDs, and with them every deployment: it must not meet somebody's."""
+    if os.environ.get("M1_E2E_DIRECT") or os.environ.get("M1_E2E_TAKE_OVER"):
+        return
+    done = kube.run("kubectl", "get", "crd", "minimaxm1deployments.serving.minimax-m1.dev", check=False)
+    if done.returncode == 0:
+        pytest.exit(
+            "this cluster has the CRDs of minimax-m1 already, and the suite would delete them with all that is there; "
+            "M1_E2E_TAKE_OVER=1 allows it",
+            returncode=2,
+        )
 
 
 # What the project's own cluster cannot show.

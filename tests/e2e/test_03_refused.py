@@ -5,7 +5,7 @@ import json
 import client
 import kube
 import pytest
-from conftest import MODEL, NAME, demo
+from conftest import M1CTL, MODEL, NAME, demo
 
 # The API server's own: schema and CEL, with the words that m1ctl plan has too.
 REFUSED = {
@@ -14,7 +14,7 @@ REFUSED = {
     "more copies than pods": ({"experts.copies": 3}, "experts.copies: copies of one expert lie on different pods"),
     "two sources": ({"model.source.url": {"url": "https://example.test/m"}}, "model.source: exactly one of"),
     "a relative path": ({"model.source": {"hostPath": {"path": "demo"}}}, "hostPath.path: an absolute path without '..'"),
-    "no room to roll": ({"rollout": {"maxUnavailable": 0, "maxSurge": 0}}, "rollout: maxUnavailable and maxSurge cannot both be 0"),
+    "no room to roll": ({"rollout": {"maxUnavailable": 0, "maxSurge": 0}}, "rollout: one of maxUnavailable and maxSurge must be more than 0"),
     "keys without a secret": ({"router.auth": {"mode": "ApiKeys"}}, "router.auth.secretRef: required with mode ApiKeys"),
     "a word nobody knows": ({"experts.placement": "Random"}, "Unsupported value"),
 }
@@ -44,6 +44,16 @@ NOT_ACCEPTED = {
 def test_the_api_server_refuses(case):
     spec, words = REFUSED[case]
     assert words in kube.refused(demo(**spec))
+
+
+# To m1ctl a relative path begins at the file's folder.
+@pytest.mark.parametrize("case", [case for case in REFUSED if ": " in REFUSED[case][1] and case != "a relative path"])
+def test_m1ctl_says_the_same(case, tmp_path):
+    spec, words = REFUSED[case]
+    file = tmp_path / "cr.json"
+    file.write_text(json.dumps(demo(**spec)))
+    done = kube.run(M1CTL, "plan", "-f", str(file), check=False)
+    assert done.returncode == 1 and words.split(": ")[1] in done.stderr, done
 
 
 def test_a_field_nobody_knows_is_refused():

@@ -96,6 +96,18 @@ def test_an_image_that_does_not_exist_is_named_and_heals():
     kube.kubectl("delete", "m1d", "image")
 
 
+def test_a_checkpoint_of_another_shape_is_refused_and_heals():
+    other = demo("other-model")
+    config = other["spec"]["model"]["config"]
+    config["intermediate_size"] *= 2
+    kube.apply(other)
+    message = kube.wait_condition("other-model", "Ready", "False", "ArchitectureMismatch", timeout=90)
+    assert f"32 experts of {config['intermediate_size']}" in message and "spec.model.config must describe the checkpoint" in message, message
+    kube.apply(demo("other-model"))
+    kube.ready("other-model")
+    kube.kubectl("delete", "m1d", "other-model")
+
+
 def test_no_capacity_is_named_with_the_number_and_heals():
     kube.apply(demo("capacity", **{"worker.resources": {"requests": {"cpu": "500"}}}))
     message = kube.wait_condition("capacity", "Ready", "False", "Unschedulable", timeout=60)
@@ -111,6 +123,8 @@ def test_a_quota_is_named_and_heals():
         kube.apply(demo("quota"))
         message = kube.wait_condition("quota", "Ready", "False", "PodsRefused", timeout=60)
         assert "exceeded quota: small" in message, message
+        message = kube.wait_condition("quota", "Available", "False", "RouterUnavailable", timeout=60)
+        assert "its pods are refused by the cluster" in message and "exceeded quota: small" in message, message
     finally:
         kube.kubectl("delete", "quota", "small")
     kube.ready("quota", timeout=240)

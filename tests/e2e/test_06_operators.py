@@ -1,5 +1,6 @@
 """Several operators, and one that watches a namespace only."""
 
+import json
 import os
 
 import kube
@@ -73,5 +74,49 @@ def test_an_operator_of_one_namespace_touches_no_other():
     finally:
         upgrade("--set-json", "watchNamespaces=[]")
         kube.run("kubectl", "delete", "namespace", "m1-e2e-other", "--timeout=90s")
+    kube.apply(demo())
+    kube.ready(NAME)
+
+
+def test_a_watched_namespace_that_is_gone_stops_no_other():
+    kube.run("kubectl", "create", "namespace", "m1-e2e-gone")
+    try:
+        upgrade("--set", f"watchNamespaces={{m1-e2e-gone,{kube.NAMESPACE}}}")
+        kube.run("kubectl", "delete", "namespace", "m1-e2e-gone", "--timeout=90s")
+        (pod,) = operators()
+        kube.kubectl("delete", "pod", pod, "--wait=false", namespace=kube.SYSTEM)
+        kube.eventually(lambda: operators() and pod not in operators(), "another operator that is ready", timeout=90)
+        kube.apply(demo(**{"router.replicas": 2}))
+        kube.eventually(lambda: kube.get("deployment", f"{NAME}-router")["spec"]["replicas"] == 2, "an edit where it watches")
+        log = kube.kubectl("logs", "-l", OPERATOR, "--tail=-1", namespace=kube.SYSTEM)
+        assert "m1-e2e-gone" in log and "may not be read" in log, log[-2000:]
+    finally:
+        upgrade("--set-json", "watchNamespaces=[]")
+        kube.run("kubectl", "delete", "namespace", "m1-e2e-gone", "--ignore-not-found", "--timeout=90s")
+    kube.apply(demo())
+    kube.ready(NAME)
+
+
+def test_a_deployment_of_a_newer_kind_stops_no_other():
+    fields = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties"
+    crd = "minimaxm1deployments.serving.minimax-m1.dev"
+    kube.run("kubectl", "patch", "crd", crd, "--type=json", "-p", json.dumps([{"op": "add", "path": f"{fields}/later", "value": {"type": "string"}}]))
+    try:
+        newer = demo("newer", later="x", replicas=0)
+        taken = lambda: kube.kubectl("apply", "-f", "-", input=json.dumps(newer), check=False).returncode == 0
+        kube.eventually(taken, "the newer CRD")
+        words = kube.wait_condition("newer", "Accepted", "False", "InvalidSpec")
+        assert "unknown field `later`" in words and "this version of the operator" in words, words
+        # Who starts anew lists them all.
+        (pod,) = operators()
+        kube.kubectl("delete", "pod", pod, "--wait=false", namespace=kube.SYSTEM)
+        kube.eventually(lambda: operators() and pod not in operators(), "another operator that is ready", timeout=90)
+        kube.apply(demo(**{"router.replicas": 2}))
+        kube.eventually(lambda: kube.get("deployment", f"{NAME}-router")["spec"]["replicas"] == 2, "an edit of another deployment")
+        kube.kubectl("patch", "m1d", "newer", "--type=json", "-p", '[{"op": "remove", "path": "/spec/later"}]')
+        kube.wait_condition("newer", "Accepted", "True")
+    finally:
+        kube.kubectl("delete", "m1d", "newer", "--ignore-not-found", "--timeout=60s")
+        kube.run("kubectl", "patch", "crd", crd, "--type=json", "-p", json.dumps([{"op": "remove", "path": f"{fields}/later"}]))
     kube.apply(demo())
     kube.ready(NAME)

@@ -5,9 +5,8 @@ import os
 
 import kube
 import pytest
-from conftest import NAME, demo
+from conftest import M1CTL, NAME, demo
 
-M1CTL = os.environ.get("M1CTL", os.path.join(kube.REPOSITORY, "target/debug/m1ctl"))
 pytestmark = pytest.mark.skipif(not os.path.exists(M1CTL), reason=f"{M1CTL} is not built")
 
 
@@ -49,6 +48,12 @@ def test_it_is_a_plugin_of_kubectl(tmp_path):
     done = kube.run("env", f"PATH={path}", "kubectl", "m1", "explain", NAME, "-n", kube.NAMESPACE)
     assert "groups serve" in done
     assert "Usage: kubectl m1 explain" in kube.run("env", f"PATH={path}", "kubectl", "m1", "explain", "--help")
+    # As people of kubectl write it.
+    told = json.loads(kube.run("env", f"PATH={path}", "kubectl", "m1", "-n", kube.NAMESPACE, "explain", f"m1d/{NAME}", "-o", "json"))
+    assert (told["name"], told["ready"]) == (NAME, True), told
+    os.symlink(M1CTL, tmp_path / "kubectl_complete-m1")
+    offered = kube.run("env", f"PATH={path}", "kubectl", "__complete", "m1", "-n", kube.NAMESPACE, "explain", "")
+    assert NAME in offered.splitlines(), offered
 
 
 def test_plan_diff_says_what_an_edit_would_do(tmp_path):
@@ -59,6 +64,13 @@ def test_plan_diff_says_what_an_edit_would_do(tmp_path):
     assert "experts.loss.waitSeconds: 30 -> 12  (replaces groups)" in text
     assert "router.replicas: 1 -> 2  (restarts nothing)" in text
     assert "The rollout would stop (NoHandoverTarget)" in text
+
+
+def test_a_restart_that_cannot_be_says_so():
+    before = {pod["metadata"]["uid"] for pod in kube.workers(NAME)}
+    done = m1ctl("restart", NAME, "-n", kube.NAMESPACE, check=False)
+    assert done.returncode == 1 and "nothing restarts" in done.stderr and "maxSurge: 1" in done.stderr, done
+    assert {pod["metadata"]["uid"] for pod in kube.workers(NAME)} == before
 
 
 def test_restart_and_resume_are_annotations():
