@@ -114,7 +114,7 @@ pub fn decide(scene: &Scene<'_>, revision: &Revision, observed: &Observed, lease
     sooner(&mut decision.look_again, deletions.look_again);
     decision.status = status::of(scene, revision, observed, &rolling, &opened);
     sooner(&mut decision.look_again, restarts::next_expiry(spec, observed));
-    sooner(&mut decision.look_again, status::stalls_in(observed));
+    sooner(&mut decision.look_again, status::stalls_in(observed).filter(|left| !left.is_zero()));
     decision
 }
 
