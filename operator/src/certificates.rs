@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, ObjectMeta, Patch, PatchParams};
+use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, Preconditions};
 use kube::{Client, Resource, ResourceExt};
 use m1_operator_api::{MiniMaxM1Deployment, ResourceName, TlsMode, labels};
 use m1_operator_plan::render::{RENEW_HOURS, members_name};
@@ -102,16 +102,17 @@ impl Certificates {
         let encrypted = |spec: m1_operator_api::ExpertPlacementSpec| spec.encrypted;
         let still = family.of_kind(Kind::ExpertPlacement).any(|(_, object)| placement_spec(object).is_some_and(encrypted));
         let Ok(name) = ResourceName::new(&key.name) else { return Held::default() };
-        if mode == TlsMode::Off && !still {
-            self.forget(&key);
-            return Held::default();
-        }
         let renew = deployment.annotations().get(labels::RENEW_CERTIFICATES_AT).map(String::as_str);
-        if let Some(held) = self.recent(&key, mode, renew).filter(|_| !missed) {
+        if let Some(held) = self.recent(&key, mode, renew).filter(|_| !missed && (still || mode != TlsMode::Off)) {
             return held;
         }
         let secrets = Api::namespaced(client.clone(), &key.namespace);
         let members = Members { deployment, secrets, name, subject: members_name(&key.name, &key.namespace), renew };
+        if mode == TlsMode::Off && !still {
+            let was_encrypted = self.lock().remove(&key).is_some();
+            let deed = if was_encrypted { members.remove().await } else { None };
+            return Held { deed, ..Held::default() };
+        }
         // A certificate that was made here stays of use to groups that still speak encrypted.
         let found = if mode == TlsMode::Managed { members.manage().await } else { members.read().await };
         self.note(&key, &members, mode, found)
@@ -317,6 +318,21 @@ impl Members<'_> {
         let found = Found { certificate: certificate.clone(), key: key.clone(), ..Found::default() };
         self.write(&name, &found, &[]).await?;
         Ok((certificate, key))
+    }
+
+    /// Deletes what was made, once nobody speaks encrypted any more. What cannot be deleted goes with the deployment.
+    async fn remove(&self) -> Option<Deed> {
+        let mut gone = Vec::new();
+        for name in [self.name.members_certificate(), self.name.members_authority()] {
+            let Ok(Some(secret)) = self.own(&name).await else { continue };
+            let preconditions = Some(Preconditions { uid: secret.uid(), resource_version: None });
+            match self.secrets.delete(&name, &DeleteParams { preconditions, ..DeleteParams::default() }).await {
+                Ok(_) => gone.push(format!("Secret {name}")),
+                Err(error) => tracing::warn!(name, %error, "a Secret that nobody needs any more stays"),
+            }
+        }
+        let message = format!("deleted {}: nothing is encrypted any more", gone.join(" and "));
+        (!gone.is_empty()).then_some(Deed { reason: "Deleted", message, warning: false })
     }
 
     async fn get(&self, name: &str) -> Result<Option<Secret>, CertificateError> {

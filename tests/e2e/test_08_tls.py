@@ -131,6 +131,9 @@ def test_switching_it_off_is_a_rollout_too(url):
         answered = load.answers
         kube.eventually(lambda: load.answers > answered + 2, "answers after")
     assert not load.failures, load.failures[:5]
+    secrets = [f"secret/{NAME}-members-tls", f"secret/{NAME}-members-ca"]
+    left = lambda: kube.kubectl("get", *secrets, "-o", "name", "--ignore-not-found").strip()
+    kube.eventually(lambda: not left(), "no Secret left that nobody needs", timeout=60)
 
 
 def test_one_maker_of_certificates_is_not_changed_for_the_other():

@@ -86,8 +86,8 @@
   verbs: [get]
 {{- end }}
 {{- define "minimax-m1-operator.rules.tls" -}}
-# certificates: the members' certificate and the authority that signs it
+# certificates: the members' certificate and the authority that signs it, deleted when nothing is encrypted any more
 - apiGroups: [""]
   resources: [secrets]
-  verbs: [get, create, patch]
+  verbs: [get, create, patch, delete]
 {{- end }}

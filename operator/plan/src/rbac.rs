@@ -87,8 +87,8 @@ pub const RULES: &[Rule] = &[
 pub const TLS_RULES: &[Rule] = &[Rule {
     group: "",
     resources: &["secrets"],
-    verbs: &["get", "create", "patch"],
-    reason: "certificates: the members' certificate and the authority that signs it",
+    verbs: &["get", "create", "patch", "delete"],
+    reason: "certificates: the members' certificate and the authority that signs it, deleted when nothing is encrypted any more",
 }];
 
 /// Of the whole cluster, in either mode.
