@@ -219,6 +219,9 @@ pub fn next_step(reason: Reason, message: &str, name: &str, namespace: &str) -> 
             format!("none while pods start; else they do not reach one another (network policies, DNS): {}", logs(" --tail=50"))
         }
         Reason::Stalled => format!("it does not pass by itself: {}", logs(" --tail=50")),
+        Reason::RouterUnavailable if message.contains("refused by the cluster") => {
+            format!("raise the quota or change the policy that the message names; kubectl -n {namespace} get quota")
+        }
         Reason::RouterUnavailable => format!("kubectl describe pods {select},app.kubernetes.io/component=router"),
         Reason::WeightsUnavailable if FINAL.iter().any(|word| message.contains(word)) => {
             format!("mend what the message names (docs/weights.md), then: kubectl m1 restart {name} -n {namespace}")

@@ -6,8 +6,8 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use m1_operator_api::{
-    Condition, ConditionStatus, ConditionType, DeploymentStatus, GroupStatus, MiniMaxM1Deployment, Reason, ResourceName, Traffic,
-    labels,
+    Condition, ConditionStatus, ConditionType, DeploymentStatus, GroupStatus, MiniMaxM1Deployment, Reason, ResourceName, TlsMode,
+    Traffic, labels,
 };
 use m1_operator_plan::condition;
 use serde_json::json;
@@ -68,8 +68,25 @@ pub async fn run(args: &NamedArgs, wish: Wish) -> Result<(), Failure> {
     if wish == Wish::Restart && patched.spec.replicas > 0 {
         taken(&cluster, &args.name, &Asked { at: &now, before: patched.status.as_ref() }).await?;
     }
+    if wish == Wish::RenewCertificates {
+        renewable(&patched).map_err(|why| Failure::new(&args.name, why))?;
+    }
     println!("minimaxm1deployment.serving.minimax-m1.dev/{} {done}", args.name);
     Ok(())
+}
+
+/// Whether the operator can make a certificate for a deployment.
+///
+/// # Errors
+/// Why not.
+fn renewable(deployment: &MiniMaxM1Deployment) -> Result<(), String> {
+    let mode = deployment.spec.tls.mode;
+    if mode != TlsMode::Managed {
+        return Err(format!("spec.tls.mode is {mode}; with Managed the operator makes certificates"));
+    }
+    let conditions = deployment.status.iter().flat_map(|status| &status.conditions);
+    let trouble = conditions.into_iter().find(|condition| condition.reason == Reason::CertificatesUnavailable);
+    trouble.map_or(Ok(()), |trouble| Err(format!("asked for, but nothing can be renewed: {}", trouble.message)))
 }
 
 /// A restart, as it was asked for.

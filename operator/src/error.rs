@@ -7,7 +7,7 @@ use m1_operator_plan::Kind;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The API server refused or did not answer.
-    #[error("{verb} {what}: {source}")]
+    #[error("{verb} {what}: {}", words(source))]
     Api {
         /// What was tried.
         verb: &'static str,
@@ -80,6 +80,14 @@ impl Error {
     /// Whether somebody changed the object in between: what was read is old, and a new look mends it.
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Api { source, .. } if code(source) == Some(409))
+    }
+}
+
+/// What the API server answered, or why it did not.
+fn words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
     }
 }
 

@@ -46,6 +46,8 @@ pub fn look(cache: &Cache, workers: &Workers, deployment: &MiniMaxM1Deployment, 
     let routers: Vec<PodSeen> = family.component(ROUTER).filter(|pod| !pod.ended).map(|pod| on_node(pod, cache)).collect();
     let trouble = routers.iter().find_map(|pod| router_trouble(pod, || warnings.about("Pod", &pod.name, pod.created)));
     let resumed = deployment.annotations().get(labels::RESUMED_AT).and_then(|time| time.parse().ok());
+    // A time that is yet to come would forgive all until then.
+    let resumed = resumed.filter(|resumed: &Timestamp| *resumed <= now);
     let observed = Observed {
         generation: deployment.metadata.generation.unwrap_or_default(),
         status: deployment.status.clone().unwrap_or_default(),
@@ -140,8 +142,10 @@ fn router(family: &Family, trouble: Option<String>) -> RouterSeen {
     let staying = family.component(ROUTER).filter(|pod| !pod.seen.deleting && !pod.ended).count() as u64;
     let settled = seen && pods == [wanted; 3] && staying == wanted;
     let certified = deployment.is_some_and(is_certified);
-    let trouble = trouble.or_else(|| deployment.and_then(refused_pods));
-    RouterSeen { available: available as u32, settled, left_by, certified, trouble, ..RouterSeen::default() }
+    let missing = || Some("their Deployment is not there".to_owned());
+    let trouble = trouble.or_else(|| deployment.map_or_else(missing, refused_pods));
+    let has_service = family.objects.keys().any(|(kind, name)| *kind == Kind::Service && name.ends_with("-router"));
+    RouterSeen { available: available as u32, settled, left_by, certified, has_service, trouble, ..RouterSeen::default() }
 }
 
 /// Why the cluster makes no pods of a Deployment, in its words.

@@ -119,9 +119,18 @@ fn containers(status: &PodStatus) -> Vec<&ContainerStatus> {
 
 /// A container that waits, where it is not its turn that it waits for.
 fn beside(status: &ContainerStatus) -> Option<BesideSeen> {
-    let ContainerSeen::Waiting { reason, message } = container_state(status) else { return None };
-    let turn = matches!(reason.as_str(), "PodInitializing" | "ContainerCreating");
-    (!turn).then(|| BesideSeen { container: status.name.clone(), reason, message, last_end: last_end(status) })
+    let last_end = last_end(status);
+    let (reason, message) = match container_state(status) {
+        ContainerSeen::Waiting { reason, message } if !matches!(reason.as_str(), "PodInitializing" | "ContainerCreating") => {
+            (reason, message)
+        }
+        // Between two tries the kubelet shows how it ended.
+        ContainerSeen::Ended if status.restart_count > 0 && last_end.as_ref().is_some_and(|end| end.code != 0) => {
+            ("CrashLoopBackOff".to_owned(), String::new())
+        }
+        _ => return None,
+    };
+    Some(BesideSeen { container: status.name.clone(), reason, message, last_end })
 }
 
 /// Why no node takes a pod, in the scheduler's words.

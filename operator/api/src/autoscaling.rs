@@ -103,7 +103,7 @@ pub struct Rollout {
     #[serde(default)]
     #[schemars(range(min = 0, max = 256))]
     pub max_surge: u32,
-    /// Changes are recorded but reach no group while this is true. Default false.
+    /// Changes are recorded but reach no group while this is true; routers follow theirs at once. Default false.
     #[serde(default)]
     pub paused: bool,
     /// Whether a rollout may end sequences that have nowhere to go. Default false: it stops and says so.

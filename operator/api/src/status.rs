@@ -191,6 +191,9 @@ pub struct GroupStatus {
     pub revision: Option<String>,
     /// Epoch of the placement that all its pods have applied.
     pub epoch: u64,
+    /// Whether it has served: what it lacks since then is lost.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub served: bool,
     /// Whether routers send it new requests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traffic: Option<Traffic>,

@@ -13,7 +13,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
-use m1_operator_api::{AppliedPod, Condition, DeploymentStatus, ExpertPlacementSpec, ExpertPlacementStatus, Reason, Traffic};
+use m1_operator_api::{
+    AppliedPod, Condition, DeploymentStatus, ExpertPlacementSpec, ExpertPlacementStatus, Reason, TlsMode, Traffic,
+};
 
 use crate::render::{GroupRef, Scene, first_placement as placement_spec};
 use crate::{GroupSeen, Kind, Object, Observed, PlacementSeen, Revision, WorkerSeen};
@@ -95,6 +97,7 @@ pub fn decide(scene: &Scene<'_>, revision: &Revision, observed: &Observed, lease
         // No router knows a group without a placement, and nobody can make that of an old one again.
         broken: &|group| lost::is_broken(group, observed) || (group.placement.is_none() && group.revision != *revision),
         now: observed.now,
+        startless: spec.tls.mode != TlsMode::Off && observed.certificates.as_ref().is_some_and(|certificates| certificates.missing),
     });
     let mut decision = Decision { apply: scene.shared(), prune: true, look_again: rolling.look_again, ..Decision::default() };
     let least = if spec.rollout.allow_downtime { 0 } else { rollout::least(scene.checked.replicas, &spec.rollout).max(1) };

@@ -227,6 +227,8 @@ pub struct RouterSeen {
     pub left_by: Option<Timestamp>,
     /// Whether none starts without the members' certificate.
     pub certified: bool,
+    /// Whether a Service leads to them.
+    pub has_service: bool,
     /// Their pods.
     pub pods: Vec<PodSeen>,
     /// Why none can, in the cluster's words.

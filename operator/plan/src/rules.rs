@@ -10,6 +10,11 @@ use m1_operator_api::{
 /// Shortest `rebalance.interval`: balancing on less data follows noise.
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(10);
 
+/// No GPU has more, and no body is longer: sums of these stay within what the API counts in.
+const MOST_MEMORY: f64 = 1e15;
+/// A request has some words.
+const SMALLEST_BODY: f64 = 1024.0;
+
 /// Every rule that the spec breaks.
 pub(crate) fn broken_rules(spec: &MiniMaxM1DeploymentSpec) -> Vec<FieldError> {
     let mut errors = Vec::new();
@@ -135,12 +140,24 @@ fn quantities(spec: &MiniMaxM1DeploymentSpec, errors: &mut Vec<FieldError>) {
             Ok(amount) if amount > 0.0 && amount < 1.0 => {
                 errors.push(FieldError::invalid("spec.worker.memoryPerGpu", memory, "whole bytes, such as 80G; or 0 for CPUs"));
             }
+            Ok(amount) if amount > MOST_MEMORY => {
+                errors.push(FieldError::invalid("spec.worker.memoryPerGpu", memory, "at most 1P"))
+            }
             Ok(_) => {}
         }
     }
 }
 
 fn operation(spec: &MiniMaxM1DeploymentSpec, errors: &mut Vec<FieldError>) {
+    let body = spec.router.limits.max_body.as_ref();
+    if let Some(body) = body.filter(|body| body.amount().is_ok_and(|bytes| !(SMALLEST_BODY..=MOST_MEMORY).contains(&bytes))) {
+        errors.push(FieldError::invalid("spec.router.limits.maxBody", body, "1Ki to 1P"));
+    }
+    for (path, image) in [("spec.worker.image", &spec.worker.image), ("spec.router.image", &spec.router.image)] {
+        if let Some(image) = image.as_ref().filter(|image| !image.chars().all(|c| c.is_ascii_graphic())) {
+            errors.push(FieldError::invalid(path, image, "an image reference has no spaces and only ASCII characters"));
+        }
+    }
     let scaling = &spec.autoscaling;
     if scaling.min_replicas > scaling.max_replicas {
         let message = format!("at most maxReplicas, {}", scaling.max_replicas);

@@ -49,6 +49,48 @@ fn without_certificates_nothing_starts_and_with_old_ones_everything_serves_on() 
 }
 
 #[test]
+fn groups_keep_their_place_while_nothing_new_could_start() {
+    let mut world = World::new();
+    settle(&mut world, &spec("replicas: 2"), 2, 0);
+    world.now += SignedDuration::from_secs(60);
+    world.certificates = Some(CertificateTrouble { message: "no right to Secrets".into(), missing: true });
+    let encrypted = spec("replicas: 2\ntls: {mode: Managed}");
+    for _ in 0..10 {
+        world.step(&encrypted);
+    }
+    assert_eq!(world.available(), 2);
+    assert_eq!(is(&world.status, ConditionType::Progressing), (ConditionStatus::False, Reason::CertificatesUnavailable));
+    world.certificates = None;
+    settle(&mut world, &encrypted, 2, 1);
+}
+
+#[test]
+fn what_starts_has_lost_nothing() {
+    let mut world = World::new();
+    let checked = spec("replicas: 1");
+    world.step(&checked);
+    for pod in &mut world.group(0).pods {
+        pod.worker = Some(WorkerSeen { phase: WorkerPhase::Connecting, epoch: 1, ..WorkerSeen::default() });
+    }
+    world.step(&checked);
+    assert_eq!(world.status.groups[0].epoch, 1);
+    assert_eq!(is(&world.decide(&checked).status, ConditionType::Degraded).0, ConditionStatus::False);
+    settle(&mut world, &checked, 1, 0);
+    world.group(0).pods[0].ready = false;
+    assert_eq!(is(&world.decide(&checked).status, ConditionType::Degraded).0, ConditionStatus::True);
+}
+
+#[test]
+fn without_a_service_nobody_is_served() {
+    let mut world = World::new();
+    let checked = spec("replicas: 1");
+    settle(&mut world, &checked, 1, 0);
+    world.router.has_service = false;
+    let status = world.decide(&checked).status;
+    assert_eq!(is(&status, ConditionType::Available), (ConditionStatus::False, Reason::RouterUnavailable));
+}
+
+#[test]
 fn a_broken_revision_is_replaced_without_asking() {
     let mut world = World::new();
     let broken = spec("replicas: 1");

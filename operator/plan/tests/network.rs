@@ -120,6 +120,6 @@ fn pods_that_fetch_their_model_reach_its_source() {
 #[test]
 fn the_evaluator_sees_a_policy_that_is_missing() {
     let without_deny: Vec<Object> =
-        policies().into_iter().filter(|policy| !policy.name.ends_with("worker") && policy.name != "m1").collect();
+        policies().into_iter().filter(|policy| !policy.name.ends_with("worker") && policy.name != "m1-default-deny").collect();
     assert!(passes(&without_deny, &other("apps", "chat"), &member("worker"), 9000));
 }

@@ -148,6 +148,12 @@ fn ranges_words_and_types() {
     refused(&changed("  model:\n", "  model:\n    maxContextTokens: 0\n"), "spec.model.maxContextTokens: 0: must be 1 to 10240000");
     refused(&changed("80G", "80GB"), &format!("spec.worker.memoryPerGpu: 80GB: {QUANTITY}"));
     refused(&changed("80G", "0.5"), "spec.worker.memoryPerGpu: 0.5: whole bytes, such as 80G; or 0 for CPUs");
+    refused(&changed("80G", "2P"), "spec.worker.memoryPerGpu: 2P: at most 1P");
+    refused(&added("router: {limits: {maxBody: '0'}}"), "spec.router.limits.maxBody: 0: 1Ki to 1P");
+    refused(
+        &added("router: {image: 'not an image'}"),
+        "spec.router.image: not an image: an image reference has no spaces and only ASCII characters",
+    );
     refused(&changed("80G", "[80]"), "spec.worker.memoryPerGpu: a list: must be a number or a string");
     refused(&added("replicas: 257"), "spec.replicas: 257: must be 0 to 256");
     refused(&added("rollout: {paused: yes}"), "spec.rollout.paused: \"yes\": must be a boolean");

@@ -35,6 +35,8 @@ pub struct Wish<'a> {
     pub broken: &'a dyn Fn(&GroupSeen) -> bool,
     /// Now.
     pub now: Timestamp,
+    /// No pod of the target could start: its certificate cannot be made.
+    pub startless: bool,
 }
 
 /// What comes of it.
@@ -88,6 +90,10 @@ pub fn roll(wish: &Wish<'_>) -> Rolling {
     scale_down(wish, &current, &old, &mut rolling);
     if wish.rollout.paused && !old.is_empty() {
         rolling.blocked = Some(Blocked::Paused);
+        return rolling;
+    }
+    // Nothing new would start: what runs keeps its place.
+    if wish.startless && !old.is_empty() {
         return rolling;
     }
     replace(wish, &here, &old, &mut rolling);

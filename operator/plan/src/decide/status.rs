@@ -123,7 +123,7 @@ fn current<'a>(observed: &'a Observed, revision: &'a Revision) -> impl Iterator<
 
 /// Whether a group has served: what it lacks is lost.
 fn was_ready(group: &GroupSeen, observed: &Observed) -> bool {
-    !group.deleting && observed.known(group).is_some_and(|known| known.epoch > 0)
+    !group.deleting && observed.known(group).is_some_and(|known| known.served)
 }
 
 fn serving_groups(observed: &Observed) -> usize {
@@ -152,6 +152,7 @@ fn one(group: &GroupSeen, observed: &Observed) -> GroupStatus {
         revision: Some(group.revision.to_string()),
         // A worker that is away does not undo what was applied; the next revision begins anew.
         epoch: epochs.min().unwrap_or(0).max(known.map_or(0, |known| known.epoch)),
+        served: group.is_available() || known.is_some_and(|known| known.served),
         traffic: Some(if group.is_open() { Traffic::Open } else { Traffic::Closed }),
         message: trouble::of(group).map(|trouble| trouble.message),
         restarts: restarts::history(group, known.map_or(&[], |known| &known.restarts)),
@@ -199,6 +200,8 @@ fn available(picture: &Picture<'_>, conditions: &mut Conditions<'_>) {
     if routers == 0 {
         let why = picture.observed.router.why("its pods are starting");
         conditions.set(kind, false, Reason::RouterUnavailable, format!("no router answers: {why}"));
+    } else if !picture.observed.router.has_service {
+        conditions.set(kind, false, Reason::RouterUnavailable, "no Service of this deployment leads to its routers");
     } else if picture.scene.checked.replicas == 0 && serving == 0 {
         conditions.set(kind, false, Reason::ScaledToZero, "spec.replicas is 0: the router answers 503 with Retry-After");
     } else if serving == 0 {
@@ -223,7 +226,14 @@ fn progress(picture: &Picture<'_>) -> (bool, Reason, String) {
     let old = observed.groups.iter().filter(|group| group.revision != *picture.revision).count();
     match picture.rolling.blocked {
         Some(Blocked::Paused) => {
-            return (false, Reason::RolloutPaused, format!("rollout.paused is set: {updated} of {replicas} groups are up to date"));
+            return (
+                false,
+                Reason::RolloutPaused,
+                format!(
+                    "rollout.paused is set: {updated} of {replicas} groups are up to date, {} are there",
+                    updated as usize + old
+                ),
+            );
         }
         Some(Blocked::NoHandoverTarget) => {
             let message = format!(

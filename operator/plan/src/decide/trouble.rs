@@ -54,12 +54,25 @@ pub fn of(group: &GroupSeen) -> Option<Trouble> {
     Some(found.unwrap_or_else(|| passing(group, &name)))
 }
 
+/// Volumes with files of the model.
+const OUR_VOLUMES: [&str; 3] = ["model", "model-cache", "hub-token"];
+/// Volumes of ours with something else in them.
+const VOLUMES_OF_OTHERS: [(&str, Reason); 1] = [("tls", Reason::CertificatesUnavailable)];
+
 /// Images, containers and volumes.
 fn pods_in_trouble(group: &GroupSeen) -> Option<Trouble> {
     group.pods.iter().filter(|pod| !pod.deleting).find_map(|pod| {
         if let Some(message) = &pod.volumes {
-            let message = format!("pod {}: its volumes are not there: {message}", pod.name);
-            return Some(Trouble::help(Reason::WeightsUnavailable, message));
+            let reason = match VOLUMES_OF_OTHERS.iter().find(|(volume, _)| message.contains(&format!("volume \"{volume}\""))) {
+                Some((_, reason)) => *reason,
+                None if message.contains("volume \"")
+                    && !OUR_VOLUMES.iter().any(|volume| message.contains(&format!("\"{volume}\""))) =>
+                {
+                    Reason::ContainerNotCreated
+                }
+                None => Reason::WeightsUnavailable,
+            };
+            return Some(Trouble::help(reason, format!("pod {}: its volumes are not there: {message}", pod.name)));
         }
         not_started(pod)
     })

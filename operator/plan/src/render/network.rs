@@ -30,7 +30,8 @@ pub fn policies(scene: &Scene<'_>) -> Vec<Object> {
         "ingress": [{"ports": [port(ROUTER_PORT)]}],
     }});
     vec![
-        scene.object(Kind::NetworkPolicy, name, "deployment", deny),
+        // Not the bare name: a deployment `x-worker` beside `x` would meet the policy of x's workers.
+        scene.object(Kind::NetworkPolicy, &format!("{name}-default-deny"), "deployment", deny),
         scene.object(Kind::NetworkPolicy, &scene.checked.name.worker(), WORKER, worker),
         scene.object(Kind::NetworkPolicy, &scene.checked.name.router(), ROUTER, router),
     ]

@@ -32,7 +32,7 @@ pub struct World {
 impl World {
     pub fn new() -> Self {
         let now = "2026-01-01T00:00:00Z".parse().unwrap();
-        let router = RouterSeen { available: 1, settled: true, certified: true, ..RouterSeen::default() };
+        let router = RouterSeen { available: 1, settled: true, certified: true, has_service: true, ..RouterSeen::default() };
         Self {
             now,
             status: DeploymentStatus::default(),
