@@ -233,3 +233,13 @@ fn a_plain_group_stays_until_every_router_can_speak_to_encrypted_ones() {
     }
     assert_eq!(traffic(&world), [(false, true)]);
 }
+
+#[test]
+fn fewer_groups_of_another_revision_are_reached_without_a_gap() {
+    let mut world = World::new();
+    settle(&mut world, &spec("replicas: 2"), 2, 0);
+    world.now += SignedDuration::from_secs(60);
+    // One goes, its successor comes in its place, then the other goes.
+    settle(&mut world, &spec("replicas: 1\nexperts: {loss: {waitSeconds: 9}}"), 3, 1);
+    assert_eq!(world.groups.len(), 1);
+}

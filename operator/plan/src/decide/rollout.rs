@@ -160,7 +160,12 @@ fn create(wish: &Wish<'_>, current: &[&GroupSeen], rolling: &mut Rolling) {
     let missing = (wish.replicas as usize).saturating_sub(staying);
     // A deleted group holds its GPUs until its pods are gone.
     let room = (wish.replicas + wish.rollout.max_surge) as usize;
-    let room = room.saturating_sub(wish.groups.len());
+    let mut room = room.saturating_sub(wish.groups.len());
+    // Fewer groups are asked for in another revision: the successor of the last one takes the place of one that was too many.
+    let old = wish.groups.iter().filter(|group| group.revision != *wish.target).count();
+    if rolling.blocked == Some(Blocked::NoHandoverTarget) && old > wish.replicas as usize {
+        room = room.max(wish.groups.iter().filter(|group| group.deleting || rolling.is_deleted(group)).count());
+    }
     let taken = |index: &u32| wish.groups.iter().any(|group| group.index == *index && group.revision == *wish.target);
     rolling.create = (0..).filter(|index| !taken(index)).take(missing.min(room)).collect();
 }
