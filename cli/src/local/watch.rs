@@ -87,12 +87,15 @@ pub fn is_transient(status: &Status) -> bool {
 
 /// An error with its causes, in one line.
 pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
+    let mut words = error.to_string();
     let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        // Many errors print their cause themselves.
+        if !words.contains(&more) {
+            words = format!("{words}: {more}");
+        }
+        cause = error.source();
     }
-    text
+    words
 }

@@ -243,3 +243,12 @@ fn fewer_groups_of_another_revision_are_reached_without_a_gap() {
     settle(&mut world, &spec("replicas: 1\nexperts: {loss: {waitSeconds: 9}}"), 3, 1);
     assert_eq!(world.groups.len(), 1);
 }
+
+#[test]
+fn an_edit_that_waits_reads_no_weights() {
+    let mut world = World::new();
+    settle(&mut world, &spec("replicas: 1"), 1, 0);
+    let waits = world.decide(&spec("replicas: 1\nrollout: {paused: true}\nexperts: {loss: {waitSeconds: 9}}")).status;
+    assert_eq!(is(&waits, ConditionType::Progressing).1, Reason::RolloutPaused);
+    assert_eq!(is(&waits, ConditionType::WeightsReady), (ConditionStatus::True, Reason::WeightsLoaded));
+}

@@ -180,6 +180,10 @@ fn weights_ready(picture: &Picture<'_>, conditions: &mut Conditions<'_>) {
     if asked == 0 {
         return;
     }
+    // Nothing reads before a group of the revision is there.
+    if pods().next().is_none() && serving_groups(picture.observed) > 0 {
+        return conditions.keep(ConditionType::WeightsReady);
+    }
     let loaded = |phase: WorkerPhase| matches!(phase, WorkerPhase::Connecting | WorkerPhase::Ready | WorkerPhase::Draining);
     // A pod that is ready holds them, also before its worker was heard: a new leader hears them one by one.
     let holds = |pod: &PodSeen| pod.ready || pod.worker.as_ref().is_some_and(|worker| loaded(worker.phase));
@@ -330,7 +334,7 @@ fn degraded(picture: &Picture<'_>, conditions: &mut Conditions<'_>) {
         let (used, last) = (restarts::used(&group.restarts, budget, resumed, now), group.restarts.first());
         let how = last.map(|record| format!("; last: pod {}, {}", record.pod, record.how)).unwrap_or_default();
         let message = format!(
-            "group {}: {used} ends within {} s, the budget is {}{how}; it is kept for diagnosis; kubectl m1 resume gives it another",
+            "group {}: {used} ends within {} s, the budget is {}{how}; its pods stay, and the kubelet tries them with its own pauses; kubectl m1 resume gives it another",
             group.index, budget.window_seconds, budget.restarts
         );
         conditions.set(kind, true, Reason::RestartBudgetExhausted, message);
