@@ -289,6 +289,27 @@ fn a_container_that_somebody_put_beside_ours_is_named() {
 }
 
 #[test]
+fn a_volume_that_is_missing_is_called_by_what_is_in_it() {
+    let mut world = World::new();
+    let checked = spec("replicas: 1");
+    world.step(&checked);
+    let mut called = |words: &str| {
+        world.group(0).pods[0].volumes = Some(words.into());
+        is(&world.decide(&checked).status, ConditionType::Ready).1
+    };
+    let failed = |volume: &str, why: &str| format!("MountVolume.SetUp failed for volume \"{volume}\" : {why}");
+    assert_eq!(called(&failed("model", "hostPath type check failed")), Reason::WeightsUnavailable);
+    assert_eq!(called(&failed("hub-token", "secret \"token\" not found")), Reason::WeightsUnavailable);
+    assert_eq!(
+        called(&failed("pvc-0a1b", "the disk is gone")),
+        Reason::WeightsUnavailable,
+        "a claim's volume has a name of its own"
+    );
+    assert_eq!(called(&failed("tls", "secret \"m1-members-tls\" not found")), Reason::CertificatesUnavailable);
+    assert_eq!(called(&failed("mine", "configmap \"nope\" not found")), Reason::ContainerNotCreated);
+}
+
+#[test]
 fn pods_that_hold_their_weights_and_never_meet_are_called_stalled() {
     let mut world = World::new();
     let checked = spec("replicas: 1");

@@ -54,28 +54,26 @@ pub fn of(group: &GroupSeen) -> Option<Trouble> {
     Some(found.unwrap_or_else(|| passing(group, &name)))
 }
 
-/// Volumes with files of the model.
-const OUR_VOLUMES: [&str; 3] = ["model", "model-cache", "hub-token"];
-/// Volumes of ours with something else in them.
-const VOLUMES_OF_OTHERS: [(&str, Reason); 1] = [("tls", Reason::CertificatesUnavailable)];
-
 /// Images, containers and volumes.
 fn pods_in_trouble(group: &GroupSeen) -> Option<Trouble> {
     group.pods.iter().filter(|pod| !pod.deleting).find_map(|pod| {
         if let Some(message) = &pod.volumes {
-            let reason = match VOLUMES_OF_OTHERS.iter().find(|(volume, _)| message.contains(&format!("volume \"{volume}\""))) {
-                Some((_, reason)) => *reason,
-                None if message.contains("volume \"")
-                    && !OUR_VOLUMES.iter().any(|volume| message.contains(&format!("\"{volume}\""))) =>
-                {
-                    Reason::ContainerNotCreated
-                }
-                None => Reason::WeightsUnavailable,
-            };
-            return Some(Trouble::help(reason, format!("pod {}: its volumes are not there: {message}", pod.name)));
+            return Some(Trouble::help(of_volume(message), format!("pod {}: its volumes are not there: {message}", pod.name)));
         }
         not_started(pod)
     })
+}
+
+/// What is missing where a volume is, in the kubelet's words: a claim is called by its volume's name in the cluster, which nobody here knows.
+fn of_volume(message: &str) -> Reason {
+    let name = message.split_once("volume \"").and_then(|(_, rest)| rest.split_once('"')).map(|(name, _)| name);
+    let files = || ["configmap \"", "secret \""].iter().any(|word| message.contains(word));
+    match name {
+        Some("tls") => Reason::CertificatesUnavailable,
+        Some("model" | "model-cache" | "hub-token") | None => Reason::WeightsUnavailable,
+        Some(_) if files() => Reason::ContainerNotCreated,
+        Some(_) => Reason::WeightsUnavailable,
+    }
 }
 
 /// A container of a pod that cannot be started: its own, or one beside it.
