@@ -181,6 +181,7 @@ pub fn next_step(reason: Reason, message: &str, name: &str, namespace: &str) -> 
         Some(pod) => format!("kubectl -n {namespace} logs {pod}{more}"),
         None => format!("kubectl -n {namespace} logs POD{more}, of a pod that is not ready"),
     };
+    let quota = || format!("raise the quota or change the policy that the message names; kubectl -n {namespace} get quota");
     let select = format!("-n {namespace} -l serving.minimax-m1.dev/name={name}");
     Some(match reason {
         // The cluster lacks a kind; the spec is right.
@@ -203,9 +204,7 @@ pub fn next_step(reason: Reason, message: &str, name: &str, namespace: &str) -> 
         }
         Reason::WriteRefused => "the API server's words name the object: a quota, a policy, or a field of podTemplate".to_owned(),
         Reason::Unschedulable => "add nodes, free some, or ask for less; kubectl get nodes -L nvidia.com/gpu.memory".to_owned(),
-        Reason::PodsRefused => {
-            format!("raise the quota or change the policy that the message names; kubectl -n {namespace} get quota")
-        }
+        Reason::PodsRefused => quota(),
         Reason::ImageUnavailable => "correct spec.worker.image or spec.router.image, or set imagePullSecrets".to_owned(),
         Reason::CertificatesUnavailable => {
             format!(
@@ -219,9 +218,7 @@ pub fn next_step(reason: Reason, message: &str, name: &str, namespace: &str) -> 
             format!("none while pods start; else they do not reach one another (network policies, DNS): {}", logs(" --tail=50"))
         }
         Reason::Stalled => format!("it does not pass by itself: {}", logs(" --tail=50")),
-        Reason::RouterUnavailable if message.contains("refused by the cluster") => {
-            format!("raise the quota or change the policy that the message names; kubectl -n {namespace} get quota")
-        }
+        Reason::RouterUnavailable if message.contains("refused by the cluster") => quota(),
         Reason::RouterUnavailable => format!("kubectl describe pods {select},app.kubernetes.io/component=router"),
         Reason::WeightsUnavailable if FINAL.iter().any(|word| message.contains(word)) => {
             format!("mend what the message names (docs/weights.md), then: kubectl m1 restart {name} -n {namespace}")

@@ -213,7 +213,15 @@ struct Warnings<'a> {
 impl Warnings<'_> {
     /// The newest about an object that is old enough, and not over.
     fn about(&mut self, kind: &str, name: &str, created: Option<Timestamp>) -> Option<String> {
+        self.about_since(kind, name, created, None)
+    }
+
+    /// The same, of what was said not before `since`.
+    fn about_since(&mut self, kind: &str, name: &str, created: Option<Timestamp>, since: Option<Timestamp>) -> Option<String> {
         let (said, words) = self.cache.warning(self.key, kind, name)?;
+        if said.zip(since).is_some_and(|(said, since)| said < since) {
+            return None;
+        }
         let young = too_young(created, self.now);
         let counts = match (kind, said) {
             ("Pod", Some(said)) => Duration::try_from((said + MOUNTS).duration_since(self.now)).unwrap_or_default(),
@@ -230,9 +238,7 @@ impl Warnings<'_> {
             if (group.pods.len() as u32) < group.replicas {
                 // What was refused before the newest pod was made is over.
                 let newest = group.pods.iter().filter_map(|pod| pod.created).max();
-                let over = |said: Option<Timestamp>| said.zip(newest).is_some_and(|(said, newest)| said < newest);
-                let words = self.cache.warning(self.key, "StatefulSet", &group.name).filter(|(said, _)| !over(*said));
-                group.refusal = words.and_then(|_| self.about("StatefulSet", &group.name, Some(group.created)));
+                group.refusal = self.about_since("StatefulSet", &group.name, Some(group.created), newest);
             }
             // The pods of a group share their volumes: one tells for all.
             if let Some(pod) = group.pods.iter_mut().find(|pod| waits_for_volumes(pod)) {

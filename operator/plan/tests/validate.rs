@@ -263,18 +263,11 @@ fn fields_for_a_cluster_are_listed_not_refused() {
 
 /// What the CEL rules of the CRD say, anywhere in it; of a transition nothing can be known offline.
 fn rules(schema: &serde_json::Value, found: &mut Vec<String>) {
-    let rules = schema.get("x-kubernetes-validations").and_then(|rules| rules.as_array()).into_iter().flatten();
-    let still = rules.filter(|rule| !rule["rule"].as_str().unwrap().contains("oldSelf"));
-    found.extend(still.map(|rule| rule["message"].as_str().unwrap().to_owned()));
-    let below = schema.as_object().map(|fields| fields.values().collect::<Vec<_>>());
-    let below = below.or_else(|| schema.as_array().map(|items| items.iter().collect())).unwrap_or_default();
-    below.into_iter().for_each(|schema| rules_below(schema, found));
-}
-
-fn rules_below(schema: &serde_json::Value, found: &mut Vec<String>) {
-    if schema.is_object() || schema.is_array() {
-        rules(schema, found);
+    if schema["rule"].as_str().is_some_and(|rule| !rule.contains("oldSelf")) {
+        found.push(schema["message"].as_str().unwrap().to_owned());
     }
+    let fields = schema.as_object().into_iter().flat_map(serde_json::Map::values);
+    fields.chain(schema.as_array().into_iter().flatten()).for_each(|below| rules(below, found));
 }
 
 #[test]

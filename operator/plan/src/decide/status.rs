@@ -83,13 +83,13 @@ pub fn refused(refusal: &Refusal, observed: &Observed, opened: &Opened<'_>) -> D
     }
     conditions.set(ConditionType::Progressing, false, refusal.reason, "nothing changes until the spec is accepted");
     conditions.set(ConditionType::Ready, false, refusal.reason, &refusal.message);
-    match observed.groups.iter().filter(|group| was_ready(group, observed)).find_map(trouble::of) {
-        Some(trouble) => conditions.set(ConditionType::Degraded, true, trouble.reason, trouble.message),
-        None if opened.stuck.is_some() => {
-            let words = opened.stuck_words("mend the spec, and add a group (replicas: 2)").unwrap_or_default();
-            conditions.set(ConditionType::Degraded, true, Reason::NoHandoverTarget, words);
-        }
-        None => conditions.set(ConditionType::Degraded, false, Reason::AllThere, ALL_THERE),
+    let lost = observed.groups.iter().filter(|group| was_ready(group, observed)).find_map(trouble::of);
+    if let Some(trouble) = lost {
+        conditions.set(ConditionType::Degraded, true, trouble.reason, trouble.message);
+    } else if let Some(message) = opened.stuck_words("mend the spec, and add a group (replicas: 2)") {
+        conditions.set(ConditionType::Degraded, true, Reason::NoHandoverTarget, message);
+    } else {
+        conditions.set(ConditionType::Degraded, false, Reason::AllThere, ALL_THERE);
     }
     let counted = counters(observed, None);
     let groups = observed.groups.iter().filter(|group| !group.deleting).map(|group| one(group, observed)).collect();
@@ -230,14 +230,9 @@ fn progress(picture: &Picture<'_>) -> (bool, Reason, String) {
     let old = observed.groups.iter().filter(|group| group.revision != *picture.revision).count();
     match picture.rolling.blocked {
         Some(Blocked::Paused) => {
-            return (
-                false,
-                Reason::RolloutPaused,
-                format!(
-                    "rollout.paused is set: {updated} of {replicas} groups are up to date, {} are there",
-                    updated as usize + old
-                ),
-            );
+            let there = updated as usize + old;
+            let message = format!("rollout.paused is set: {updated} of {replicas} groups are up to date, {there} are there");
+            return (false, Reason::RolloutPaused, message);
         }
         Some(Blocked::NoHandoverTarget) => {
             let message = format!(
