@@ -1,8 +1,17 @@
 //! Logs on stderr. `RUST_LOG` is the filter (default `info`), `M1_LOG_FORMAT` is `text` (default) or `json`. Standard output stays free for results.
+//!
+//! Nobody waits for whoever reads stderr: lines go through a bounded queue to a thread of their own, and those that find it full are counted and dropped.
 
 use std::str::FromStr;
+use std::sync::OnceLock;
 
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
+
+/// Lines that wait to be written: some megabytes, and a second of a process that says a line for everything it does.
+const LINES: usize = 16_384;
+
+static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 
 /// Why logs cannot be set up.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -50,21 +59,34 @@ impl FromStr for Format {
     }
 }
 
+/// The logs of this process. Dropping it writes what waits, for at most a second.
+#[derive(Debug)]
+#[must_use]
+pub struct Logs(#[expect(dead_code, reason = "its end writes what waits")] WorkerGuard);
+
+/// Lines that were dropped because nobody read them.
+pub fn dropped() -> u64 {
+    DROPPED.get().map_or(0, |counter| counter.dropped_lines() as u64)
+}
+
 /// Sets up the logs of this process and says that `component` starts.
 ///
 /// # Errors
 /// A bad `RUST_LOG` or `M1_LOG_FORMAT`, or a second call.
-pub fn init(component: &'static str) -> Result<(), LogError> {
+pub fn init(component: &'static str) -> Result<Logs, LogError> {
     let format = std::env::var("M1_LOG_FORMAT").unwrap_or_default().parse()?;
     let filter = filter(&std::env::var("RUST_LOG").unwrap_or_default())?;
-    let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let (writer, guard) = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES).finish(std::io::stderr());
+    let counter = writer.error_counter();
+    let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     let set = match format {
         Format::Text => base.with_ansi(false).try_init(),
         Format::Json => base.json().flatten_event(true).try_init(),
     };
     set.map_err(|_| LogError::Twice)?;
+    DROPPED.get_or_init(|| counter);
     tracing::info!(component, version = env!("CARGO_PKG_VERSION"), "starting");
-    Ok(())
+    Ok(Logs(guard))
 }
 
 fn filter(text: &str) -> Result<EnvFilter, LogError> {
