@@ -5,15 +5,20 @@
 //! [`Executor`] and turns the crank:
 //!
 //! ```text
-//! submit / cancel / finish
+//! submit / cancel
 //! next_step(executor) -> Step -> executor.begin_step(step.batch)
 //!     per layer: executor.attention -> route(step, layer, routing) -> experts -> executor.combine
-//! executor.end_step(logits) -> complete(step, logits) -> Outcomes        or fail(step, failure) -> Outcomes
-//! per token of the outcomes: set_reasoning_open, finish (a stop text), before the next step
+//!     what some rows cannot have: step.give_up(row, failure)
+//! executor.end_step(logits) -> complete(step, logits, hear) -> Outcomes        or fail(step, failure) -> Outcomes
 //! ```
+//!
+//! Every sequence that is submitted ends in exactly one `Finished`, or is cancelled: whatever meets in one step, the engine
+//! alone decides. So what a token's text means (a stop text, the reasoning) is asked of the caller while it decides, never
+//! told afterwards.
 
 mod allowed;
 mod executor;
+mod reasoning;
 mod routing;
 mod sampler;
 mod scheduler;
@@ -22,8 +27,8 @@ mod step;
 
 pub use allowed::AllowedIds;
 pub use executor::{Assignment, Batch, Executor, ExecutorError, LayerRouting, Segment, SlotId, UNUSED};
-pub use routing::{RoutingCounts, RoutingError, RoutingShape, apply_threshold};
+pub use routing::{RoutingCounts, RoutingError, RoutingShape, TallyId, apply_threshold};
 pub use sampler::{Ids, SampleError, Sampler, Sampling, TokenLogprobs};
 pub use scheduler::{Occupancy, Scheduler, SchedulerConfig, SchedulerError};
 pub use spec::{Limits, MAX_TOP_LOGPROBS, SequenceRequest, SequenceSpec, SpecError, ThinkingBudget};
-pub use step::{Failure, Finish, Outcome, SequenceId, Step, StepKind, Usage};
+pub use step::{Failure, Finish, Heard, Outcome, SequenceId, Step, StepKind, Usage};

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::allowed::AllowedIds;
 use crate::executor::SlotId;
-use crate::routing::{RoutingCounts, RoutingShape, StepRouting};
+use crate::routing::{RoutingCounts, RoutingShape, StepRouting, TallyId};
 use crate::sampler::Sampler;
 use crate::spec::{Limits, SequenceSpec};
 use crate::step::{Failure, Finish, Outcome, SequenceId, Step, StepKind};
@@ -48,6 +48,8 @@ pub struct Occupancy {
     pub kv_blocks_used: u32,
     /// KV blocks there are.
     pub kv_blocks_total: u32,
+    /// KV blocks that those who wait will reserve.
+    pub kv_blocks_waiting: u32,
 }
 
 /// The sequences of one worker and the order they are served in.
@@ -71,6 +73,7 @@ pub struct Scheduler {
     shape: RoutingShape,
     staged: StepRouting,
     routing: RoutingCounts,
+    tallies: BTreeMap<TallyId, RoutingCounts>,
 }
 
 impl Scheduler {
@@ -109,6 +112,7 @@ impl Scheduler {
             shape,
             staged: StepRouting::new(shape),
             routing: RoutingCounts::new(shape),
+            tallies: BTreeMap::new(),
         })
     }
 
@@ -142,27 +146,13 @@ impl Scheduler {
         self.release(id).is_some()
     }
 
-    /// Ends a sequence for a reason seen outside, such as a stop text. Rows of it in the step in flight are ignored.
-    /// `None` where there is no such sequence (any more).
-    pub fn finish(&mut self, id: SequenceId, finish: Finish) -> Option<Outcome> {
-        self.release(id).map(|sequence| sequence.finished(id, finish))
-    }
-
     /// Ends every sequence, waiting ones too, with this failure. The step in flight, if any, is still to be handed back.
     pub fn fail_all(&mut self, failure: &Failure, out: &mut Vec<Outcome>) {
         // The waiting ones first: none of them is let in by the end of another.
         let waiting: Vec<SequenceId> = self.waiting.iter().rev().map(|(id, _)| *id).collect();
         let running: Vec<SequenceId> = self.running.keys().copied().collect();
         let ids = waiting.into_iter().chain(running);
-        out.extend(ids.filter_map(|id| self.finish(id, Finish::Failed(failure.clone()))));
-    }
-
-    /// Tells whether the text said so far ends inside the reasoning: what the thinking budget counts and closes. Call it
-    /// before the next step is asked for.
-    pub fn set_reasoning_open(&mut self, id: SequenceId, open: bool) {
-        if let Some(sequence) = self.running.get_mut(&id) {
-            sequence.set_reasoning_open(open);
-        }
+        out.extend(ids.filter_map(|id| self.end(id, Finish::Failed(failure.clone()))));
     }
 
     /// What is used now.
@@ -176,6 +166,7 @@ impl Scheduler {
             slots_total: slots,
             kv_blocks_used: self.kv_blocks_used as u32,
             kv_blocks_total: kv_blocks,
+            kv_blocks_waiting: self.waiting.iter().fold(0u32, |sum, (_, spec)| sum.saturating_add(spec.kv_blocks() as u32)),
         }
     }
 
@@ -189,6 +180,27 @@ impl Scheduler {
         &self.routing
     }
 
+    /// The same, of the sequences that named a tally, for each that is kept; weights are not.
+    pub fn tallies(&self) -> impl Iterator<Item = (TallyId, &RoutingCounts)> {
+        self.tallies.iter().map(|(&id, counts)| (id, counts))
+    }
+
+    /// One tally; `None` before its first token.
+    pub fn tally(&self, id: TallyId) -> Option<&RoutingCounts> {
+        self.tallies.get(&id)
+    }
+
+    /// Forgets tallies that nobody asks for any more.
+    pub fn keep_tallies(&mut self, mut keep: impl FnMut(TallyId) -> bool) {
+        self.tallies.retain(|&id, _| keep(id));
+    }
+
+    /// The one way in which a sequence ends with a word: it is taken out, so there is no second time. `None` where there is
+    /// no such sequence (any more).
+    fn end(&mut self, id: SequenceId, finish: Finish) -> Option<Outcome> {
+        self.release(id).map(|sequence| sequence.finished(id, finish))
+    }
+
     fn fits(&self, spec: &SequenceSpec) -> bool {
         let limits = &self.config.limits;
         self.running.len() < limits.slots as usize && self.kv_blocks_used + spec.kv_blocks() <= u64::from(limits.kv_blocks)
@@ -196,7 +208,7 @@ impl Scheduler {
 
     fn admit(&mut self, id: SequenceId, spec: SequenceSpec) {
         self.kv_blocks_used += spec.kv_blocks();
-        self.running.insert(id, Sequence::new(spec, RoutingCounts::new(self.shape)));
+        self.running.insert(id, Sequence::new(spec, self.shape));
         self.prefilling.push_back(id);
     }
 
@@ -222,7 +234,7 @@ impl Scheduler {
             None => {
                 let place = self.waiting.iter().position(|(waiting, _)| *waiting == id)?;
                 let (_, spec) = self.waiting.remove(place)?;
-                Sequence::new(spec, RoutingCounts::new(self.shape))
+                Sequence::new(spec, self.shape)
             }
         };
         // A waiting one that leaves may have held up those behind it.

@@ -1,6 +1,9 @@
 //! What a caller asks for, checked once: a [`SequenceSpec`] can be served by this worker, or there is none.
 
+use crate::reasoning::Reasoning;
+use crate::routing::TallyId;
 use crate::sampler::Sampling;
+use crate::step::Heard;
 
 /// Most ids whose log-probabilities can be asked for beside the chosen one; OpenAI's own limit.
 pub const MAX_TOP_LOGPROBS: u32 = 20;
@@ -44,9 +47,11 @@ pub struct ThinkingBudget {
 /// A request as it came. [`SequenceSpec::new`] checks it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SequenceRequest {
-    /// Prompt ids; with a resumed sequence, followed by what it has said.
+    /// Prompt ids.
     pub prompt: Vec<u32>,
-    /// Output tokens at most; at least 1.
+    /// What earlier attempts generated. It follows the prompt and counts as output: draws, budgets and lengths go on from it.
+    pub said: Vec<u32>,
+    /// Output tokens at most, said ones among them; at least 1 more than those.
     pub max_tokens: u32,
     /// How ids are drawn.
     pub sampling: Sampling,
@@ -62,6 +67,10 @@ pub struct SequenceRequest {
     pub prefill_chunk: u32,
     /// Return the logits of every position. Such a sequence draws from the whole vocabulary: nothing is masked.
     pub raw_logits: bool,
+    /// The sequence's own counts of experts are not kept, only their totals.
+    pub omit_routing: bool,
+    /// Whose experts these are counted with, beside the worker's own.
+    pub tally: Option<TallyId>,
 }
 
 impl SequenceRequest {
@@ -69,6 +78,7 @@ impl SequenceRequest {
     pub fn greedy(prompt: Vec<u32>, max_tokens: u32) -> Self {
         Self {
             prompt,
+            said: Vec::new(),
             max_tokens,
             sampling: Sampling::GREEDY,
             stop_ids: Vec::new(),
@@ -77,6 +87,8 @@ impl SequenceRequest {
             logprobs: 0,
             prefill_chunk: 0,
             raw_logits: false,
+            omit_routing: false,
+            tally: None,
         }
     }
 }
@@ -86,32 +98,52 @@ impl SequenceRequest {
 pub struct SequenceSpec {
     request: SequenceRequest,
     kv_blocks: u64,
+    /// As it stands after what was said.
+    reasoning: Reasoning,
 }
 
 impl SequenceSpec {
-    /// Checks a request against what this worker holds.
+    /// Checks a request whose text means nothing against what this worker holds.
     ///
     /// # Errors
     /// The first field that is wrong, with what was given and what is allowed.
     pub fn new(request: SequenceRequest, limits: &Limits) -> Result<Self, SpecError> {
+        Self::heard(request, limits, false, |_| Heard::default())
+    }
+
+    /// Checks a request against what this worker holds. `opened`: the prompt ends inside the reasoning; `hear` says what the
+    /// text of each said token means, in order.
+    ///
+    /// # Errors
+    /// The first field that is wrong, with what was given and what is allowed.
+    pub fn heard(
+        request: SequenceRequest,
+        limits: &Limits,
+        opened: bool,
+        mut hear: impl FnMut(u32) -> Heard,
+    ) -> Result<Self, SpecError> {
         check_ids(&request, limits)?;
         check_numbers(&request)?;
-        let tokens = request.prompt.len() as u64 + u64::from(request.max_tokens);
+        let (prompt, max_tokens) = (request.prompt.len() as u64, request.max_tokens);
+        let tokens = prompt + u64::from(max_tokens);
         if tokens > u64::from(limits.max_context) {
-            return Err(SpecError::BeyondWindow {
-                prompt: request.prompt.len() as u64,
-                max_tokens: request.max_tokens,
-                window: limits.max_context,
-            });
+            return Err(SpecError::BeyondWindow { prompt, max_tokens, window: limits.max_context });
         }
         if tokens > limits.kv_tokens() {
-            return Err(SpecError::BeyondKv {
-                prompt: request.prompt.len() as u64,
-                max_tokens: request.max_tokens,
-                kv_tokens: limits.kv_tokens(),
-            });
+            return Err(SpecError::BeyondKv { prompt, max_tokens, kv_tokens: limits.kv_tokens() });
         }
-        Ok(Self { request, kv_blocks: limits.blocks_of(tokens) })
+        let mut reasoning = Reasoning::new(opened);
+        for (index, &id) in request.said.iter().enumerate() {
+            if request.stop_ids.contains(&id) {
+                return Err(SpecError::SaidStopId { index, id });
+            }
+            let heard = hear(id);
+            if heard.stop {
+                return Err(SpecError::SaidStopText { index });
+            }
+            reasoning.said(id, heard.reasoning_open, request.thinking.as_ref());
+        }
+        Ok(Self { request, kv_blocks: limits.blocks_of(tokens), reasoning })
     }
 
     /// The request, checked.
@@ -123,6 +155,17 @@ impl SequenceSpec {
     pub fn prompt_tokens(&self) -> u32 {
         // Fits: the constructor holds it below the window.
         self.request.prompt.len() as u32
+    }
+
+    /// Tokens that are there before the first draw: the prompt and what was said.
+    pub(crate) fn given_tokens(&self) -> u32 {
+        // Fits: what was said is shorter than max_tokens.
+        self.prompt_tokens() + self.request.said.len() as u32
+    }
+
+    /// Where the reasoning stands before the first draw.
+    pub(crate) fn reasoning(&self) -> Reasoning {
+        self.reasoning
     }
 
     /// KV blocks of the prompt and all output.
@@ -140,6 +183,7 @@ fn check_ids(request: &SequenceRequest, limits: &Limits) -> Result<(), SpecError
         None => Ok(()),
     };
     within("prompt", &request.prompt)?;
+    within("said", &request.said)?;
     if let Some(thinking) = &request.thinking {
         if thinking.close_ids.is_empty() {
             return Err(SpecError::NoCloseIds);
@@ -153,6 +197,9 @@ fn check_numbers(request: &SequenceRequest) -> Result<(), SpecError> {
     let Sampling { temperature, top_p, .. } = request.sampling;
     if request.max_tokens == 0 {
         return Err(SpecError::NoMaxTokens);
+    }
+    if request.said.len() as u64 >= u64::from(request.max_tokens) {
+        return Err(SpecError::SaidAll { said: request.said.len(), max_tokens: request.max_tokens });
     }
     if !temperature.is_finite() || temperature < 0.0 {
         return Err(SpecError::Temperature { given: temperature });
@@ -194,6 +241,28 @@ pub enum SpecError {
     /// Nothing to generate.
     #[error("max_tokens is 0; at least 1 is needed")]
     NoMaxTokens,
+    /// Nothing left to generate.
+    #[error("said holds {said} tokens; up to {} are allowed (max_tokens - 1)", .max_tokens.saturating_sub(1))]
+    SaidAll {
+        /// Tokens said.
+        said: usize,
+        /// Output tokens asked for.
+        max_tokens: u32,
+    },
+    /// What was said had ended.
+    #[error("said[{index}] is {id}, one of stop_ids; ids that end no sequence are allowed")]
+    SaidStopId {
+        /// Its index in what was said.
+        index: usize,
+        /// The id given.
+        id: u32,
+    },
+    /// What was said had ended.
+    #[error("said[{index}] completes one of stop_strings; text that ends no sequence is allowed")]
+    SaidStopText {
+        /// Index of the token.
+        index: usize,
+    },
     /// Longer than a sequence may be.
     #[error("prompt ({prompt} tokens) + max_tokens ({max_tokens}) is {}; the window is {window} tokens", .prompt + u64::from(*.max_tokens))]
     BeyondWindow {
@@ -248,6 +317,8 @@ impl SpecError {
             Self::IdBeyondVocabulary { .. } => "IdBeyondVocabulary",
             Self::NoCloseIds => "NoCloseIds",
             Self::NoMaxTokens => "NoMaxTokens",
+            Self::SaidAll { .. } => "SaidAll",
+            Self::SaidStopId { .. } | Self::SaidStopText { .. } => "SaidEnded",
             Self::BeyondWindow { .. } => "BeyondWindow",
             Self::BeyondKv { .. } => "BeyondKv",
             Self::Temperature { .. } => "InvalidTemperature",
@@ -289,9 +360,22 @@ mod tests {
         refused(|r| r.expert_threshold = 0.5, "expert_threshold is 0.5; above 0.5 up to 1 is allowed");
         refused(|r| r.expert_threshold = 1.5, "expert_threshold is 1.5; above 0.5 up to 1 is allowed");
         refused(|r| r.logprobs = 22, "logprobs is 22; up to 21 is allowed (1 for the chosen token and 20 more)");
+        refused(|r| r.said = vec![1, 100], "said[1] is 100; the vocabulary has ids 0 to 99");
+        refused(|r| r.said = vec![1; 4], "said holds 4 tokens; up to 3 are allowed (max_tokens - 1)");
+        let ended = |r: &mut SequenceRequest| (r.said, r.stop_ids) = (vec![1, 9], vec![9]);
+        refused(ended, "said[1] is 9, one of stop_ids; ids that end no sequence are allowed");
         let budget = |close_ids| Some(ThinkingBudget { tokens: 5, close_ids });
         refused(|r| r.thinking = budget(vec![]), "thinking.close_ids is empty; the ids that close the reasoning are needed");
         refused(|r| r.thinking = budget(vec![1, 300]), "thinking.close_ids[1] is 300; the vocabulary has ids 0 to 99");
+    }
+
+    #[test]
+    fn what_was_said_must_not_have_ended_by_its_text() {
+        let request = SequenceRequest { said: vec![1, 2, 3], ..SequenceRequest::greedy(vec![1], 4) };
+        let hear = |id| Heard { stop: id == 2, reasoning_open: false };
+        let error = SequenceSpec::heard(request, &LIMITS, false, hear).unwrap_err();
+        assert_eq!(error.to_string(), "said[1] completes one of stop_strings; text that ends no sequence is allowed");
+        assert_eq!(error.reason(), "SaidEnded");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::executor::{Batch, ExecutorError};
-use crate::routing::RoutingCounts;
+use crate::routing::{RoutingCounts, TallyId};
 use crate::sampler::TokenLogprobs;
 
 /// A sequence of one worker; larger ids came later.
@@ -41,9 +41,51 @@ pub struct Step {
     pub owners: Vec<SequenceId>,
     /// The expert threshold of each segment.
     pub(crate) thresholds: Vec<f32>,
+    /// Whose experts each segment is counted with, beside the worker's own.
+    pub(crate) tallies: Vec<Option<TallyId>>,
+    /// Why a segment cannot be computed to its end while the others can.
+    pub(crate) given_up: Vec<Option<Failure>>,
 }
 
 impl Step {
+    /// A step without rows.
+    pub(crate) fn blank(kind: StepKind) -> Self {
+        let (owners, thresholds, tallies, given_up) = Default::default();
+        Self { kind, batch: Batch::default(), owners, thresholds, tallies, given_up }
+    }
+
+    /// Empties it, keeping its memory.
+    pub(crate) fn reset(&mut self, kind: StepKind) {
+        self.kind = kind;
+        self.batch.ids.clear();
+        self.batch.segments.clear();
+        self.batch.logit_rows.clear();
+        self.owners.clear();
+        self.thresholds.clear();
+        self.tallies.clear();
+        self.given_up.clear();
+    }
+
+    /// The sequence of this row cannot be computed any further: it ends with this failure when the step ends, none of its
+    /// rows counts, and the others go on. The first failure of a sequence is the one that is told.
+    pub fn give_up(&mut self, row: u32, failure: &Failure) {
+        let place = self.batch.segments.iter().position(|segment| (segment.start..segment.start + segment.tokens).contains(&row));
+        if let Some(given_up) = place.and_then(|place| self.given_up.get_mut(place)) {
+            given_up.get_or_insert_with(|| failure.clone());
+        }
+    }
+
+    /// Rows of the sequences that were given up.
+    pub fn given_up_rows(&self) -> impl Iterator<Item = Range<u32>> {
+        let segments = self.batch.segments.iter().zip(&self.given_up);
+        segments.filter(|(_, given_up)| given_up.is_some()).map(|(segment, _)| segment.start..segment.start + segment.tokens)
+    }
+
+    /// The sequences that were not given up.
+    pub fn wanted(&self) -> impl Iterator<Item = SequenceId> {
+        self.owners.iter().zip(&self.given_up).filter(|(_, given_up)| given_up.is_none()).map(|(&id, _)| id)
+    }
+
     /// Row ranges of the batch with their expert threshold.
     pub(crate) fn thresholds(&self) -> impl Iterator<Item = (Range<usize>, f32)> {
         let rows = |start: u32, tokens: u32| start as usize..(start + tokens) as usize;
@@ -51,9 +93,23 @@ impl Step {
     }
 }
 
+/// What an output token's text means. The caller says it of every token before the engine decides whether that was the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Heard {
+    /// A stop text is complete: the sequence ends with this token.
+    pub stop: bool,
+    /// The text ends inside the reasoning: what the thinking budget counts and closes.
+    pub reasoning_open: bool,
+}
+
 /// Something that happened to a sequence.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
+    /// It has left the queue, or a part of its prompt is read, and nothing else is to be told of that.
+    Progress {
+        /// The sequence.
+        id: SequenceId,
+    },
     /// The next output token.
     Token {
         /// The sequence.
@@ -74,7 +130,7 @@ pub enum Outcome {
         /// Rows of the step's logits.
         rows: Range<usize>,
     },
-    /// The last of a sequence; its slot and blocks are free.
+    /// The last of a sequence, once for each that was not cancelled; its slot and blocks are free.
     Finished {
         /// The sequence.
         id: SequenceId,
@@ -82,7 +138,7 @@ pub enum Outcome {
         finish: Finish,
         /// Tokens in and out.
         usage: Usage,
-        /// What the experts did for it.
+        /// What the experts did for it; without arrays where it did not want them.
         routing: Box<RoutingCounts>,
     },
 }
@@ -91,7 +147,7 @@ impl Outcome {
     /// The sequence it happened to.
     pub fn id(&self) -> SequenceId {
         match self {
-            Self::Token { id, .. } | Self::RawLogits { id, .. } | Self::Finished { id, .. } => *id,
+            Self::Progress { id } | Self::Token { id, .. } | Self::RawLogits { id, .. } | Self::Finished { id, .. } => *id,
         }
     }
 }
@@ -99,7 +155,7 @@ impl Outcome {
 /// Why a sequence ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finish {
-    /// A stop id came, or the caller saw a stop text.
+    /// A stop id came, or a stop text was heard.
     Stop,
     /// All tokens asked for were made.
     Length,
@@ -139,7 +195,7 @@ impl From<&ExecutorError> for Failure {
 pub struct Usage {
     /// Prompt tokens.
     pub prompt_tokens: u32,
-    /// Output tokens, the one that ended it and those the thinking budget fed included.
+    /// Output tokens; those said before, the one that ended it and those the thinking budget fed included.
     pub output_tokens: u32,
     /// Output tokens that came while the reasoning was open.
     pub reasoning_tokens: u32,

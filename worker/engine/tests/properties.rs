@@ -1,4 +1,7 @@
-//! Random arrivals, cancels, failures and chunk sizes: every sequence says what it would say alone, and nothing leaks.
+//! Random arrivals, cancels, failures, ends and chunk sizes: every sequence says what it would say alone, ends exactly once
+//! whatever meets in one step, and nothing leaks.
+//!
+//! `M1_ENGINE_CASES=100000 cargo test --release -p m1-engine --test properties` runs as many cases as it says.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says what failed by panicking")]
 
@@ -10,18 +13,39 @@ use m1_engine::*;
 use proptest::prelude::*;
 use support::*;
 
-/// An id that, once said, makes the caller end the sequence, as a stop text would.
+/// Cases where the environment names no number.
+const CASES: u32 = 3000;
+/// An id whose text completes a stop text.
 const TEXT_STOP: u32 = 7;
 const CLOSE: [u32; 2] = [65, 66];
 
 #[derive(Debug, Clone)]
 enum Op {
-    Submit(SequenceRequest),
-    Step,
-    /// A step during which the n-th sequence goes away.
-    CancelWithin(usize),
+    /// A sequence; so many of its tokens were said by an earlier attempt, as far as it says them.
+    Submit(SequenceRequest, usize),
+    Step(Vec<Within>, StepEnd),
     Cancel(usize),
-    FailStep,
+    FailAll,
+}
+
+/// What meets within one step.
+#[derive(Debug, Clone)]
+enum Within {
+    /// The n-th sequence goes away.
+    Cancel(usize),
+    /// What this row needs is nowhere to be had.
+    GiveUp(u32),
+    /// The worker stops, or its device breaks.
+    FailAll,
+    Submit(SequenceRequest),
+}
+
+#[derive(Debug, Clone, Copy)]
+enum StepEnd {
+    Complete,
+    Fail,
+    /// Logits that are not finite.
+    Broken,
 }
 
 fn request() -> impl Strategy<Value = SequenceRequest> {
@@ -37,26 +61,41 @@ fn request() -> impl Strategy<Value = SequenceRequest> {
         prop::option::of(0u32..4),
         prop::option::of(0..KNOWN),
         prop_oneof![Just(1.0f32), 0.55f32..0.99],
-        any::<bool>(),
+        any::<(bool, bool)>(),
     );
-    parts.prop_map(|(prompt, max_tokens, sampling, prefill_chunk, budget, stop, expert_threshold, raw_logits)| SequenceRequest {
-        sampling,
-        prefill_chunk,
-        stop_ids: stop.into_iter().collect(),
-        thinking: budget.map(|tokens| ThinkingBudget { tokens, close_ids: CLOSE.to_vec() }),
-        expert_threshold,
-        raw_logits,
-        ..SequenceRequest::greedy(prompt, max_tokens)
+    parts.prop_map(|(prompt, max_tokens, sampling, prefill_chunk, budget, stop, expert_threshold, (raw_logits, omit_routing))| {
+        SequenceRequest {
+            sampling,
+            prefill_chunk,
+            stop_ids: stop.into_iter().collect(),
+            thinking: budget.map(|tokens| ThinkingBudget { tokens, close_ids: CLOSE.to_vec() }),
+            expert_threshold,
+            raw_logits,
+            omit_routing,
+            tally: Some(TallyId(u64::from(omit_routing))),
+            ..SequenceRequest::greedy(prompt, max_tokens)
+        }
     })
 }
 
+fn within() -> impl Strategy<Value = Within> {
+    prop_oneof![
+        3 => (0usize..64).prop_map(Within::Cancel),
+        3 => (0u32..12).prop_map(Within::GiveUp),
+        1 => Just(Within::FailAll),
+        2 => request().prop_map(Within::Submit),
+    ]
+}
+
 fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let end = prop_oneof![12 => Just(StepEnd::Complete), 1 => Just(StepEnd::Fail), 1 => Just(StepEnd::Broken)];
+    let quiet = || Op::Step(Vec::new(), StepEnd::Complete);
     let op = prop_oneof![
-        4 => request().prop_map(Op::Submit),
-        8 => Just(Op::Step),
-        1 => any::<prop::sample::Index>().prop_map(|index| Op::CancelWithin(index.index(64))),
-        1 => any::<prop::sample::Index>().prop_map(|index| Op::Cancel(index.index(64))),
-        1 => Just(Op::FailStep),
+        8 => (request(), prop_oneof![2 => Just(0usize), 1 => 0usize..14]).prop_map(|(request, said)| Op::Submit(request, said)),
+        12 => Just(()).prop_map(move |()| quiet()),
+        6 => (prop::collection::vec(within(), 0..3), end).prop_map(|(within, end)| Op::Step(within, end)),
+        2 => (0usize..64).prop_map(Op::Cancel),
+        1 => Just(Op::FailAll),
     ];
     prop::collection::vec(op, 1..60)
 }
@@ -84,7 +123,7 @@ fn oracle(request: &SequenceRequest) -> (Vec<u32>, Finish) {
         reasoned += u32::from(open);
         seen.push(token);
         said.push(token);
-        if request.stop_ids.contains(&token) || token == TEXT_STOP && said.len() < request.max_tokens as usize {
+        if request.stop_ids.contains(&token) || token == TEXT_STOP {
             return (said, Finish::Stop);
         }
         if said.len() == request.max_tokens as usize {
@@ -95,7 +134,11 @@ fn oracle(request: &SequenceRequest) -> (Vec<u32>, Finish) {
 
 #[derive(Debug, Default)]
 struct Seen {
+    request: Option<SequenceRequest>,
+    /// By an earlier attempt, then here.
     said: Vec<u32>,
+    /// What was heard of it, in the engine's own order.
+    heard: Vec<u32>,
     end: Option<(Finish, Usage, RoutingCounts)>,
     cancelled: bool,
 }
@@ -103,30 +146,39 @@ struct Seen {
 struct World {
     scheduler: Scheduler,
     device: Double,
-    requests: BTreeMap<SequenceId, SequenceRequest>,
     seen: BTreeMap<SequenceId, Seen>,
 }
 
 impl World {
     fn apply(&mut self, op: Op) {
         match op {
-            Op::Submit(request) => {
-                let spec = SequenceSpec::new(request.clone(), &limits()).unwrap();
-                match self.scheduler.submit(spec) {
-                    Ok(id) => {
-                        self.requests.insert(id, request);
-                        self.seen.insert(id, Seen::default());
-                    }
-                    Err(error) => assert_eq!(error, SchedulerError::QueueFull { waiting: 4, queue: 4 }),
-                }
-            }
-            Op::Step => drop(self.step(|_| (), false)),
-            Op::CancelWithin(n) => drop(self.step(|world| world.cancel(n), false)),
-            Op::FailStep => drop(self.step(|_| (), true)),
+            Op::Submit(request, said) => self.submit(request, said),
+            Op::Step(within, end) => drop(self.step(within, end)),
             Op::Cancel(n) => self.cancel(n),
+            Op::FailAll => self.fail_all(),
         }
         let now = self.scheduler.occupancy();
         assert!(now.slots_used <= now.slots_total && now.kv_blocks_used <= now.kv_blocks_total, "{now:?}");
+    }
+
+    fn submit(&mut self, mut request: SequenceRequest, said: usize) {
+        if said > 0 {
+            let (whole, _) = oracle(&request);
+            request.said = whole[..said.min(whole.len() - 1)].to_vec();
+        }
+        let mut heard = Vec::new();
+        let hear = |token| {
+            heard.push(token);
+            meaning(&heard)
+        };
+        let spec = SequenceSpec::heard(request.clone(), &limits(), false, hear).unwrap();
+        match self.scheduler.submit(spec) {
+            Ok(id) => {
+                let said = request.said.clone();
+                self.seen.insert(id, Seen { request: Some(request), heard: said.clone(), said, ..Seen::default() });
+            }
+            Err(error) => assert_eq!(error, SchedulerError::QueueFull { waiting: 4, queue: 4 }),
+        }
     }
 
     fn cancel(&mut self, n: usize) {
@@ -138,65 +190,92 @@ impl World {
         }
     }
 
-    fn step(&mut self, within: impl FnOnce(&mut Self), fail: bool) -> bool {
+    fn fail_all(&mut self) {
         let mut out = Vec::new();
-        let Some(step) = self.scheduler.next_step(&mut self.device, &mut out) else { return false };
+        self.scheduler.fail_all(&failure("all"), &mut out);
+        out.into_iter().for_each(|outcome| self.take(outcome));
+    }
+
+    fn step(&mut self, within: Vec<Within>, end: StepEnd) -> bool {
+        let mut out = Vec::new();
+        let Some(mut step) = self.scheduler.next_step(&mut self.device, &mut out) else { return false };
+        out.drain(..).for_each(|outcome| self.take(outcome));
         let budget = self.scheduler.config().prefill_tokens as usize;
         assert!(step.kind == StepKind::Decode || step.batch.ids.len() <= budget);
-        within(self);
-        let logits = compute(&mut self.scheduler, &mut self.device, &step);
-        if fail {
-            self.scheduler.fail(step, &Failure { reason: "Test", message: "on purpose".into() }, &mut out);
-        } else {
-            self.scheduler.complete(step, &logits, &mut out);
+        let mut logits = compute(&mut self.scheduler, &mut self.device, &step);
+        for within in within {
+            match within {
+                Within::Cancel(n) => self.cancel(n),
+                Within::GiveUp(row) => step.give_up(row, &failure("row")),
+                Within::FailAll => self.fail_all(),
+                Within::Submit(request) => self.submit(request, 0),
+            }
+        }
+        let seen = &mut self.seen;
+        let mut hear = |id: SequenceId, token: u32| {
+            let heard = &mut seen.get_mut(&id).expect("a submitted sequence").heard;
+            heard.push(token);
+            meaning(heard)
+        };
+        match end {
+            StepEnd::Complete => self.scheduler.complete(step, &logits, &mut hear, &mut out),
+            StepEnd::Fail => self.scheduler.fail(step, &failure("step"), &mut out),
+            StepEnd::Broken => {
+                logits.fill(f32::NAN);
+                self.scheduler.complete(step, &logits, &mut hear, &mut out);
+            }
         }
         out.into_iter().for_each(|outcome| self.take(outcome));
         true
     }
 
     fn take(&mut self, outcome: Outcome) {
-        let id = outcome.id();
-        let seen = self.seen.get_mut(&id).expect("a submitted sequence");
-        assert!(seen.end.is_none() && !seen.cancelled, "nothing comes after the end");
+        let seen = self.seen.get_mut(&outcome.id()).expect("a submitted sequence");
+        assert!(seen.end.is_none() && !seen.cancelled, "nothing comes after the end: {outcome:?}");
         match outcome {
-            Outcome::RawLogits { .. } => {}
+            Outcome::Progress { .. } | Outcome::RawLogits { .. } => {}
+            Outcome::Token { token, .. } => seen.said.push(token),
             Outcome::Finished { finish, usage, routing, .. } => seen.end = Some((finish, usage, *routing)),
-            Outcome::Token { token, .. } => {
-                seen.said.push(token);
-                self.scheduler.set_reasoning_open(id, reasons(&seen.said));
-                if token == TEXT_STOP
-                    && !self.requests[&id].stop_ids.contains(&token)
-                    && let Some(Outcome::Finished { finish, usage, routing, .. }) = self.scheduler.finish(id, Finish::Stop)
-                {
-                    seen.end = Some((finish, usage, *routing));
-                }
-            }
         }
     }
 }
 
+fn failure(message: &str) -> Failure {
+    Failure { reason: "Test", message: message.into() }
+}
+
+/// What the text of the last of these tokens means.
+fn meaning(said: &[u32]) -> Heard {
+    Heard { stop: said.last() == Some(&TEXT_STOP), reasoning_open: reasons(said) }
+}
+
+fn cases() -> u32 {
+    std::env::var("M1_ENGINE_CASES").map_or(CASES, |cases| cases.parse().expect("M1_ENGINE_CASES is a number"))
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn every_sequence_says_what_it_says_alone(ops in ops(), prefill_tokens in 1u32..12) {
+    fn every_sequence_says_what_it_says_alone_and_ends_once(ops in ops(), prefill_tokens in 1u32..12) {
         let mut world = World {
             scheduler: scheduler(limits(), 4, prefill_tokens),
             device: Double::new(limits().slots),
-            requests: BTreeMap::new(),
             seen: BTreeMap::new(),
         };
         ops.into_iter().for_each(|op| world.apply(op));
         // Bounded: each step moves at least one token of a sequence that has at most 34.
         let bound = world.device.steps + 34 * world.seen.len();
-        while world.step(|_| (), false) {
+        while world.step(Vec::new(), StepEnd::Complete) {
             prop_assert!(world.device.steps <= bound, "steps without progress");
         }
         prop_assert!(world.scheduler.is_idle() && world.device.open.is_empty());
         let empty = Occupancy { slots_total: 3, kv_blocks_total: 20, ..Occupancy::default() };
         prop_assert_eq!(world.scheduler.occupancy(), empty);
         for (id, seen) in &world.seen {
-            let (said, finish) = oracle(&world.requests[id]);
+            let request = seen.request.as_ref().expect("a submitted sequence");
+            let (said, finish) = oracle(request);
             prop_assert!(said.starts_with(&seen.said), "{:?} is not the head of {:?}", seen.said, said);
+            prop_assert!(seen.heard == seen.said, "what is heard is what is said");
             let Some((end, usage, routing)) = &seen.end else {
                 prop_assert!(seen.cancelled, "sequence {} was forgotten", id.0);
                 continue;
@@ -211,5 +290,6 @@ proptest! {
         }
         let all = world.scheduler.routing();
         prop_assert_eq!(all.executed + all.skipped + all.lost, all.tokens * (SHAPE.top_k * SHAPE.layers) as u64);
+        prop_assert_eq!(world.scheduler.tallies().map(|(_, counts)| counts.tokens).sum::<u64>(), all.tokens);
     }
 }

@@ -82,14 +82,14 @@ fn prompts_share_the_prefill_budget_and_take_turns() {
                 break step;
             }
             let logits = compute(&mut scheduler, &mut device, &step);
-            scheduler.complete(step, &logits, &mut Vec::new());
+            scheduler.complete(step, &logits, &mut deaf, &mut Vec::new());
         };
         // Logits only of a prompt's last token.
         let ends = step.owners.iter().filter(|&&id| id == short).count() + usize::from(plans.len() == 3);
         assert_eq!(step.batch.logit_rows.len(), ends);
         plans.push(step.owners.iter().copied().zip(step.batch.segments.iter().map(|s| s.tokens)).collect::<Vec<_>>());
         let logits = compute(&mut scheduler, &mut device, &step);
-        scheduler.complete(step, &logits, &mut Vec::new());
+        scheduler.complete(step, &logits, &mut deaf, &mut Vec::new());
     }
     assert_eq!(plans, [vec![(long, 6)], vec![(chunked, 2), (short, 1), (long, 3)], vec![(chunked, 2), (long, 4)]]);
 }
@@ -103,7 +103,15 @@ fn reserves_what_the_whole_sequence_needs() {
     // It would fit, but does not overtake.
     let third = scheduler.submit(greedy_spec(vec![3], 1)).unwrap();
     assert_eq!(scheduler.submit(greedy_spec(vec![4], 1)), Err(SchedulerError::QueueFull { waiting: 2, queue: 2 }));
-    let expected = Occupancy { running: 1, waiting: 2, slots_used: 1, slots_total: 3, kv_blocks_used: 15, kv_blocks_total: 20 };
+    let expected = Occupancy {
+        running: 1,
+        waiting: 2,
+        slots_used: 1,
+        slots_total: 3,
+        kv_blocks_used: 15,
+        kv_blocks_total: 20,
+        kv_blocks_waiting: 7,
+    };
     assert_eq!(scheduler.occupancy(), expected);
     let out = drain(&mut scheduler, &mut device);
     let ends: Vec<SequenceId> = out.iter().filter(|outcome| matches!(outcome, Outcome::Finished { .. })).map(Outcome::id).collect();
@@ -132,8 +140,8 @@ fn cancelling_within_a_step_frees_at_once_and_ignores_its_rows() {
     assert_eq!(scheduler.occupancy().running, 1, "the waiting one is in");
     assert!(scheduler.next_step(&mut device, &mut out).is_none(), "a step is in flight");
     let logits = compute(&mut scheduler, &mut device, &step);
-    scheduler.complete(step, &logits, &mut out);
-    assert_eq!(out, []);
+    scheduler.complete(step, &logits, &mut deaf, &mut out);
+    assert_eq!(out, [Outcome::Progress { id: gone }]);
     assert_eq!(scheduler.routing().tokens, 2, "the worker did compute them");
     out = drain(&mut scheduler, &mut device);
     assert_eq!(tokens_of(&out, next), greedy(&[3], 2));
@@ -176,7 +184,7 @@ fn a_step_without_its_logits_or_layers_fails() {
         if routed {
             compute(&mut scheduler, &mut device, &step);
         }
-        scheduler.complete(step, &vec![0.0; rows * VOCAB as usize], &mut out);
+        scheduler.complete(step, &vec![0.0; rows * VOCAB as usize], &mut deaf, &mut out);
         assert!(matches!(end_of(&out, id).0, Finish::Failed(failure) if failure.reason == reason), "{out:?}");
     }
 }
@@ -188,7 +196,7 @@ fn logits_that_are_not_finite_end_the_sequence() {
     let mut out = Vec::new();
     let step = scheduler.next_step(&mut device, &mut out).unwrap();
     compute(&mut scheduler, &mut device, &step);
-    scheduler.complete(step, &[f32::NAN; VOCAB as usize], &mut out);
+    scheduler.complete(step, &[f32::NAN; VOCAB as usize], &mut deaf, &mut out);
     assert!(matches!(end_of(&out, id).0, Finish::Failed(failure) if failure.reason == "NonFiniteLogits"));
 }
 
@@ -202,6 +210,78 @@ fn a_slot_the_device_refuses_ends_the_sequence() {
     for &id in &ids[1..] {
         assert!(matches!(end_of(&out, id).0, Finish::Failed(failure) if failure.reason == "NoFreeSlot"));
     }
+}
+
+#[test]
+fn what_some_rows_cannot_have_ends_their_sequences_and_no_other() {
+    let (mut scheduler, mut device) = (scheduler(limits(), 4, 12), Double::new(3));
+    let ids: Vec<SequenceId> = (0..3)
+        .map(|n| {
+            let request = SequenceRequest { tally: Some(TallyId(n)), ..SequenceRequest::greedy(vec![n as u32 + 1; 4], 3) };
+            scheduler.submit(spec(request)).unwrap()
+        })
+        .collect();
+    let mut out = Vec::new();
+    let mut step = scheduler.next_step(&mut device, &mut out).unwrap();
+    let failure = |word: &str| Failure { reason: "ExpertUnavailable", message: word.into() };
+    step.give_up(6, &failure("first"));
+    step.give_up(4, &failure("second"));
+    step.give_up(12, &failure("no such row"));
+    assert!(step.given_up_rows().eq(std::iter::once(4..8)));
+    assert_eq!(step.wanted().collect::<Vec<_>>(), [ids[0], ids[2]]);
+    let logits = compute(&mut scheduler, &mut device, &step);
+    scheduler.complete(step, &logits, &mut deaf, &mut out);
+    let (finish, usage, routing) = end_of(&out, ids[1]);
+    assert_eq!((finish, usage.output_tokens, routing.tokens), (&Finish::Failed(failure("first")), 0, 0));
+    assert_eq!((scheduler.routing().tokens, scheduler.tally(TallyId(1)).map(|counts| counts.tokens)), (8, None));
+    out.extend(drain(&mut scheduler, &mut device));
+    for (n, id) in [(0, ids[0]), (2, ids[2])] {
+        assert_eq!(tokens_of(&out, id), greedy(&[n as u32 + 1; 4], 3));
+        assert_eq!(scheduler.tally(TallyId(n)).map(|counts| counts.tokens), Some(6));
+    }
+    assert!(device.open.is_empty());
+}
+
+#[test]
+fn progress_is_told_when_the_queue_is_left_and_after_every_part_of_the_prompt() {
+    let (mut scheduler, mut device) = (scheduler(Limits { slots: 1, ..limits() }, 4, 3), Double::new(1));
+    scheduler.submit(greedy_spec(vec![1; 3], 2)).unwrap();
+    let waits = scheduler.submit(greedy_spec(vec![2; 8], 2)).unwrap();
+    let mut seen = Vec::new();
+    while let Some((_, out)) = turn(&mut scheduler, &mut device) {
+        seen.extend(out.iter().filter(|outcome| outcome.id() == waits).map(|outcome| match outcome {
+            Outcome::Progress { .. } => 'p',
+            Outcome::Token { .. } => 't',
+            _ => '.',
+        }));
+    }
+    assert_eq!(seen, ['p', 'p', 'p', 't', 't', '.']);
+}
+
+#[test]
+fn tallies_count_every_token_once_also_of_cancelled_sequences() {
+    let (mut scheduler, mut device) = (scheduler(limits(), 4, 8), Double::new(3));
+    let tallied = |n: u64, omit_routing| {
+        spec(SequenceRequest { tally: Some(TallyId(n)), omit_routing, ..SequenceRequest::greedy(vec![1, 2, 3], 3) })
+    };
+    let whole = scheduler.submit(tallied(1, true)).unwrap();
+    let gone = scheduler.submit(tallied(1, false)).unwrap();
+    scheduler.submit(tallied(2, false)).unwrap();
+    let mut out = Vec::new();
+    let step = scheduler.next_step(&mut device, &mut out).unwrap();
+    scheduler.cancel(gone);
+    let logits = compute(&mut scheduler, &mut device, &step);
+    scheduler.complete(step, &logits, &mut deaf, &mut out);
+    out.extend(drain(&mut scheduler, &mut device));
+    let all: Vec<(u64, u64)> = scheduler.tallies().map(|(id, counts)| (id.0, counts.tokens)).collect();
+    assert_eq!(all, [(1, 5 + 3), (2, 5)], "of the cancelled one what its step had begun");
+    let one = scheduler.tally(TallyId(1)).unwrap();
+    assert_eq!((one.executed, one.expert_tokens.iter().sum::<u64>()), (8 * 2 * 3, 8 * 2 * 3));
+    assert!(one.expert_weight.is_empty());
+    let (_, _, own) = end_of(&out, whole);
+    assert_eq!((own.tokens, own.executed, own.expert_tokens.len()), (5, 5 * 2 * 3, 0), "totals only");
+    scheduler.keep_tallies(|id| id == TallyId(2));
+    assert!(scheduler.tally(TallyId(1)).is_none() && scheduler.tally(TallyId(2)).is_some());
 }
 
 #[test]
@@ -225,7 +305,7 @@ fn raw_logits_come_for_every_position_unmasked() {
     let (mut seen, mut positions, mut out) = (prompt.to_vec(), 0, Vec::new());
     while let Some(step) = scheduler.next_step(&mut device, &mut out) {
         let logits = compute(&mut scheduler, &mut device, &step);
-        scheduler.complete(step, &logits, &mut out);
+        scheduler.complete(step, &logits, &mut deaf, &mut out);
         for outcome in out.drain(..) {
             match outcome {
                 Outcome::RawLogits { position, rows, .. } => {
@@ -244,6 +324,7 @@ fn raw_logits_come_for_every_position_unmasked() {
                     );
                     seen.push(token);
                 }
+                Outcome::Progress { .. } => {}
                 Outcome::Finished { .. } => assert_eq!(positions, prompt.len() + 2),
             }
         }
@@ -258,88 +339,9 @@ fn logprobs_come_where_asked_for() {
     request.logprobs = 3;
     scheduler.submit(spec(request)).unwrap();
     let out = drain(&mut scheduler, &mut device);
-    let Outcome::Token { token, logprobs: Some(logprobs), .. } = &out[0] else { panic!("{out:?}") };
+    let Outcome::Token { token, logprobs: Some(logprobs), .. } = &out[1] else { panic!("{out:?}") };
     assert_eq!(logprobs.top.len(), 2);
     assert_eq!(logprobs.top[0], (*token, logprobs.logprob));
-}
-
-#[test]
-fn the_thinking_budget_closes_the_reasoning() {
-    for budget in [0u32, 1, 4] {
-        let (mut scheduler, mut device) = (scheduler(limits(), 4, 8), Double::new(3));
-        let mut request = SequenceRequest::greedy(vec![1, 2], 12);
-        request.thinking = Some(ThinkingBudget { tokens: budget, close_ids: vec![65, 66] });
-        let id = scheduler.submit(spec(request)).unwrap();
-        let (mut said, mut forced_ids, mut usage) = (Vec::new(), Vec::new(), Usage::default());
-        while let Some((_, out)) = turn(&mut scheduler, &mut device) {
-            for outcome in out {
-                match outcome {
-                    Outcome::Token { token, forced, .. } => {
-                        said.push(token);
-                        forced_ids.extend(forced.then_some(token));
-                        // The reasoning begins after the third output and ends with its closing text.
-                        scheduler.set_reasoning_open(id, said.len() >= 3 && !said.contains(&66));
-                    }
-                    Outcome::Finished { usage: last, .. } => usage = last,
-                    Outcome::RawLogits { .. } => panic!("not asked for"),
-                }
-            }
-        }
-        assert_eq!(forced_ids, [65, 66]);
-        let at = 3 + budget as usize;
-        assert_eq!(said[..at], greedy(&[1, 2], at));
-        assert_eq!(said[at..at + 2], [65, 66]);
-        let before = [&[1, 2], &said[..at + 2]].concat();
-        assert_eq!(said[at + 2..], greedy(&before, 12 - at - 2), "it goes on after what was fed");
-        assert_eq!(usage, Usage { prompt_tokens: 2, output_tokens: 12, reasoning_tokens: budget + 2 });
-    }
-}
-
-#[test]
-fn closing_goes_on_to_its_end_once_begun() {
-    let (mut scheduler, mut device) = (scheduler(limits(), 4, 8), Double::new(3));
-    let mut request = SequenceRequest::greedy(vec![1, 2], 8);
-    request.thinking = Some(ThinkingBudget { tokens: 2, close_ids: vec![65, 66, 67] });
-    let id = scheduler.submit(spec(request)).unwrap();
-    scheduler.set_reasoning_open(id, true);
-    let mut said = Vec::new();
-    while let Some((_, out)) = turn(&mut scheduler, &mut device) {
-        said.extend(tokens_of(&out, id));
-        // What was said before made the text close after the first close id; at the sixth output it opens anew.
-        scheduler.set_reasoning_open(id, !said.contains(&65) || said.len() == 6);
-    }
-    assert_eq!(said[2..5], [65, 66, 67]);
-    assert!(said[5] < KNOWN);
-    assert_eq!(said[6..], [65, 66], "the budget is spent: reasoning anew is closed at once");
-}
-
-#[test]
-fn reasoning_that_closes_in_time_is_left_alone() {
-    let (mut scheduler, mut device) = (scheduler(limits(), 4, 8), Double::new(3));
-    let mut request = SequenceRequest::greedy(vec![1, 2], 12);
-    request.thinking = Some(ThinkingBudget { tokens: 4, close_ids: vec![65] });
-    let id = scheduler.submit(spec(request)).unwrap();
-    scheduler.set_reasoning_open(id, true);
-    let mut said = Vec::new();
-    while let Some((_, out)) = turn(&mut scheduler, &mut device) {
-        said.extend(tokens_of(&out, id));
-        scheduler.set_reasoning_open(id, said.len() < 4);
-    }
-    assert_eq!(said, greedy(&[1, 2], 12));
-}
-
-#[test]
-fn a_resumed_sequence_draws_what_it_would_have() {
-    let sampling = Sampling { temperature: 1.0, top_p: 0.9, seed: 11 };
-    let run = |prompt: Vec<u32>, max_tokens| {
-        let (mut scheduler, mut device) = (scheduler(limits(), 4, 8), Double::new(3));
-        let id = scheduler.submit(spec(SequenceRequest { sampling, ..SequenceRequest::greedy(prompt, max_tokens) })).unwrap();
-        tokens_of(&drain(&mut scheduler, &mut device), id)
-    };
-    let whole = run(vec![4, 5, 6], 20);
-    let resumed = run([&[4, 5, 6], &whole[..8]].concat(), 12);
-    assert_eq!(resumed, whole[8..]);
-    assert_ne!(whole, greedy(&[4, 5, 6], 20));
 }
 
 #[test]

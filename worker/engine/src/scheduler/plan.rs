@@ -2,7 +2,7 @@
 
 use super::sequence::Sequence;
 use super::{Scheduler, StepKind};
-use crate::executor::{Batch, Executor, Segment, SlotId};
+use crate::executor::{Executor, Segment, SlotId};
 use crate::step::{Failure, Finish, Outcome, SequenceId, Step};
 
 /// Bytes of raw logits that one prefill step returns at most (one row always): 20 rows of M1's vocabulary, thousands of
@@ -11,7 +11,8 @@ const RAW_LOGIT_BYTES: u64 = 16 << 20;
 
 impl Scheduler {
     /// The next step, or `None` where nothing is to be computed or a step is in flight. Closes slots that were given
-    /// back and opens those of admitted sequences; a sequence that gets none ends, into `out`.
+    /// back and opens those of admitted sequences; a sequence that gets none ends, into `out`, and so does the word that
+    /// one has left the queue.
     pub fn next_step<E: Executor + ?Sized>(&mut self, executor: &mut E, out: &mut Vec<Outcome>) -> Option<Step> {
         if self.in_flight {
             return None;
@@ -21,7 +22,7 @@ impl Scheduler {
         let mut step = self.blank(kind);
         match kind {
             StepKind::Decode => self.plan_decode(&mut step),
-            StepKind::Prefill => self.plan_prefill(&mut step),
+            StepKind::Prefill => self.plan_prefill(&mut step, out),
         }
         self.last_kind = kind;
         self.in_flight = true;
@@ -45,7 +46,7 @@ impl Scheduler {
                 return;
             }
             // Each one that ends may let a waiting one in, which needs a slot too.
-            out.extend(refused.into_iter().filter_map(|(id, failure)| self.finish(id, Finish::Failed(failure))));
+            out.extend(refused.into_iter().filter_map(|(id, failure)| self.end(id, Finish::Failed(failure))));
         }
     }
 
@@ -61,14 +62,8 @@ impl Scheduler {
     }
 
     fn blank(&mut self, kind: StepKind) -> Step {
-        let mut step =
-            self.spare.take().unwrap_or(Step { kind, batch: Batch::default(), owners: Vec::new(), thresholds: Vec::new() });
-        step.kind = kind;
-        step.batch.ids.clear();
-        step.batch.segments.clear();
-        step.batch.logit_rows.clear();
-        step.owners.clear();
-        step.thresholds.clear();
+        let mut step = self.spare.take().unwrap_or_else(|| Step::blank(kind));
+        step.reset(kind);
         step
     }
 
@@ -80,13 +75,13 @@ impl Scheduler {
         }
     }
 
-    fn plan_prefill(&mut self, step: &mut Step) {
+    fn plan_prefill(&mut self, step: &mut Step, out: &mut Vec<Outcome>) {
         let mut budget = self.config.prefill_tokens;
         let row_bytes = u64::from(self.config.limits.vocab) * size_of::<f32>() as u64;
         let mut raw_rows = u32::try_from(RAW_LOGIT_BYTES / row_bytes).unwrap_or(u32::MAX).max(1);
         for _ in 0..self.prefilling.len() {
             let Some(id) = self.prefilling.pop_front() else { break };
-            let Some((sequence, slot)) = self.running.get(&id).and_then(|s| Some((s, s.slot?))) else { continue };
+            let Some((sequence, slot)) = self.running.get_mut(&id).and_then(|s| s.slot.map(|slot| (s, slot))) else { continue };
             let request = sequence.spec.request();
             let mut chunk = sequence.prompt_left().min(budget);
             if request.prefill_chunk > 0 {
@@ -102,6 +97,9 @@ impl Scheduler {
             }
             budget -= chunk;
             append(step, id, slot, sequence, chunk);
+            if sequence.begin() {
+                out.push(Outcome::Progress { id });
+            }
         }
     }
 }
@@ -120,4 +118,6 @@ fn append(step: &mut Step, id: SequenceId, slot: SlotId, sequence: &Sequence, to
     }
     step.owners.push(id);
     step.thresholds.push(sequence.spec.request().expert_threshold);
+    step.tallies.push(sequence.spec.request().tally);
+    step.given_up.push(None);
 }

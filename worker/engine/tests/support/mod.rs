@@ -143,13 +143,27 @@ pub fn compute(scheduler: &mut Scheduler, device: &mut Double, step: &Step) -> V
     logits
 }
 
+/// Text that means nothing.
+pub fn deaf(_: SequenceId, _: u32) -> Heard {
+    Heard::default()
+}
+
 /// One whole step; its kind, and what came of it.
 pub fn turn(scheduler: &mut Scheduler, device: &mut Double) -> Option<(StepKind, Vec<Outcome>)> {
+    turn_heard(scheduler, device, &mut deaf)
+}
+
+/// The same, with somebody who understands the text.
+pub fn turn_heard(
+    scheduler: &mut Scheduler,
+    device: &mut Double,
+    hear: &mut dyn FnMut(SequenceId, u32) -> Heard,
+) -> Option<(StepKind, Vec<Outcome>)> {
     let mut out = Vec::new();
     let step = scheduler.next_step(device, &mut out)?;
     let kind = step.kind;
     let logits = compute(scheduler, device, &step);
-    scheduler.complete(step, &logits, &mut out);
+    scheduler.complete(step, &logits, hear, &mut out);
     Some((kind, out))
 }
 
