@@ -66,7 +66,7 @@ pub enum Action {
         step: StepId,
     },
     /// The step stands still: no reachable, living pod holds these experts. It goes on by itself (`Resumed`) when a table,
-    /// a link or a pod comes back, else `Failed` comes after the configured wait.
+    /// a link or a pod comes back, else without the rows that need them (`GivenUp`) after the configured wait.
     Parked {
         /// The step.
         step: StepId,
@@ -79,6 +79,16 @@ pub enum Action {
     Resumed {
         /// The step.
         step: StepId,
+    },
+    /// A parked step goes on without these rows, because nobody could be asked for their experts for the configured wait, or
+    /// the caller waits no longer. Nothing more comes for them: their sums are worthless, all other rows' are whole.
+    GivenUp {
+        /// The step.
+        step: StepId,
+        /// Rows of the step, ascending; at least one.
+        rows: Vec<u32>,
+        /// Why.
+        error: ExchangeError,
     },
     /// The step's exchange ended without success; late answers to it are discarded.
     Failed {

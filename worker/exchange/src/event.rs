@@ -9,6 +9,7 @@ use std::sync::Arc;
 use m1_arch::{ExpertSet, LayerId};
 
 use crate::ids::{Lane, PodId, RequestId, StepId};
+use crate::pulse::Life;
 use crate::table::DispatchTable;
 
 /// An input of [`Exchange::handle`](crate::Exchange::handle).
@@ -25,6 +26,11 @@ pub enum Event<'a> {
         layer: LayerId,
         /// `[rows, top_k]`, [`EMPTY`](crate::EMPTY) where a place is unused; top_k as configured.
         experts: &'a [u16],
+    },
+    /// The step waits for nobody: what it is parked for is given up now (`GivenUp`). Nothing where it is not parked.
+    GiveUp {
+        /// The step; an unknown one is ignored.
+        step: StepId,
     },
     /// The step's exchange is no longer wanted: its sequences are gone. Late answers to it are discarded.
     Abort {
@@ -84,14 +90,12 @@ pub enum Event<'a> {
         /// How many more.
         frames: u32,
     },
-    /// A peer's heartbeat. Only progress of its device thread counts as life.
-    Heartbeat {
+    /// What is known of a peer by its heartbeats. Told of every peer before each `Tick`.
+    Life {
         /// The peer.
         peer: PodId,
-        /// Its device thread's counter.
-        progress: u64,
-        /// Its applied epoch.
-        epoch: u64,
+        /// As of now, from its [`Pulse`](crate::Pulse).
+        life: Life,
     },
     /// A new placement. An older one than the present is refused (`TableRefused`), the same one again is ignored.
     Table(Arc<DispatchTable>),
@@ -139,6 +143,6 @@ pub enum Event<'a> {
         /// Its number for the request.
         id: RequestId,
     },
-    /// Time passes. Comes at least every 100 ms, or suspicion and the end of waiting come late by as much.
+    /// Time passes. Comes at least every 100 ms, or the end of waiting comes late by as much.
     Tick,
 }

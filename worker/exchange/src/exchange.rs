@@ -46,6 +46,7 @@ impl Exchange {
         let requester = &mut self.requester;
         match event {
             Event::Open { step, lane, layer, experts } => requester.open(step, lane, layer, experts, now, actions),
+            Event::GiveUp { step } => requester.wait_no_longer(step, now, actions),
             Event::Abort { step } => requester.abort(step),
             Event::Answer { peer, lane, id, rows } => requester.answer((peer, lane), id, rows, now, actions),
             Event::NotHere { peer, lane, id, epoch } => requester.not_here((peer, lane), id, epoch, now, actions),
@@ -53,7 +54,7 @@ impl Exchange {
             Event::LinkUp { peer, lane, credits } => requester.link_up((peer, lane), credits, now, actions),
             Event::LinkDown { peer, lane } => requester.link_down((peer, lane), now, actions),
             Event::CreditGranted { peer, lane, frames } => requester.granted((peer, lane), frames, now, actions),
-            Event::Heartbeat { peer, progress, epoch } => requester.heartbeat(peer, progress, epoch, now, actions),
+            Event::Life { peer, life } => requester.life(peer, life, now, actions),
             Event::Table(table) => {
                 requester.place(table, now, actions);
                 self.clients.place(requester.epoch());

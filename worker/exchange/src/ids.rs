@@ -98,6 +98,11 @@ impl Micros {
         Duration::from_micros(self.0.saturating_sub(earlier.0))
     }
 
+    /// The moment `span` earlier, or the start of the clock.
+    pub fn before(self, span: Duration) -> Micros {
+        Micros(self.0.saturating_sub(u64::try_from(span.as_micros()).unwrap_or(u64::MAX)))
+    }
+
     /// The moment `span` later.
     pub fn after(self, span: Duration) -> Micros {
         Micros(self.0.saturating_add(u64::try_from(span.as_micros()).unwrap_or(u64::MAX)))

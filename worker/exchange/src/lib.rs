@@ -15,7 +15,8 @@
 //! ```
 //!
 //! What holds, whatever comes in whatever order:
-//! - of an open step every (row, place) is handed out as `Local` or taken by `Accept` exactly once before `Complete`;
+//! - of an open step every (row, place) is handed out as `Local` or taken by `Accept` exactly once before `Complete`, but for
+//!   the rows that `GivenUp` names;
 //! - every open step ends in `Complete`, `Failed` or `Abort`, given ticks and a network that answers or drops its links;
 //! - no more frames are open on a link than its server granted; what has no credit waits as row numbers in its step;
 //! - a peer that breaks the protocol loses that connection, and nothing else suffers.
@@ -26,6 +27,7 @@ mod error;
 mod event;
 mod exchange;
 mod ids;
+mod pulse;
 mod table;
 
 pub use action::{Action, Serve};
@@ -34,4 +36,5 @@ pub use error::ExchangeError;
 pub use event::Event;
 pub use exchange::{Exchange, Health};
 pub use ids::{EMPTY, Lane, MAX_FRAME_BYTES, MAX_PODS, Micros, PodId, RequestId, StepId};
+pub use pulse::{Beat, HEARTBEAT, LONG_TURN, LONGEST_ANNOUNCED, Life, Listening, Pulse};
 pub use table::{DispatchTable, TableError, TableVersion};

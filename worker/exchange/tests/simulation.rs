@@ -11,8 +11,10 @@ use sim::{Profile, Seen, run_seeds};
 fn a_storm_loses_and_doubles_nothing() {
     let Some(seen) = run_seeds(3000, Profile::Storm) else { return };
     println!("{seen:?}");
-    let Seen { complete, failed, parked, resumed, discarded, partial, not_here, refused, dropped, forgotten, .. } = seen;
-    for count in [complete, failed, parked, resumed, discarded, partial, not_here, refused, dropped, forgotten, seen.aborted] {
+    let Seen { complete, failed, spared, parked, resumed, discarded, partial, not_here, refused, dropped, forgotten, .. } = seen;
+    for count in
+        [complete, failed, spared, parked, resumed, discarded, partial, not_here, refused, dropped, forgotten, seen.aborted]
+    {
         assert!(count > 100, "the storm is too weak to show anything: {seen:?}");
     }
 }
@@ -31,4 +33,13 @@ fn a_calm_group_completes_every_step_at_once() {
     assert!(seen.complete > 10_000);
     assert_eq!((seen.parked, seen.discarded, seen.dropped, seen.failed), (0, 0, 0, 0));
     assert_eq!(seen.late, 0, "something waited for a tick that an event could have begun");
+}
+
+#[test]
+fn who_says_that_it_will_be_long_is_never_dead() {
+    let Some(seen) = run_seeds(1000, Profile::Announced) else { return };
+    println!("{seen:?}");
+    assert!(seen.busy > 10_000, "too few long turns: {seen:?}");
+    // Steps park before the first connections stand, at most.
+    assert_eq!((seen.dead, seen.parked - seen.resumed, seen.dropped, seen.failed), (0, 0, 0, 0));
 }

@@ -67,7 +67,7 @@ impl Assign<'_> {
     fn row(&mut self, step: &mut Step, row: u32, heading: Heading) {
         let mut options: [PodSet; MAX_TOP_K] = [0; MAX_TOP_K];
         let mut open = 0;
-        for place in places(step.row(row).wanted) {
+        for place in places(step.look(row).wanted) {
             if self.held.contains(step.layer, ExpertId(step.expert(row, place))) {
                 keep(step, Asked { row, places: 1 << place });
                 continue;
@@ -106,7 +106,7 @@ impl Assign<'_> {
         }
         let clear = set & !self.peers.doubted(set, of);
         if clear != 0 {
-            return choose::prefer(clear, self.peers.alive());
+            return choose::prefer(clear, self.peers.prompt());
         }
         let hopeful = set & !self.peers.absent(set, of);
         if hopeful == 0 {
@@ -114,9 +114,7 @@ impl Assign<'_> {
             if owing & !self.peers.absent(owing, of) != 0 {
                 return 0;
             }
-            if let Err(at) = step.missing.binary_search(&of.1) {
-                step.missing.insert(at, of.1);
-            }
+            step.lack(row, of.1);
         }
         self.ask_alone(step, (row, place), choose::prefer(set, hopeful), hopeful);
         0
@@ -129,7 +127,7 @@ impl Assign<'_> {
         let (begun, roomy) = self.frames.begun_alone(of.1, row);
         let rested = set & !begun & !self.peers.resting(set, of, self.now);
         let able = choose::prefer(set & roomy | rested & self.links.credited(step.lane), roomy);
-        let Some(pod) = choose::next_after(self.config.me, choose::prefer(able, self.peers.alive())) else {
+        let Some(pod) = choose::next_after(self.config.me, choose::prefer(able, self.peers.prompt())) else {
             step.starved |= rested;
             return;
         };

@@ -5,18 +5,17 @@
 //! again at once, but alone, so that the next answer is clear. One refused alone is *absent*: it counts as not held and is
 //! asked for again only now and then. An answer, another epoch, a new link or a new table ends both.
 
-use std::time::Duration;
-
 use m1_arch::LayerId;
 
 use crate::config::Config;
 use crate::ids::{MAX_PODS, Micros, PodId};
+use crate::pulse::Life;
 use crate::table::{PodSet, bit, pods};
 
 /// Life of a peer, by the progress of its device thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Health {
-    /// Its device makes progress.
+    /// Its device makes progress, or does what it announced.
     Alive,
     /// Its device stands still for `suspect_after`: others are asked too for what it owes, and before it.
     Suspect,
@@ -47,10 +46,10 @@ struct Doubt {
 
 #[derive(Debug, Default)]
 struct Peer {
-    /// Device counter of the last heartbeat.
-    progress: Option<u64>,
-    /// When that counter last changed, or the first link came up; none before.
-    since: Option<Micros>,
+    /// A link was up.
+    greeted: bool,
+    /// When it was last in the middle of something that it had announced.
+    busy_at: Option<Micros>,
     epoch: Option<u64>,
     /// By (layer, expert), so at most as many as the model has.
     doubts: Vec<Doubt>,
@@ -62,13 +61,15 @@ pub(super) struct Peers {
     peers: Vec<Peer>,
     alive: PodSet,
     suspect: PodSet,
+    /// Those that answer nothing for longer than makes suspect, because they said so.
+    busy: PodSet,
     /// Those with doubts, so that nobody looks for any where there are none.
     doubted: PodSet,
 }
 
 impl Peers {
     pub(super) fn new() -> Self {
-        Self { peers: (0..MAX_PODS).map(|_| Peer::default()).collect(), alive: 0, suspect: 0, doubted: 0 }
+        Self { peers: (0..MAX_PODS).map(|_| Peer::default()).collect(), alive: 0, suspect: 0, busy: 0, doubted: 0 }
     }
 
     pub(super) fn health(&self, pod: PodId) -> Health {
@@ -79,8 +80,9 @@ impl Peers {
         }
     }
 
-    pub(super) fn alive(&self) -> PodSet {
-        self.alive
+    /// Those that answer soon: alive, and not in the middle of something long.
+    pub(super) fn prompt(&self) -> PodSet {
+        self.alive & !self.busy
     }
 
     /// Alive or suspect.
@@ -89,28 +91,29 @@ impl Peers {
     }
 
     /// A link came up. Only the very first one is a sign of life: connections of a pod whose device hangs come back too.
-    pub(super) fn greeted(&mut self, pod: PodId, now: Micros) {
-        let peer = &mut self.peers[pod.index()];
-        if peer.since.is_none() {
-            peer.since = Some(now);
+    pub(super) fn greeted(&mut self, pod: PodId) {
+        if !std::mem::replace(&mut self.peers[pod.index()].greeted, true) {
             self.alive |= bit(pod);
         }
         self.forgive(bit(pod));
     }
 
-    /// A heartbeat. True: the peer may be asked what it could not be asked before. Any change of the counter is progress,
-    /// since that of a restarted process begins anew.
-    pub(super) fn beat(&mut self, pod: PodId, progress: u64, epoch: u64, now: Micros) -> bool {
-        let forgiven = self.says_epoch(pod, epoch);
+    /// What its heartbeats tell. True: the peer may be asked what it could not be asked before.
+    pub(super) fn hears(&mut self, config: &Config, pod: PodId, life: Life, now: Micros) -> bool {
+        let forgiven = life.epoch.is_some_and(|epoch| self.says_epoch(pod, epoch));
         let peer = &mut self.peers[pod.index()];
-        if peer.progress.replace(progress) == Some(progress) {
-            return forgiven;
-        }
-        peer.since = Some(now);
-        let back = self.alive & bit(pod) == 0;
-        self.alive |= bit(pod);
-        self.suspect &= !bit(pod);
-        forgiven || back
+        peer.greeted = true;
+        peer.busy_at = life.since_busy.map(|since| now.before(since));
+        let before = (self.prompt(), self.living());
+        self.busy = with(self.busy, pod, life.busy >= config.suspect_after);
+        self.alive = with(self.alive, pod, life.still < config.suspect_after);
+        self.suspect = with(self.suspect, pod, (config.suspect_after..config.dead_after).contains(&life.still));
+        forgiven || self.prompt() & !before.0 != 0 || self.living() & !before.1 != 0
+    }
+
+    /// When a peer last was in the middle of something that it announced.
+    pub(super) fn busy_at(&self, pod: PodId) -> Option<Micros> {
+        self.peers.get(pod.index()).and_then(|peer| peer.busy_at)
     }
 
     /// The epoch that a peer names; another one than before ends its doubts. True: there were some.
@@ -125,20 +128,6 @@ impl Peers {
         pods(had).for_each(|pod| self.peers[pod.index()].doubts.clear());
         self.doubted &= !set;
         had != 0
-    }
-
-    /// Judges all by the time without progress.
-    pub(super) fn judge(&mut self, config: &Config, now: Micros) {
-        for pod in pods(self.living()) {
-            let still = self.peers[pod.index()].since.map_or(Duration::MAX, |since| now.since(since));
-            if still >= config.suspect_after {
-                self.alive &= !bit(pod);
-                self.suspect |= bit(pod);
-            }
-            if still >= config.dead_after {
-                self.suspect &= !bit(pod);
-            }
-        }
     }
 
     /// A peer said `NotHere` to a request for this expert: `alone`, or among others.
@@ -195,4 +184,9 @@ impl Peers {
         };
         pods(among & self.doubted).filter(|pod| find(*pod).is_some_and(&wanted)).fold(0, |set, pod| set | bit(pod))
     }
+}
+
+/// The set with this pod in it, or without.
+fn with(set: PodSet, pod: PodId, inside: bool) -> PodSet {
+    if inside { set | bit(pod) } else { set & !bit(pod) }
 }

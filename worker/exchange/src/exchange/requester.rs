@@ -9,6 +9,7 @@ use crate::action::Action;
 use crate::config::Config;
 use crate::error::ExchangeError;
 use crate::ids::{EMPTY, Lane, Micros, PodId, RequestId, StepId};
+use crate::pulse::Life;
 use crate::table::{DispatchTable, PodSet, bit, pods};
 
 use super::assign::{Assign, Extent, is_peer, take_own};
@@ -131,7 +132,7 @@ impl Requester {
         }
         self.lose(link);
         self.links.raise(link, credits);
-        self.peers.greeted(link.0, now);
+        self.peers.greeted(link.0);
         self.assign_all(now, actions);
     }
 
@@ -150,8 +151,8 @@ impl Requester {
         }
     }
 
-    pub(super) fn heartbeat(&mut self, peer: PodId, progress: u64, epoch: u64, now: Micros, actions: &mut Vec<Action>) {
-        if is_peer(&self.config, peer) && self.peers.beat(peer, progress, epoch, now) {
+    pub(super) fn life(&mut self, peer: PodId, life: Life, now: Micros, actions: &mut Vec<Action>) {
+        if is_peer(&self.config, peer) && self.peers.hears(&self.config, peer, life, now) {
             self.assign_all(now, actions);
         }
     }
@@ -174,10 +175,9 @@ impl Requester {
     }
 
     pub(super) fn tick(&mut self, now: Micros, actions: &mut Vec<Action>) {
-        self.peers.judge(&self.config, now);
         for link in self.links.standing() {
-            let oldest = self.links.open(link).front().map(|asking| (asking.id, now.since(asking.sent)));
-            if let Some((id, waited)) = oldest.filter(|(_, waited)| *waited >= self.config.answer_within) {
+            let oldest = self.links.open(link).front().filter(|asking| self.is_overdue(link.0, asking, now));
+            if let Some((id, waited)) = oldest.map(|asking| (asking.id, now.since(asking.sent))) {
                 let (peer, lane) = link;
                 let error = ExchangeError::AnswerOverdue { peer, id, waited };
                 actions.push(Action::DropLink { peer, lane, error });
@@ -185,8 +185,19 @@ impl Requester {
             }
             self.double(link, now);
         }
+        self.give_up(actions, |step, config| step.waited(now) >= config.wait_for_expert, now);
         self.assign_all(now, actions);
-        self.give_up(now, actions);
+    }
+
+    pub(super) fn wait_no_longer(&mut self, step: StepId, now: Micros, actions: &mut Vec<Action>) {
+        self.give_up(actions, |parked, _| parked.id == step, now);
+        self.assign_all(now, actions);
+    }
+
+    /// Whether a request is taken for lost. While the server's device does something that it announced, none is.
+    fn is_overdue(&self, peer: PodId, asking: &Asking, now: Micros) -> bool {
+        let since = self.peers.busy_at(peer).map_or(asking.sent, |busy| asking.sent.max(busy));
+        now.since(since) >= self.config.answer_within || now.since(asking.sent) >= self.config.answer_at_last
     }
 
     fn asked(&self, link: LinkKey, id: RequestId) -> Option<&Asking> {
@@ -248,11 +259,11 @@ impl Requester {
         }
     }
 
-    /// Wants of others too what a peer owes that is not alive, or owes for long.
+    /// Wants of others too what a peer owes that does not answer now, or owes for long.
     fn double(&mut self, link: LinkKey, now: Micros) {
-        let alive = self.peers.health(link.0) == Health::Alive;
+        let answers = self.peers.prompt() & bit(link.0) != 0;
         let resend_after = self.config.resend_after;
-        let late = |asking: &&mut Asking| !asking.doubled && (!alive || now.since(asking.sent) >= resend_after);
+        let late = |asking: &&mut Asking| !asking.doubled && (!answers || now.since(asking.sent) >= resend_after);
         for asking in self.links.open_mut(link).iter_mut().filter(late) {
             asking.doubled = true;
             if let Some(step) = self.steps.get_mut(asking.step) {
@@ -261,20 +272,18 @@ impl Requester {
         }
     }
 
-    /// Ends steps that stood for too long.
-    fn give_up(&mut self, now: Micros, actions: &mut Vec<Action>) {
-        let mut index = 0;
-        while let Some(key) = self.steps.key(index) {
-            index += 1;
-            let Some(step) = self.steps.get_mut(key).filter(|step| step.parked.is_some()) else { continue };
-            let (waited, layer) = (step.waited(now), step.layer);
-            if waited >= self.config.wait_for_expert {
-                let experts = std::mem::take(&mut step.missing);
-                let error = ExchangeError::ExpertUnavailable { layer, experts, waited };
-                actions.push(Action::Failed { step: step.id, error });
-                self.steps.close(key);
-                index -= 1;
-            }
+    /// Lets parked steps go on without the rows that need what is missing. Comes before a look at all steps, because what
+    /// these have left is asked and settled there.
+    fn give_up(&mut self, actions: &mut Vec<Action>, which: impl Fn(&Step, &Config) -> bool, now: Micros) {
+        for index in 0..self.steps.len() {
+            let Some(key) = self.steps.key(index) else { break };
+            let Some(step) = self.steps.get_mut(key).filter(|step| step.parked.is_some() && which(step, &self.config)) else {
+                continue;
+            };
+            let (step_id, layer, waited) = (step.id, step.layer, step.waited(now));
+            let (rows, experts) = step.give_up();
+            let error = ExchangeError::ExpertUnavailable { layer, experts, waited };
+            actions.push(Action::GivenUp { step: step_id, rows, error });
         }
     }
 

@@ -31,6 +31,8 @@ pub(super) struct Row {
     listed: bool,
     /// By the newest table instead of the pinned one: it must be asked again, or the pinned one knows nobody.
     pub(super) by_newest: bool,
+    /// Nobody could be asked for one of its wanted places when they were last looked at.
+    pub(super) lacks: bool,
 }
 
 /// One exchange. A free slot keeps its buffers for the next one.
@@ -116,6 +118,34 @@ impl Step {
     /// From now on the row goes by the newest table.
     pub(super) fn move_row(&mut self, row: u32) {
         self.rows[row as usize].by_newest = true;
+    }
+
+    /// The row is looked at: whether somebody can be asked for each place is seen anew.
+    pub(super) fn look(&mut self, row: u32) -> Row {
+        let row = &mut self.rows[row as usize];
+        row.lacks = false;
+        *row
+    }
+
+    /// Nobody can be asked for this expert, which the row needs.
+    pub(super) fn lack(&mut self, row: u32, expert: u16) {
+        self.rows[row as usize].lacks = true;
+        if let Err(at) = self.missing.binary_search(&expert) {
+            self.missing.insert(at, expert);
+        }
+    }
+
+    /// Accounts for all places of the rows that lack an expert, so that the step goes on without them; these rows, ascending,
+    /// and the experts.
+    pub(super) fn give_up(&mut self) -> (Vec<u32>, Vec<u16>) {
+        let mut rows: Vec<u32> = self.list.iter().copied().filter(|row| self.row(*row).lacks).collect();
+        rows.sort_unstable();
+        for row in &rows {
+            let places = self.row(*row).left;
+            self.account(Asked { row: *row, places }, 0);
+        }
+        (self.parked, self.waited) = (None, Duration::ZERO);
+        (rows, std::mem::take(&mut self.missing))
     }
 
     /// A request that sums this place is on its way to `pod`.
@@ -212,7 +242,7 @@ impl Step {
         self.left = 0;
         for (row, places) in experts.chunks_exact(self.top_k).enumerate() {
             let used = places.iter().enumerate().fold(0, |used, (place, expert)| used | (u16::from(*expert != EMPTY) << place));
-            self.rows.push(Row { left: used, wanted: used, listed: used != 0, by_newest: false });
+            self.rows.push(Row { left: used, wanted: used, listed: used != 0, ..Row::default() });
             self.left += used.count_ones() as usize;
             if used != 0 {
                 self.list.push(row as u32);

@@ -11,7 +11,7 @@ use std::time::Duration;
 use m1_arch::{ExpertId, ExpertSet, LayerId};
 
 use super::{Exchange, Health};
-use crate::{Action, Config, DispatchTable, EMPTY, Event, Lane, Micros, PodId, RequestId, StepId, TableVersion};
+use crate::{Action, Beat, Config, DispatchTable, EMPTY, Event, Lane, Life, Micros, PodId, Pulse, RequestId, StepId, TableVersion};
 
 const LAYERS: usize = 2;
 const EXPERTS: usize = 8;
@@ -37,6 +37,8 @@ struct Pod {
     exchange: Exchange,
     now: Micros,
     progress: u64,
+    /// Of peers 1 to 3.
+    pulses: [Pulse; 3],
 }
 
 impl Pod {
@@ -50,7 +52,8 @@ impl Pod {
         (config.max_frame_bytes, config.credits, config.first_id) = (64 + 3 * 44, 4, 100);
         change(&mut config);
         assert_eq!(config.rows_per_frame(), 3);
-        let mut pod = Pod { exchange: Exchange::new(config, table(1, held)).unwrap(), now: Micros(0), progress: 0 };
+        let exchange = Exchange::new(config, table(1, held)).unwrap();
+        let mut pod = Pod { exchange, now: Micros(0), progress: 0, pulses: Default::default() };
         let own = held.iter().find(|(pod, _)| *pod == 0).map_or(&[][..], |(_, experts)| experts);
         pod.on(Event::Hold(Arc::new(set(own))));
         for peer in 1..4 {
@@ -61,12 +64,29 @@ impl Pod {
 
     fn on(&mut self, event: Event<'_>) -> Vec<String> {
         let mut actions = Vec::new();
+        if let Event::LinkUp { peer, .. } = event
+            && let Some(pulse) = usize::from(peer.0).checked_sub(1).and_then(|index| self.pulses.get_mut(index))
+        {
+            pulse.greeted(self.now);
+        }
         self.exchange.handle(event, self.now, &mut actions);
         actions.iter().map(line).collect()
     }
 
     fn open(&mut self, step: u64, experts: &[u16]) -> Vec<String> {
         self.on(Event::Open { step: StepId(step), lane: Lane::Decode, layer: LayerId(1), experts })
+    }
+
+    /// A heartbeat of a peer comes and is looked at.
+    fn beat(&mut self, peer: u16, progress: u64, busy: Duration) -> Vec<String> {
+        self.pulses[usize::from(peer) - 1].read(Beat { progress, epoch: 1, busy }, self.now);
+        self.look(peer)
+    }
+
+    /// Looks at what is known of a peer.
+    fn look(&mut self, peer: u16) -> Vec<String> {
+        let life = self.pulses[usize::from(peer) - 1].life(self.now).unwrap();
+        self.on(Event::Life { peer: PodId(peer), life })
     }
 
     /// Time passes while these peers make progress; what the last tick and beat led to.
@@ -76,8 +96,9 @@ impl Pod {
             self.now = self.now.after(Duration::from_millis(100)).min(end);
             self.progress += 1;
             for peer in living {
-                lines.extend(self.on(Event::Heartbeat { peer: PodId(*peer), progress: self.progress, epoch: 1 }));
+                lines.extend(self.beat(*peer, self.progress, Duration::ZERO));
             }
+            (1..4).for_each(|peer| lines.extend(self.look(peer)));
             lines.extend(self.on(Event::Tick));
         }
         lines
@@ -125,6 +146,7 @@ fn line(action: &Action) -> String {
         Action::Complete { step } => format!("complete s{step}"),
         Action::Parked { step, missing, .. } => format!("parked s{step}: {missing:?}").replace("ExpertId", ""),
         Action::Resumed { step } => format!("resumed s{step}"),
+        Action::GivenUp { step, rows, error } => format!("given up s{step} {rows:?}: {error}"),
         Action::Failed { step, error } => format!("failed s{step}: {error}"),
         Action::DropLink { peer, lane, error } => format!("drop link p{peer} {lane}: {error}"),
         Action::DropClient { peer, lane, error } => format!("drop client p{peer} {lane}: {error}"),

@@ -21,6 +21,8 @@ pub enum Profile {
     Calm,
     /// Devices and links stand still for a while; every expert has copies.
     Stalls,
+    /// Devices stand still for a while, and say so before.
+    Announced,
     /// Everything goes wrong for a while.
     Storm,
 }
@@ -51,13 +53,18 @@ pub struct Seen {
     pub complete: u64,
     pub parked: u64,
     pub resumed: u64,
+    /// Steps that gave rows up, and those of them that went on for others.
     pub failed: u64,
+    pub spared: u64,
     pub aborted: u64,
     pub dropped: u64,
     pub forgotten: u64,
     pub not_here: u64,
     pub refused: u64,
     pub crashes: u64,
+    /// Looks at peers that had announced a long turn, and at dead ones.
+    pub busy: u64,
+    pub dead: u64,
     /// (when, layer, expert) of every failure of the seed that runs.
     pub unavailable: Vec<(u64, LayerId, ExpertId)>,
 }
@@ -74,12 +81,15 @@ impl AddAssign for Seen {
         self.parked += other.parked;
         self.resumed += other.resumed;
         self.failed += other.failed;
+        self.spared += other.spared;
         self.aborted += other.aborted;
         self.dropped += other.dropped;
         self.forgotten += other.forgotten;
         self.not_here += other.not_here;
         self.refused += other.refused;
         self.crashes += other.crashes;
+        self.busy += other.busy;
+        self.dead += other.dead;
     }
 }
 

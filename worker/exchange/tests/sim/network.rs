@@ -1,10 +1,13 @@
 //! Connections: one per (requester, server, lane). Each direction keeps its order; different ones do not wait for each
 //! other. What is under way when a connection breaks is lost.
 
-use m1_exchange::{Lane, PodId, RequestId};
+use m1_exchange::{Beat, Lane, PodId, RequestId};
 
 use super::payload::{AskedRow, Sum};
 use super::rng::Rng;
+
+/// Heartbeats have a connection of their own. No data goes on this lane here, so it stands for that one.
+pub const PULSE: Lane = Lane::Bulk;
 
 /// Names a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,7 +26,7 @@ pub enum Wire {
     Answer { id: RequestId, sums: Vec<Sum> },
     NotHere { id: RequestId, epoch: u64 },
     Credit { frames: u32 },
-    Beat { progress: u64, epoch: u64 },
+    Beat(Beat),
 }
 
 impl Wire {

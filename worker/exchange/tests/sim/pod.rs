@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use m1_arch::{ExpertId, ExpertSet, LayerId};
 use m1_exchange::{
-    Action, Config, DispatchTable, EMPTY, Event, Exchange, ExchangeError, Lane, Micros, PodId, RequestId, Serve, StepId,
+    Action, Beat, Config, DispatchTable, EMPTY, Event, Exchange, ExchangeError, Health, Lane, Micros, PodId, Pulse, RequestId,
+    Serve, StepId,
 };
 
 use super::network::Wire;
@@ -54,6 +55,10 @@ pub struct Pod {
     pub inbox: VecDeque<Inbound>,
     pub progress: u64,
     pub stalled_until: u64,
+    /// Until when it said that it would stand still.
+    pub announced_until: u64,
+    /// Of peers, by their heartbeats: read when they come, whatever the device does.
+    pulses: BTreeMap<PodId, Pulse>,
     pub held: Arc<ExpertSet>,
     hold_epoch: u64,
     pub table: Arc<DispatchTable>,
@@ -81,6 +86,8 @@ impl Pod {
             inbox: VecDeque::new(),
             progress: 0,
             stalled_until: 0,
+            announced_until: 0,
+            pulses: BTreeMap::new(),
             held: Arc::new(ExpertSet::empty(config.layers, config.experts)),
             hold_epoch: 0,
             table,
@@ -155,8 +162,29 @@ impl Pod {
                 self.on(Event::Open { step: StepId(step), lane, layer, experts: &routing }, seen);
             }
             Inbound::Abort { pick } => self.abort(pick, seen),
-            Inbound::Tick => self.on(Event::Tick, seen),
+            Inbound::Tick => self.tick(seen),
         }
+    }
+
+    /// A connection of heartbeats to a peer stands.
+    pub fn greeted(&mut self, peer: PodId, now: u64) {
+        self.pulses.entry(peer).or_default().greeted(Micros(now));
+    }
+
+    /// A heartbeat comes.
+    pub fn read(&mut self, peer: PodId, beat: Beat, now: u64) {
+        self.pulses.entry(peer).or_default().read(beat, Micros(now));
+    }
+
+    fn tick(&mut self, seen: &mut Seen) {
+        let now = Micros(self.now);
+        let lives: Vec<_> = self.pulses.iter().filter_map(|(peer, pulse)| Some((*peer, pulse.life(now)?))).collect();
+        for (peer, life) in lives {
+            self.on(Event::Life { peer, life }, seen);
+            seen.busy += u64::from(!life.busy.is_zero());
+            seen.dead += u64::from(self.exchange.health(peer) == Health::Dead);
+        }
+        self.on(Event::Tick, seen);
     }
 
     /// Hands out a request to compute and checks that this pod may.
@@ -218,7 +246,6 @@ impl Pod {
                 }
                 self.on(Event::CreditGranted { peer, lane, frames }, seen);
             }
-            Wire::Beat { progress, epoch } => self.on(Event::Heartbeat { peer, progress, epoch }, seen),
             other => panic!("{other:?} from a server"),
         }
     }
@@ -290,7 +317,8 @@ impl Pod {
                 assert!(std::mem::replace(&mut self.run(step).parked, false));
                 seen.resumed += 1;
             }
-            Action::Failed { step, error } => self.fail(step, &error, seen),
+            Action::GivenUp { step, rows, error } => self.give_up(step, &rows, &error, seen),
+            Action::Failed { step, error } => panic!("step {step} fails: {error}"),
             Action::DropLink { peer, lane, error } => {
                 assert!(matches!(error, ExchangeError::AnswerOverdue { .. }), "{error}");
                 let link = self.links.remove(&(peer, lane)).expect("a link that is down is dropped");
@@ -360,16 +388,22 @@ impl Pod {
         }
     }
 
-    fn fail(&mut self, step: StepId, error: &ExchangeError, seen: &mut Seen) {
+    fn give_up(&mut self, step: StepId, rows: &[u32], error: &ExchangeError, seen: &mut Seen) {
         let ExchangeError::ExpertUnavailable { layer, experts, waited } = error else { panic!("{error}") };
-        let wait = self.config.wait_for_expert;
+        let (wait, now) = (self.config.wait_for_expert, self.now);
         let run = self.run(step);
-        assert!(run.parked && run.layer == *layer && *waited >= wait && !experts.is_empty());
+        assert!(std::mem::replace(&mut run.parked, false) && run.layer == *layer && *waited >= wait);
+        assert!(!experts.is_empty() && !rows.is_empty() && rows.is_sorted());
+        for row in rows {
+            let needs = run.rows[*row as usize].experts.iter().any(|expert| experts.contains(expert));
+            assert!(needs, "row {row} is given up for experts that it does not need");
+            assert!(!std::mem::replace(&mut run.given_up[*row as usize], true), "row {row} is given up twice");
+        }
         for expert in experts {
-            seen.unavailable.push((self.now, *layer, ExpertId(*expert)));
+            seen.unavailable.push((now, *layer, ExpertId(*expert)));
         }
         seen.failed += 1;
-        self.steps.remove(&step.0);
+        seen.spared += u64::from(run.given_up.contains(&false));
     }
 
     fn back(&mut self, peer: Peer, wire: Wire) {

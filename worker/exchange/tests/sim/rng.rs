@@ -1,4 +1,5 @@
 //! A seeded generator (splitmix64), so that a seed is a whole history.
+#![allow(dead_code, reason = "not every suite draws everything")]
 
 use std::ops::Range;
 

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use m1_arch::{ExpertId, ExpertSet, LayerId};
-use m1_exchange::{Config, DispatchTable, Lane, PodId, Serve, TableVersion};
+use m1_exchange::{Beat, Config, DispatchTable, Lane, PodId, Serve, TableVersion};
 
-use super::network::{Connection, Path, Wire};
+use super::network::{Connection, PULSE, Path, Wire};
 use super::payload::StepRun;
 use super::pod::{Effect, Inbound, Pod};
 use super::rng::Rng;
@@ -138,7 +138,7 @@ impl World {
         config.answer_within = Duration::from_millis(rng.within(700..2000));
         let latency = match profile {
             Profile::Calm => 2 * MILLI,
-            Profile::Stalls | Profile::Storm => rng.one_of(&[MILLI, 5 * MILLI, 50 * MILLI]),
+            Profile::Stalls | Profile::Announced | Profile::Storm => rng.one_of(&[MILLI, 5 * MILLI, 50 * MILLI]),
         };
         let world = Self {
             profile,
@@ -170,7 +170,7 @@ impl World {
             self.restart(*pod);
             self.plan(50 * MILLI, Next::Steps(*pod));
             for server in pods.iter().filter(|server| *server != pod) {
-                for lane in LANES {
+                for lane in LANES.into_iter().chain([PULSE]) {
                     let path = Path { requester: *pod, server: *server, lane };
                     self.connections.insert(path, Connection::default());
                     self.plan(0, Next::Connect(path));
@@ -349,12 +349,13 @@ impl World {
             pod.progress += 1;
             pod.inbox.push_back(Inbound::Tick);
         }
-        let (progress, epoch) = (pod.progress, pod.table.version().epoch);
+        let busy = Duration::from_micros(pod.announced_until.saturating_sub(now));
+        let beat = Beat { progress: pod.progress, epoch: pod.table.version().epoch, busy };
         self.plan(TICK, Next::Tick { pod: id, life });
-        for path in self.paths(|path| path.server == id && path.lane == Lane::Decode) {
+        for path in self.paths(|path| path.server == id && path.lane == PULSE) {
             let connection = &self.connections[&path];
             if connection.open && connection.greeted {
-                self.transmit(path, connection.generation, Wire::Beat { progress, epoch });
+                self.transmit(path, connection.generation, Wire::Beat(beat));
             }
         }
         self.turn(id, life);
@@ -404,7 +405,19 @@ impl World {
     fn arrive(&mut self, path: Path, generation: u64, wire: Wire) {
         let Some(connection) = self.connections.get_mut(&path).filter(|c| c.open && c.generation == generation) else { return };
         let (client, server) = ((path.requester, path.lane), (path.server, path.lane));
+        let now = self.now;
         match wire {
+            Wire::Hello if path.lane == PULSE => {
+                connection.greeted = true;
+                self.transmit(path, generation, Wire::HelloBack { credits: 0 });
+            }
+            Wire::HelloBack { .. } | Wire::Beat(_) if path.lane == PULSE => {
+                let Some(pod) = self.slots[path.requester.index()].pod.as_mut() else { return };
+                match wire {
+                    Wire::Beat(beat) => pod.read(path.server, beat, now),
+                    _ => pod.greeted(path.server, now),
+                }
+            }
             Wire::Hello => {
                 connection.greeted = true;
                 let credits = self.config.credits;
@@ -434,7 +447,7 @@ impl World {
         let Some(connection) = self.connections.get_mut(&path).filter(|connection| connection.open) else { return };
         let generation = connection.generation;
         connection.end();
-        for server in [true, false] {
+        for server in [true, false].into_iter().filter(|_| path.lane != PULSE) {
             let after = self.rng.within(0..150) * MILLI;
             self.plan(after, Next::Notice { path, generation, server });
         }
@@ -514,7 +527,7 @@ impl World {
         let (epoch, life) = (table.version().epoch, self.slots[id.index()].life);
         let wanted = self.placement[id.index()].clone();
         let Some(held) = self.pod(id, life).map(|pod| pod.held.clone()) else { return };
-        let slowest = if self.profile == Profile::Calm { 1 } else { self.rng.one_of(&[10, 200, 800]) };
+        let slowest = if matches!(self.profile, Profile::Calm | Profile::Announced) { 1 } else { self.rng.one_of(&[10, 200, 800]) };
         let mut after = || self.rng.within(0..slowest) * MILLI;
         let (told, loaded, freed) = (after(), after(), after());
         self.plan(told, Next::Inbox { pod: id, life, inbound: Inbound::Table(table) });
@@ -534,7 +547,12 @@ impl World {
         let paths = self.paths(|_| true);
         let path = self.rng.one_of(&paths);
         let now = self.now;
-        match if self.profile == Profile::Stalls { self.rng.index(4) } else { self.rng.within(1..9) as usize } {
+        let trouble = match self.profile {
+            Profile::Stalls => self.rng.index(4),
+            Profile::Announced => 0,
+            Profile::Calm | Profile::Storm => self.rng.within(1..9) as usize,
+        };
+        match trouble {
             0 | 1 => self.stall(pod),
             2 => {
                 let until = now + self.rng.within(100..1500) * MILLI;
@@ -565,7 +583,14 @@ impl World {
 
     fn stall(&mut self, id: PodId) {
         let (until, life) = (self.now + self.rng.within(100..2000) * MILLI, self.slots[id.index()].life);
+        let announced = self.profile == Profile::Announced || self.rng.percent(30);
         if let Some(pod) = self.pod(id, life) {
+            let until = until.max(pod.stalled_until);
+            if announced {
+                // An announcement is progress, and what was announced before it ends with it.
+                pod.progress += 1;
+                pod.announced_until = until;
+            }
             pod.stalled_until = until;
             self.plan(until - self.now, Next::Turn { pod: id, life });
         }
@@ -577,7 +602,8 @@ impl World {
         for pod in self.pods() {
             self.restart(pod);
             let life = self.slots[pod.index()].life;
-            if let Some(pod) = self.pod(pod, life) {
+            // Who said how long it will be is not interrupted.
+            if let Some(pod) = self.pod(pod, life).filter(|pod| pod.announced_until == 0) {
                 pod.stalled_until = 0;
             }
             self.turn(pod, life);

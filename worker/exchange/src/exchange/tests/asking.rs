@@ -146,12 +146,13 @@ fn routings_that_cannot_be_are_refused() {
 #[test]
 fn events_about_pods_that_cannot_be_peers_change_nothing() {
     let mut pod = Pod::new(&EACH_ONCE);
+    let life = Life { epoch: Some(1), still: Duration::ZERO, busy: Duration::ZERO, since_busy: None };
     for peer in [0, 64, u16::MAX] {
         for event in [up(peer, 4), grant(peer, 1), not_here(peer, 100), down(peer), Event::PeerRefused { peer: PodId(peer) }] {
             assert_eq!(pod.on(event), NOTHING);
         }
         assert_eq!(pod.on(answer(peer, 100, 1)), ["discard #100"]);
-        assert_eq!(pod.on(Event::Heartbeat { peer: PodId(peer), progress: 1, epoch: 1 }), NOTHING);
+        assert_eq!(pod.on(Event::Life { peer: PodId(peer), life }), NOTHING);
         assert_eq!(pod.exchange.health(PodId(peer)), Health::Dead);
         let refused = pod.request(peer, Lane::Decode, 5, &[0, NO]);
         assert_eq!(refused, [format!("drop client p{peer} decode: request 5: pod {peer} has no decode connection here")]);

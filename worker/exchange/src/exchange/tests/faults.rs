@@ -119,25 +119,48 @@ fn a_new_link_to_a_dead_pod_is_no_sign_of_life() {
     pod.on(down(1));
     pod.on(up(1, 4));
     assert_eq!(pod.exchange.health(PodId(1)), Health::Dead);
-    let beat = |progress| Event::Heartbeat { peer: PodId(1), progress, epoch: 1 };
-    pod.on(beat(50));
+    pod.beat(1, 50, Duration::ZERO);
     assert_eq!(pod.exchange.health(PodId(1)), Health::Alive);
     pod.wait(2000, &[]);
-    pod.on(beat(50));
+    pod.beat(1, 50, Duration::ZERO);
     assert_eq!(pod.exchange.health(PodId(1)), Health::Dead, "the same counter is no progress");
-    pod.on(beat(1));
+    pod.beat(1, 1, Duration::ZERO);
     assert_eq!(pod.exchange.health(PodId(1)), Health::Alive, "that of a new life begins anew");
 }
 
 #[test]
-fn a_parked_step_fails_after_the_wait() {
+fn after_the_wait_a_parked_step_goes_on_without_the_rows_that_lack_an_expert() {
+    let mut pod = Pod::new(&ONCE);
+    assert_eq!(pod.open(1, &[2, 7, 3, 2, 7, 2]), ["send p1 #100 s1: 0[2,_] 1[3,2] 2[_,2]", "parked s1: [(7)]"]);
+    assert_eq!(pod.wait(29_900, &[1]), NOTHING);
+    let unavailable = "given up s1 [0, 2]: layer 1: no reachable pod holds expert 7: waited 30s";
+    assert_eq!(pod.wait(100, &[1]), [unavailable]);
+    assert_eq!(pod.on(answer(1, 100, 3)), ["accept #100 s1: 1@1", "complete s1"], "what is given up counts no more");
+    assert_eq!(pod.exchange.open_steps(), 0);
+}
+
+#[test]
+fn a_step_whose_every_row_is_given_up_is_complete() {
     let mut pod = Pod::new(&ONCE);
     pod.open(1, &[2, 7]);
-    let unavailable = "failed s1: layer 1: no reachable pod holds expert 7: waited 30s";
     assert_eq!(pod.on(answer(1, 100, 1)), ["accept #100 s1: 0"]);
     assert_eq!(pod.wait(29_900, &[1]), NOTHING);
-    assert_eq!(pod.wait(100, &[1]), [unavailable]);
-    assert_eq!(pod.exchange.open_steps(), 0);
+    let unavailable = "given up s1 [0]: layer 1: no reachable pod holds expert 7: waited 30s";
+    assert_eq!(pod.wait(100, &[1]), [unavailable, "complete s1"]);
+}
+
+#[test]
+fn a_caller_may_wait_no_longer() {
+    let mut pod = Pod::new(&[(1, &[2])]);
+    let no_longer = |step| Event::GiveUp { step: StepId(step) };
+    assert_eq!(pod.open(1, &[2, 7, 2, NO]), ["send p1 #100 s1: 0[2,_] 1[2,_]", "parked s1: [(7)]"]);
+    assert_eq!(pod.on(no_longer(2)), NOTHING);
+    let unavailable = "given up s1 [0]: layer 1: no reachable pod holds expert 7: waited 0ns";
+    assert_eq!(pod.on(no_longer(1)), [unavailable]);
+    assert_eq!(pod.on(no_longer(1)), NOTHING, "it is not parked");
+    // What only then is found to be missing parks it again.
+    assert_eq!(pod.on(down(1)), ["parked s1: [(2)]"]);
+    assert_eq!(pod.on(no_longer(1)), ["given up s1 [1]: layer 1: no reachable pod holds expert 2: waited 0ns", "complete s1"]);
 }
 
 #[test]
@@ -155,7 +178,8 @@ fn progress_begins_the_wait_anew_and_time_that_a_step_goes_on_is_no_wait() {
     pod.wait(20_000, &[1, 2]);
     assert_eq!(pod.on(down(2)), ["parked s1: [(3)]"]);
     assert_eq!(pod.wait(9_900, &[1, 2]), NOTHING);
-    assert_eq!(pod.wait(100, &[1, 2]), ["failed s1: layer 1: no reachable pod holds expert 3: waited 30s"]);
+    let unavailable = "given up s1 [0]: layer 1: no reachable pod holds expert 3: waited 30s";
+    assert_eq!(pod.wait(100, &[1, 2]), [unavailable, "complete s1"]);
 }
 
 #[test]
@@ -274,9 +298,10 @@ fn asking_an_absent_pod_again_and_again_is_no_progress() {
 
 #[test]
 fn an_absent_expert_is_asked_for_at_once_when_its_pod_or_table_changes() {
-    let events = [Event::Heartbeat { peer: PodId(1), progress: 1, epoch: 2 }, Event::Table(table(1 + 1, &ONCE)), up(1, 4)];
+    let events = [Event::Life { peer: PodId(1), life: life(2) }, Event::Table(table(1 + 1, &ONCE)), up(1, 4)];
     for event in events {
         let mut pod = Pod::new(&ONCE);
+        pod.beat(1, 1, Duration::ZERO);
         pod.open(1, &[2, NO]);
         assert_eq!(pod.on(not_here(1, 100)), ["parked s1: [(2)]"]);
         let lines = pod.on(event);
@@ -310,4 +335,59 @@ fn own_places_make_sums_with_them_worthless() {
     assert_eq!(pod.on(Event::Hold(Arc::new(set(&[2])))), ["send p1 #101 s1: 0[_,3]", "local s1: 0[2,_]"]);
     assert_eq!(pod.on(answer(1, 100, 1)), ["discard #100"]);
     assert_eq!(pod.on(answer(1, 101, 1)), ["accept #101 s1: 0", "complete s1"]);
+}
+
+fn life(epoch: u64) -> Life {
+    Life { epoch: Some(epoch), still: Duration::ZERO, busy: Duration::ZERO, since_busy: None }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn what_announced_a_long_turn_is_asked_as_a_suspect_is_and_lives() {
+    let mut pod = Pod::new(&TWICE);
+    pod.open(1, &[2, NO]);
+    pod.beat(1, 1, 5 * SECOND);
+    assert_eq!(pod.exchange.health(PodId(1)), Health::Alive);
+    assert_eq!(pod.wait(100, &[2]), ["send p2 #101 s1: 0[2,_]"], "what it owes is asked of another at once");
+    assert_eq!(pod.open(2, &[2, NO]), ["send p2 #102 s2: 0[2,_]"]);
+    pod.wait(4900, &[2]);
+    assert_eq!(pod.exchange.health(PodId(1)), Health::Alive);
+    pod.wait(300, &[2]);
+    assert_eq!(pod.exchange.health(PodId(1)), Health::Suspect, "it overstays");
+    pod.wait(1600, &[2]);
+    assert_eq!(pod.exchange.health(PodId(1)), Health::Suspect);
+    pod.wait(100, &[2]);
+    assert_eq!(pod.exchange.health(PodId(1)), Health::Dead);
+}
+
+#[test]
+fn a_step_waits_for_the_only_holder_through_what_it_announced() {
+    let mut pod = Pod::new(&ONCE);
+    pod.open(1, &[2, NO]);
+    for progress in 1..4 {
+        pod.beat(1, progress, 100 * SECOND);
+        assert_eq!(pod.wait(99_900, &[]), NOTHING, "it loads weights for minutes");
+    }
+    pod.beat(1, 9, Duration::ZERO);
+    assert_eq!(pod.on(answer(1, 100, 1)), ["accept #100 s1: 0", "complete s1"]);
+}
+
+#[test]
+fn an_answer_is_overdue_by_the_time_that_was_not_announced_or_at_last() {
+    let overdue = |waited: Duration| format!("drop link p1 decode: request 100: no answer from pod 1 for {waited:?}");
+    let mut pod = Pod::new(&ONCE);
+    pod.open(1, &[2, NO]);
+    pod.beat(1, 900, 100 * SECOND);
+    pod.wait(100_000, &[]);
+    assert_eq!(pod.wait(59_900, &[1]), NOTHING);
+    assert_eq!(pod.wait(100, &[1]), [overdue(160 * SECOND), "parked s1: [(2)]".into()]);
+    let mut pod = Pod::with(&ONCE, |config| config.answer_at_last = 200 * SECOND);
+    pod.open(1, &[2, NO]);
+    let mut lines = Vec::new();
+    for progress in 1..5 {
+        pod.beat(1, progress, 100 * SECOND);
+        lines.extend(pod.wait(50_000, &[]));
+    }
+    assert_eq!(lines, [overdue(200 * SECOND), "parked s1: [(2)]".into()]);
 }
