@@ -150,7 +150,7 @@ fn exchange(address: String, rounds: usize) -> anyhow::Result<Vec<Duration>> {
     let (events, mut inbox) = Events::channel();
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let status = Arc::new(SharedStatus::new(Default::default()));
-    let dialer = Dialer { identity: identity(0), events, status, tasks, generations: Arc::default(), tls: None };
+    let dialer = Dialer { identity: identity(0), events, status, tasks, generations: Arc::default(), tls: None, member: None };
     dialer.dial(&PeerAddress { pod: PodId(1), address }, &stop);
     let link = loop {
         match inbox.blocking_recv().context("the dialer ended")? {

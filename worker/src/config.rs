@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use m1_arch::Architecture;
+use m1_runtime::listener::FIRST_FD;
+use m1_runtime::member::Member;
 use m1_weights::source::{Given, GivenError, Location, Settings};
 
 /// One worker pod: attention for its own sequences, experts for everyone in its group.
@@ -44,9 +46,16 @@ pub struct ServeArgs {
     /// Index of this pod in its group, from 0.
     #[arg(long, env = "M1_POD_INDEX", default_value_t = 0, value_name = "N", value_parser = pod_index)]
     pub pod: u16,
+    /// Whose worker this is: the deployment, by namespace, name and uid, and its replica group. With --pod it is who answers here: a call that is meant for
+    /// somebody else is refused by name. Without it every call is believed to be meant for this worker.
+    #[arg(long, env = "M1_MEMBER", value_name = "NAMESPACE/NAME/UID/GROUP")]
+    pub member: Option<String>,
     /// Address of the gRPC services.
     #[arg(long, default_value = "127.0.0.1:9000", value_name = "HOST:PORT")]
     pub listen: SocketAddr,
+    /// Number of an open socket that listens on --listen already: whoever starts this process holds it, so that the address stays its own.
+    #[arg(long, value_name = "FD", value_parser = clap::value_parser!(i32).range(i64::from(FIRST_FD)..))]
+    pub listen_fd: Option<i32>,
     /// Address of /livez, /readyz, /startupz and /metrics. Without it they are not served; in a pod: 0.0.0.0:9090.
     #[arg(long, value_name = "HOST:PORT")]
     pub admin: Option<SocketAddr>,
@@ -68,6 +77,9 @@ pub struct ServeArgs {
     /// Sequences that may wait for a slot; one more is refused.
     #[arg(long, default_value_t = 256, value_name = "N")]
     pub queue: u32,
+    /// Bytes of raw logits that all requests for them may produce together before they are read; one more is refused.
+    #[arg(long, default_value_t = 1 << 30, value_name = "BYTES")]
+    pub raw_logits_limit: u64,
     /// Seconds that a token waits for an expert that nobody holds before its sequence fails.
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub expert_wait: u32,
@@ -93,8 +105,12 @@ pub struct Config {
     pub fetch: Option<Settings>,
     /// Index of this pod in its group.
     pub pod: u16,
+    /// Who this is; none where nobody has said.
+    pub member: Option<Member>,
     /// Address of the gRPC services.
     pub listen: SocketAddr,
+    /// The socket that listens there already.
+    pub listen_fd: Option<i32>,
     /// Address of probes and metrics; none where they are not served.
     pub admin: Option<SocketAddr>,
     /// Threads of the tensor library, at least 1.
@@ -109,6 +125,8 @@ pub struct Config {
     pub prefill_chunk: u32,
     /// Waiting sequences before a refusal, at least 1.
     pub queue: u32,
+    /// Bytes of raw logits that may be asked for at once.
+    pub raw_logits_limit: u64,
     /// How long a step parks for a missing expert.
     pub expert_wait: Duration,
     /// How long sequences may go on, and peers are served, after SIGTERM.
@@ -144,6 +162,12 @@ pub enum ConfigError {
         /// What would do.
         allowed: String,
     },
+    /// Not a group of a deployment.
+    #[error("--member: {given:?} given, allowed: NAMESPACE/NAME/UID/GROUP")]
+    Member {
+        /// Its value, as far as it is shown.
+        given: String,
+    },
     /// Something about fetching.
     #[error(transparent)]
     Fetch(#[from] GivenError),
@@ -160,6 +184,7 @@ impl ServeArgs {
         range("queue", self.queue.into(), 1, 1 << 20)?;
         range("expert-wait", self.expert_wait.into(), 0, 86_400)?;
         range("drain-seconds", self.drain_seconds.into(), 0, 86_400)?;
+        let member = self.member.as_deref().map(|group| member(group, self.pod)).transpose()?;
         let fetch = match self.model {
             Location::Folder(_) => None,
             Location::Hub { .. } | Location::Web(_) => Some(self.fetching().check()?),
@@ -168,7 +193,9 @@ impl ServeArgs {
             model: self.model,
             fetch,
             pod: self.pod,
+            member,
             listen: self.listen,
+            listen_fd: self.listen_fd,
             admin: self.admin,
             threads: self.threads,
             slots: self.slots,
@@ -176,6 +203,7 @@ impl ServeArgs {
             max_context: self.max_context,
             prefill_chunk: self.prefill_chunk,
             queue: self.queue,
+            raw_logits_limit: self.raw_logits_limit,
             expert_wait: Duration::from_secs(self.expert_wait.into()),
             drain: Duration::from_secs(self.drain_seconds.into()),
             tls: self.tls_dir.zip(self.tls_name),
@@ -199,6 +227,12 @@ impl ServeArgs {
 fn pod_index(text: &str) -> Result<u16, String> {
     let most = m1_exchange::MAX_PODS - 1;
     text.parse().ok().filter(|pod| usize::from(*pod) <= most).ok_or_else(|| format!("allowed: 0 to {most}"))
+}
+
+/// A pod of the group that is named.
+fn member(group: &str, pod: u16) -> Result<Member, ConfigError> {
+    let wrong = |_| ConfigError::Member { given: group.chars().take(120).collect() };
+    format!("{group}/{pod}").parse().map_err(wrong)
 }
 
 fn range(flag: &'static str, given: u64, low: u64, high: u64) -> Result<(), ConfigError> {
@@ -259,6 +293,23 @@ mod tests {
         // The same parser reads both.
         assert_eq!(pod_index("63"), Ok(63));
         assert_eq!(pod_index("").unwrap_err(), "allowed: 0 to 63");
+    }
+
+    #[test]
+    fn a_worker_knows_whose_it_is() {
+        assert_eq!(serve(&[]).unwrap().member, None);
+        let config = serve(&["--member", "models/m1/0b54-11/m1-0-abc", "--pod", "3", "--listen-fd", "3"]).unwrap();
+        assert_eq!(config.member.unwrap().to_string(), "models/m1/0b54-11/m1-0-abc/3");
+        assert_eq!(config.listen_fd, Some(3));
+        for wrong in ["m1", "models/m1/0b54-11", "models/m1/0b54-11/g/3", "models//0b54-11/g", ""] {
+            let error = serve(&["--member", wrong]).unwrap_err();
+            assert_eq!(error, format!("--member: {wrong:?} given, allowed: NAMESPACE/NAME/UID/GROUP"));
+        }
+        assert!(serve(&["--listen-fd", "2"]).unwrap_err().contains("--listen-fd"), "standard error is no socket");
+        let command = Cli::command();
+        let serve = command.find_subcommand("serve").unwrap();
+        let member = serve.get_arguments().find(|argument| argument.get_id() == "member").unwrap();
+        assert_eq!(member.get_env(), Some(std::ffi::OsStr::new("M1_MEMBER")));
     }
 
     #[test]

@@ -10,7 +10,8 @@
 //! With none of these it sleeps until something comes. A peer's prefill request also goes before the beginning of an own
 //! step, so that a pod whose own steps never wait cannot starve its peers.
 
-mod convert;
+mod announce;
+pub(crate) mod convert;
 mod dispatch;
 mod fetch;
 mod group;
@@ -28,7 +29,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use m1_engine::{AllowedIds, Failure, RoutingShape, Scheduler, SchedulerConfig};
-use m1_exchange::{Action, DispatchTable, Event, Exchange, Lane, Micros, PodId};
+use m1_exchange::{Action, DispatchTable, Exchange, Lane, Micros, PodId};
 use m1_torch::TorchExecutor;
 use m1_weights::Checkpoint;
 use tokio::sync::mpsc;
@@ -38,14 +39,15 @@ use tonic::Status;
 use crate::config::Config;
 use crate::service::reasoned;
 use crate::status::SharedStatus;
+use crate::tallies::Tallies;
 use crate::transport::{CREDITS, Transport};
+use announce::Announcing;
 use fetch::Fetching;
 use group::Peers;
 use links::Links;
 use own_step::OwnStep;
 use sequences::Sequences;
 use serving::Requests;
-use streams::Streams;
 
 pub use fetch::Remote;
 pub use inbox::{Events, Gone, Group, GroupPod, Inbox, NewSequence, SequenceKey};
@@ -80,6 +82,8 @@ pub struct Parts {
     pub transport: Box<dyn Transport>,
     /// What the rest of the process sees.
     pub status: Arc<SharedStatus>,
+    /// Whom sequences are counted for.
+    pub tallies: Arc<Tallies>,
     /// Where connections run.
     pub runtime: tokio::runtime::Handle,
 }
@@ -113,8 +117,11 @@ struct Device {
     fetching: Option<Fetching>,
     transport: Box<dyn Transport>,
     status: Arc<SharedStatus>,
+    tallies: Arc<Tallies>,
+    /// When counts were published last; none before the first time.
+    counted: Option<Instant>,
     /// Absent until a placement was applied.
-    executor: Option<TorchExecutor>,
+    executor: Option<Announcing<TorchExecutor>>,
     sequences: Sequences,
     exchange: Exchange,
     links: Links,
@@ -136,7 +143,7 @@ struct Device {
 
 impl Device {
     fn new(config: &Config, parts: Parts) -> Result<Self, StartError> {
-        let Parts { checkpoint, remote, known, transport, status, .. } = parts;
+        let Parts { checkpoint, remote, known, transport, status, tallies, .. } = parts;
         let arch = checkpoint.architecture();
         let limits = config.limits(arch);
         let scheduler = SchedulerConfig { limits, queue: config.queue, prefill_tokens: config.prefill_chunk };
@@ -154,6 +161,8 @@ impl Device {
             fetching: None,
             transport,
             status,
+            tallies,
+            counted: None,
             executor: None,
             links: Links::default(),
             peers: Peers::default(),
@@ -186,7 +195,15 @@ impl Device {
                 next = if taken < MESSAGES_PER_TURN { inbox.try_recv().ok() } else { None };
             }
             self.status.turn();
+            if self.status.pulses().take_tick() {
+                self.tick();
+            }
             busy = self.work();
+            if self.sequences.any_ended() {
+                // Whoever waits for these counts shall see with them what is free again.
+                self.report();
+                self.sequences.publish_ended();
+            }
         }
         self.stop();
     }
@@ -220,24 +237,19 @@ impl Device {
                 self.report();
             }
             Inbox::Leave => self.leave(),
-            Inbox::Tick => {
-                self.tell(Event::Tick);
-                self.report();
-            }
+            Inbox::Tick => self.status.pulses().unqueue_tick(),
             Inbox::Stop => {}
         }
     }
 
     fn admit(&mut self, new: NewSequence) {
         let refusal = match (&self.executor, self.draining) {
-            (_, true) => Some(reasoned(Status::unavailable("this worker drains and admits no more"), "Draining")),
-            (None, _) => Some(reasoned(Status::unavailable("this worker has no weights yet"), "NotReady")),
-            (Some(_), false) => None,
+            (_, true) => reasoned(Status::unavailable("this worker drains and admits no more"), "Draining"),
+            (None, _) => reasoned(Status::unavailable("this worker has no weights yet"), "NotReady"),
+            (Some(_), false) => return self.sequences.admit(new),
         };
-        match refusal {
-            Some(status) => Streams::refuse(&new.events, status),
-            None => self.sequences.admit(new),
-        }
+        // Whoever asked may have gone away.
+        let _ = new.accepted.send(Err(refusal));
     }
 
     /// Ends what is left: sequences end with an error that says so.

@@ -32,7 +32,7 @@ pub enum Drained {
 /// Stops admission, lets sequences end, then serves peers until they are quiet or gone; all within `limit`.
 pub async fn drain(events: &Events, status: &SharedStatus, limit: Duration) -> Drained {
     let end = Instant::now() + limit;
-    if status.read().phase() == Phase::Loading && left(status) == 0 && status.clients() == 0 {
+    if status.brief().phase() == Phase::Loading && left(status) == 0 && status.clients() == 0 {
         // It runs nothing, serves nobody and hears nothing for as long as it reads.
         return Drained::Done;
     }
@@ -71,14 +71,14 @@ pub async fn drained(status: &SharedStatus, limit: Duration) -> u32 {
 }
 
 fn left(status: &SharedStatus) -> u32 {
-    let now = status.read();
+    let now = status.brief();
     now.running + now.waiting
 }
 
 /// Before the device has seen that it drains, a sequence may stand in front of it that is not counted yet. One that loads sees
 /// nothing; what stands in front of it is refused after that.
 fn admits_no_more(status: &SharedStatus) -> bool {
-    matches!(status.read().phase(), Phase::Draining | Phase::Loading)
+    matches!(status.brief().phase(), Phase::Draining | Phase::Loading)
 }
 
 /// Waits until no peer needs this pod.

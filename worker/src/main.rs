@@ -7,10 +7,13 @@ use m1_worker::serve::{self, Ended};
 
 fn main() -> std::process::ExitCode {
     let Cli { command: Command::Serve(args) } = Cli::parse();
-    if let Err(error) = m1_runtime::logs::init("m1-worker") {
-        eprintln!("m1-worker: {error}");
-        return std::process::ExitCode::from(2);
-    }
+    let logs = match m1_runtime::logs::init("m1-worker") {
+        Ok(logs) => logs,
+        Err(error) => {
+            eprintln!("m1-worker: {error}");
+            return std::process::ExitCode::from(2);
+        }
+    };
     let config = match args.check() {
         Ok(config) => config,
         Err(error) => {
@@ -20,7 +23,10 @@ fn main() -> std::process::ExitCode {
     };
     match serve::run(config) {
         Ok(Ended::Whole) => std::process::ExitCode::SUCCESS,
-        Ok(Ended::DeviceLeftBehind) => m1_runtime::process::exit_now(0),
+        Ok(Ended::DeviceLeftBehind) => {
+            drop(logs);
+            m1_runtime::process::exit_now(0)
+        }
         Err(error) => {
             tracing::error!("{error:#}");
             std::process::ExitCode::FAILURE

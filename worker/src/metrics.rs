@@ -72,7 +72,7 @@ const PHASES: [(Phase, &str); 6] = [
 /// # Errors
 /// A name or label that prometheus refuses.
 pub fn render(shared: &SharedStatus) -> Result<String, prometheus::Error> {
-    let status = shared.read();
+    let status = shared.brief();
     let mut page = Page::default();
     page.gauges(BUILD_INFO, [([env!("CARGO_PKG_VERSION")], 1.0)])?;
     worker(&mut page, &status)?;

@@ -35,11 +35,11 @@ impl Probes {
 
 impl Checks for Probes {
     fn started(&self) -> Result<(), Unwell> {
-        if self.status.started() { Ok(()) } else { Err(unwell(&self.status.read())) }
+        if self.status.started() { Ok(()) } else { Err(unwell(&self.status.brief())) }
     }
 
     fn ready(&self) -> Result<(), Unwell> {
-        let status = self.status.read();
+        let status = self.status.brief();
         if status.phase() == Phase::Ready { Ok(()) } else { Err(unwell(&status)) }
     }
 
@@ -49,7 +49,8 @@ impl Checks for Probes {
         }
         let mut pulse = self.pulse.lock().unwrap_or_else(PoisonError::into_inner);
         let still = pulse.still(self.status.progress(), Instant::now());
-        if still < STALLED {
+        // A turn that was announced as a long one may take longer than that.
+        if still < STALLED || !self.status.announced().is_zero() {
             return Ok(());
         }
         Err(Unwell::new("DeviceStalled", format!("the device thread has made no progress for {} s", still.as_secs())))

@@ -4,14 +4,16 @@
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use m1_engine::AllowedIds;
+use m1_engine::{AllowedIds, RoutingShape};
 use m1_proto::dispatch::expert_dispatch_server::ExpertDispatchServer;
 use m1_proto::worker as pb;
 use m1_proto::worker::worker_server::WorkerServer;
 use m1_runtime::admin::Admin;
+use m1_runtime::listener;
+use m1_runtime::member::Guard;
 use m1_runtime::shutdown::Signal;
 use m1_runtime::tls::{self, Tls};
 use m1_text::Tokenizer;
@@ -19,6 +21,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::service::InterceptorLayer;
 use tonic::transport::Server;
 
 use crate::config::Config;
@@ -26,8 +29,9 @@ use crate::device::{self, Events, Inbox, Parts, Remote};
 use crate::drain::{Drained, drain};
 use crate::open::{Model, Opened};
 use crate::probes::Probes;
-use crate::service::WorkerService;
+use crate::service::{Live, WorkerService};
 use crate::status::SharedStatus;
+use crate::tallies::Tallies;
 use crate::transport::{Dialer, DispatchService, HTTP2_FRAME, HTTP2_WINDOW, Identity};
 use crate::watch::{self, Again};
 
@@ -37,6 +41,9 @@ const IO_THREADS: usize = 2;
 const TICK: Duration = Duration::from_millis(20);
 /// A request of ten million prompt ids takes 31 MB; the router sends no larger message either.
 const MESSAGE_LIMIT: usize = 64 << 20;
+/// A connection that is silent is probed after this and given up after as much again: a caller that is gone with its node says
+/// nothing, and its sequences hold slots.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// How long the device thread and connections may take to end once they are told to. Only a device that is reading weights
 /// takes longer, for minutes, and nobody waits for what it reads.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
@@ -83,7 +90,7 @@ impl Sockets {
     /// # Errors
     /// An address is taken or not this machine's.
     pub async fn bind(config: &Config) -> anyhow::Result<Self> {
-        let grpc = TcpListener::bind(config.listen).await.with_context(|| format!("--listen: cannot bind {}", config.listen))?;
+        let grpc = listener::listen(config.listen, config.listen_fd).await?;
         let admin = match config.admin {
             Some(address) => Some(Admin::bind(address).await.context("--admin")?),
             None => None,
@@ -133,17 +140,18 @@ pub async fn serve(config: Config, sockets: Sockets, mut signals: mpsc::Receiver
     };
     let Opened { model, tokenizer, again } = opened;
     let identity = model.as_ref().map(|model| model.identity.clone());
-    let thread = match model {
-        Some(model) => Some(start_device(&config, &shared, model, tokenizer.as_deref(), inbox)?),
+    let tallies = identity.as_ref().map(|identity| Arc::new(Tallies::new(RoutingShape::of(&identity.arch))));
+    let thread = match model.zip(tallies.clone()) {
+        Some((model, tallies)) => Some(start_device(&config, &shared, (model, tallies), tokenizer.as_deref(), inbox)?),
         None => {
             // Nobody takes messages, so nobody shall wait for an answer to one.
             drop(inbox);
             None
         }
     };
-    shared.tasks.spawn(ticker(shared.events.clone(), shared.stop.clone()));
+    shared.tasks.spawn(ticker(shared.events.clone(), shared.status.clone(), shared.stop.clone()));
     tracing::info!(address = %sockets.grpc.local_addr()?, pod = config.pod, "m1-worker listens");
-    let mut server = tokio::spawn(listen(config.clone(), shared.clone(), identity, tokenizer, sockets.grpc));
+    let mut server = tokio::spawn(listen(config.clone(), shared.clone(), (identity, tallies), tokenizer, sockets.grpc));
     tokio::select! {
         () = until_over(&config, &shared, again, &mut signals) => {}
         served = &mut server => return served.context("the gRPC server panicked")?.map(|()| Ended::Whole),
@@ -183,7 +191,7 @@ fn identity(config: &Config) -> anyhow::Result<Option<Tls>> {
 async fn until_over(config: &Config, shared: &Shared, again: Again, signals: &mut mpsc::Receiver<Signal>) {
     let again = async {
         match again {
-            Again::Files(watch) => watch.changed(watch::EVERY, || shared.status.read().phase() == pb::Phase::Failed).await,
+            Again::Files(watch) => watch.changed(watch::EVERY, || shared.status.brief().phase() == pb::Phase::Failed).await,
             Again::Time => watch::passed(watch::EVERY, watch::PAUSE, || shared.status.failed_for_now()).await,
         }
     };
@@ -210,7 +218,7 @@ async fn until_over(config: &Config, shared: &Shared, again: Again, signals: &mu
 fn start_device(
     config: &Config,
     shared: &Shared,
-    Model { checkpoint, identity, snapshot }: Model,
+    (Model { checkpoint, identity, snapshot }, tallies): (Model, Arc<Tallies>),
     tokenizer: Option<&Tokenizer>,
     inbox: mpsc::Receiver<Inbox>,
 ) -> anyhow::Result<JoinHandle<()>> {
@@ -222,6 +230,7 @@ fn start_device(
         tasks: shared.tasks.clone(),
         generations: Arc::default(),
         tls: shared.tls.clone(),
+        member: config.member.clone(),
     };
     let parts = Parts {
         checkpoint,
@@ -229,6 +238,7 @@ fn start_device(
         known: tokenizer.map_or_else(|| AllowedIds::all(vocab), |t| AllowedIds::from_ids(vocab, t.known_ids())),
         transport: Box::new(dialer),
         status: shared.status.clone(),
+        tallies,
         runtime: tokio::runtime::Handle::current(),
     };
     Ok(device::spawn(config, parts, inbox, shared.ended.clone())?)
@@ -238,7 +248,7 @@ fn start_device(
 async fn listen(
     config: Config,
     shared: Shared,
-    identity: Option<Arc<Identity>>,
+    (identity, tallies): (Option<Arc<Identity>>, Option<Arc<Tallies>>),
     tokenizer: Option<Arc<Tokenizer>>,
     listener: TcpListener,
 ) -> anyhow::Result<()> {
@@ -252,11 +262,15 @@ async fn listen(
         generations: Arc::default(),
     };
     let limits = identity.as_ref().map(|identity| config.limits(&identity.arch));
-    let worker = WorkerService { events, status, identity, tokenizer, limits, stop: stop.clone() };
+    let live = Live::new(config.raw_logits_limit);
+    let worker = WorkerService { events, status, identity, tokenizer, limits, tallies, live, stop: stop.clone() };
     Server::builder()
+        .layer(InterceptorLayer::new(Guard::new(config.member)))
         .max_frame_size(HTTP2_FRAME)
         .initial_stream_window_size(HTTP2_WINDOW)
         .initial_connection_window_size(HTTP2_WINDOW)
+        .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE))
         .add_service(WorkerServer::new(worker).max_decoding_message_size(MESSAGE_LIMIT))
         .add_service(ExpertDispatchServer::new(dispatch))
         .serve_with_incoming_shutdown(tls::incoming(listener, tls), stop.cancelled_owned())
@@ -267,21 +281,25 @@ async fn listen(
 fn first_status(config: &Config) -> pb::StatusResponse {
     pb::StatusResponse {
         pod: config.pod.into(),
+        member: config.member.as_ref().map(ToString::to_string).unwrap_or_default(),
         phase: pb::Phase::Waiting.into(),
         message: "the checkpoint is being opened".into(),
         state_slots_total: config.slots,
         kv_blocks_total: m1_torch::Limits::for_tokens(config.slots, config.kv_tokens.into()).kv_blocks,
+        kv_block_tokens: m1_torch::KV_BLOCK_TOKENS as u32,
         max_context_tokens: config.max_context,
+        incarnation: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64),
         ..Default::default()
     }
 }
 
-async fn ticker(events: Events, stop: CancellationToken) {
+async fn ticker(events: Events, status: Arc<SharedStatus>, stop: CancellationToken) {
     let mut interval = tokio::time::interval(TICK);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            _ = interval.tick() => events.try_send(Inbox::Tick),
+            _ = interval.tick() => events.tick(status.pulses()),
         }
     }
 }

@@ -2,31 +2,30 @@
 //! device thread; computes nothing.
 
 mod generate;
+mod live;
+mod watching;
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use futures_util::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt, stream};
 use m1_arch::ExpertSet;
 use m1_exchange::PodId;
 use m1_proto::worker as pb;
 use m1_proto::worker::worker_server::Worker;
 use tokio::sync::oneshot;
-use tokio_stream::wrappers::IntervalStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::device::{Events, Group, GroupPod, Inbox};
 use crate::status::SharedStatus;
+use crate::tallies::Tallies;
 use crate::transport::Identity;
+use watching::Watching;
 
 pub use generate::{error_status, reasoned};
-
-/// Shortest interval of `WatchStats`; a smaller one asked for is raised to it.
-const MIN_WATCH: Duration = Duration::from_millis(50);
-/// Interval of `WatchStats` where the request gives none.
-const DEFAULT_WATCH: Duration = Duration::from_millis(500);
+pub use live::Live;
 
 /// The gRPC service of one pod.
 #[derive(Debug, Clone)]
@@ -41,6 +40,10 @@ pub struct WorkerService {
     pub tokenizer: Option<Arc<m1_text::Tokenizer>>,
     /// What a sequence may ask for; absent while the checkpoint is unreadable.
     pub limits: Option<m1_engine::Limits>,
+    /// Whom sequences are counted for; absent while the checkpoint is unreadable.
+    pub tallies: Option<Arc<Tallies>>,
+    /// What running calls hold.
+    pub live: Arc<Live>,
     /// Ends streams that have no end of their own.
     pub stop: CancellationToken,
 }
@@ -63,18 +66,19 @@ impl Worker for WorkerService {
     }
 
     async fn watch_stats(&self, request: Request<pb::WatchStatsRequest>) -> Result<Response<Watch>, Status> {
-        let asked = request.into_inner().interval_ms;
-        let every = if asked == 0 { DEFAULT_WATCH } else { Duration::from_millis(asked.into()).max(MIN_WATCH) };
-        let status = self.status.clone();
-        let stream = IntervalStream::new(tokio::time::interval(every)).map(move |_| Ok(status.read()));
-        Ok(Response::new(Box::pin(stream.take_until(self.stop.clone().cancelled_owned()))))
+        let pb::WatchStatsRequest { interval_ms, router } = request.into_inner();
+        live::checked_name("router", &router)?;
+        let tally = self.tallies.as_ref().and_then(|tallies| tallies.open(&router, Instant::now()));
+        let watching = Watching::new(self.status.clone(), interval_ms, !router.is_empty(), tally);
+        let statuses = stream::unfold(watching, async |mut watching| Some((Ok(watching.next().await), watching)));
+        Ok(Response::new(Box::pin(statuses.take_until(self.stop.clone().cancelled_owned()))))
     }
 
     async fn apply_placement(
         &self,
         request: Request<pb::ApplyPlacementRequest>,
     ) -> Result<Response<pb::ApplyPlacementResponse>, Status> {
-        let identity = self.identity.as_ref().ok_or_else(|| Status::failed_precondition(self.status.read().message))?;
+        let identity = self.identity.as_ref().ok_or_else(|| Status::failed_precondition(self.status.brief().message))?;
         let group = checked_group(identity, request.into_inner()).map_err(Status::invalid_argument)?;
         let epoch = group.epoch;
         let (reply, answer) = oneshot::channel();

@@ -2,16 +2,25 @@
 //! snapshot for everything that changes seldom. Written by the device thread only (and the loader's progress callback).
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use m1_proto::worker::{Phase, StatusResponse};
+use m1_engine::RoutingCounts;
+use m1_exchange::LONGEST_ANNOUNCED;
+use m1_proto::worker::{Phase, Routing, StatusResponse};
 use tokio::sync::watch;
 
+use crate::device::convert;
+use crate::pulses::Pulses;
 use crate::traffic::Traffic;
 
 /// Shared between the device thread, the gRPC services, the transport and the admin server.
 #[derive(Debug)]
 pub struct SharedStatus {
     progress: AtomicU64,
+    /// Until when the present turn may take, in microseconds since `began`; 0 where nothing was announced.
+    busy_until: AtomicU64,
+    began: Instant,
     epoch: AtomicU64,
     bytes_loaded: AtomicU64,
     serves_peers: AtomicBool,
@@ -20,7 +29,11 @@ pub struct SharedStatus {
     clients: AtomicU64,
     owed: AtomicU64,
     traffic: Traffic,
+    pulses: Pulses,
+    /// Of the routing the totals only.
     snapshot: watch::Sender<StatusResponse>,
+    /// With its arrays, which are large and asked for seldom.
+    routing: Mutex<Option<Arc<Routing>>>,
 }
 
 impl SharedStatus {
@@ -28,6 +41,8 @@ impl SharedStatus {
     pub fn new(first: StatusResponse) -> Self {
         Self {
             progress: AtomicU64::new(0),
+            busy_until: AtomicU64::new(0),
+            began: Instant::now(),
             epoch: AtomicU64::new(0),
             bytes_loaded: AtomicU64::new(0),
             serves_peers: AtomicBool::new(false),
@@ -36,18 +51,37 @@ impl SharedStatus {
             clients: AtomicU64::new(0),
             owed: AtomicU64::new(0),
             traffic: Traffic::default(),
+            pulses: Pulses::default(),
             snapshot: watch::Sender::new(first),
+            routing: Mutex::default(),
         }
     }
 
-    /// Counts one turn of the device thread.
+    /// Counts one turn of the device thread. It ends what was announced.
     pub fn turn(&self) {
-        self.progress.fetch_add(1, Ordering::Relaxed);
+        if self.busy_until.load(Ordering::Relaxed) != 0 {
+            self.busy_until.store(0, Ordering::Relaxed);
+        }
+        self.progress.fetch_add(1, Ordering::Release);
+    }
+
+    /// The device thread begins something that may take so long: until then it is no sign of death that turns stand still.
+    /// Counts as progress, because what is announced excuses a new count only. More than [`LONGEST_ANNOUNCED`] is not believed.
+    pub fn announce(&self, length: Duration) {
+        let until = self.began.elapsed() + length.min(LONGEST_ANNOUNCED);
+        self.busy_until.store(until.as_micros() as u64, Ordering::Relaxed);
+        self.progress.fetch_add(1, Ordering::Release);
+    }
+
+    /// How much longer the present turn may take by what was announced. Whoever tells both reads `progress` first.
+    pub fn announced(&self) -> Duration {
+        let until = Duration::from_micros(self.busy_until.load(Ordering::Relaxed));
+        until.saturating_sub(self.began.elapsed())
     }
 
     /// Turns of the device thread so far: a peer that sees it stand still suspects this pod.
     pub fn progress(&self) -> u64 {
-        self.progress.load(Ordering::Relaxed)
+        self.progress.load(Ordering::Acquire)
     }
 
     /// Epoch of the applied placement, 0 before the first.
@@ -100,6 +134,11 @@ impl SharedStatus {
         &self.traffic
     }
 
+    /// Heartbeats of peers.
+    pub fn pulses(&self) -> &Pulses {
+        &self.pulses
+    }
+
     /// The worker has failed: why, and whether another start may do better with nothing changed.
     pub fn fail(&self, reason: &str, message: &str, may_pass: bool) {
         self.may_pass.store(may_pass, Ordering::Relaxed);
@@ -114,11 +153,28 @@ impl SharedStatus {
         self.snapshot.borrow().phase() == Phase::Failed && self.may_pass.load(Ordering::Relaxed)
     }
 
-    /// Changes the snapshot in place.
+    /// Changes the snapshot in place. Whoever follows it wakes only where that made a difference.
     pub fn update(&self, change: impl FnOnce(&mut StatusResponse)) {
-        self.snapshot.send_modify(change);
+        self.snapshot.send_if_modified(|status| {
+            let before = status.clone();
+            change(status);
+            *status != before
+        });
         if !matches!(self.snapshot.borrow().phase(), Phase::Unspecified | Phase::Waiting | Phase::Loading) {
             self.started.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Follows the snapshot.
+    pub fn follow(&self) -> watch::Receiver<StatusResponse> {
+        self.snapshot.subscribe()
+    }
+
+    /// Sets what every expert did; nothing is copied where no token has come.
+    pub fn set_routing(&self, counts: &RoutingCounts) {
+        let mut routing = self.routing.lock().unwrap_or_else(PoisonError::into_inner);
+        if routing.as_ref().is_none_or(|routing| routing.tokens != counts.tokens) {
+            *routing = Some(Arc::new(convert::routing(counts)));
         }
     }
 
@@ -128,12 +184,21 @@ impl SharedStatus {
         self.started.load(Ordering::Relaxed)
     }
 
-    /// The snapshot with the live counters in it.
-    pub fn read(&self) -> StatusResponse {
+    /// The snapshot with the live counters in it; of the routing the totals only.
+    pub fn brief(&self) -> StatusResponse {
         let mut status = self.snapshot.borrow().clone();
         status.epoch = self.epoch();
         if status.phase() == Phase::Loading {
             status.bytes_loaded = self.bytes_loaded.load(Ordering::Relaxed);
+        }
+        status
+    }
+
+    /// The snapshot with the live counters in it, and what every expert did.
+    pub fn read(&self) -> StatusResponse {
+        let mut status = self.brief();
+        if let Some(routing) = self.routing.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+            status.routing = Some(routing.as_ref().clone());
         }
         status
     }

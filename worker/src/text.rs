@@ -58,10 +58,16 @@ pub struct Seen {
 }
 
 impl TextRules {
-    /// Rules with these stop strings, which may be none.
-    pub fn new(tokenizer: &Tokenizer, stop_strings: &[String]) -> Result<Self, StopError> {
+    /// Rules with these stop strings, which may be none, for the answer to this prompt. The prompt's text counts for the
+    /// reasoning only; a stop string is matched in the answer, of which earlier attempts may have said a part: `push` it.
+    pub fn new(tokenizer: &Tokenizer, stop_strings: &[String], prompt: &[u32]) -> Result<Self, StopError> {
         let stops = StopStrings::new(stop_strings.to_vec())?;
-        Ok(Self { stream: TextStream::new(tokenizer, stops), reasoning: Reasoning::Start(String::new()) })
+        Ok(Self { stream: TextStream::new(tokenizer, stops), reasoning: Reasoning::after(tokenizer, prompt) })
+    }
+
+    /// Whether the text so far ends inside the reasoning.
+    pub fn reasoning_open(&self) -> bool {
+        self.reasoning.is_open()
     }
 
     /// Takes the next token of the output.
@@ -73,6 +79,21 @@ impl TextRules {
 }
 
 impl Reasoning {
+    /// After a prompt. What counts is the model's own turn, which is what follows the last control token; a prompt without
+    /// one is all the model's. A tag that a user wrote in a turn of theirs opens nothing.
+    fn after(tokenizer: &Tokenizer, prompt: &[u32]) -> Self {
+        let turn = prompt.iter().rposition(|id| tokenizer.is_control(*id)).map_or(0, |control| control + 1);
+        let text = tokenizer.decode(prompt.get(turn..).unwrap_or_default());
+        match text.rsplit_once(THINK.0) {
+            Some((_, rest)) if !rest.contains(THINK.1) => {
+                let mut open = Self::Open(String::new());
+                open.push(rest);
+                open
+            }
+            _ => Self::Start(String::new()),
+        }
+    }
+
     fn is_open(&self) -> bool {
         let within_tag = |tail: &str| (1..THINK.1.len()).any(|length| tail.ends_with(&THINK.1[..length]));
         matches!(self, Self::Open(tail) if !within_tag(tail))
@@ -113,6 +134,35 @@ mod tests {
         let mut state = Reasoning::Start(String::new());
         pieces.iter().for_each(|p| state.push(p));
         state.is_open()
+    }
+
+    fn demo() -> Tokenizer {
+        Tokenizer::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo/m1-demo")).unwrap()
+    }
+
+    #[test]
+    fn a_prompt_that_ends_inside_the_reasoning_has_opened_it() {
+        let tokenizer = demo();
+        let end = tokenizer.eos_ids()[0];
+        let open = |parts: &[&str], then: &[&str]| {
+            let parts: Vec<Vec<u32>> = parts.iter().map(|part| tokenizer.encode(part).unwrap()).collect();
+            let mut rules = TextRules::new(&tokenizer, &[], &parts.join(&end)).unwrap();
+            let mut open = rules.reasoning_open();
+            then.iter().for_each(|text| {
+                tokenizer.encode(text).unwrap().into_iter().for_each(|id| open = rules.push(id).reasoning_open);
+            });
+            open
+        };
+        assert!(open(&["<think>\n"], &[]));
+        assert!(open(&["Why? <think>\nI"], &["think"]));
+        assert!(open(&["a", "ai\n<think>"], &[]));
+        assert!(!open(&["Why? <think>\nI"], &["see</th", "ink> now"]));
+        assert!(!open(&["<think>a</think>"], &[]));
+        assert!(open(&["<think>a</think>b<think>"], &[]), "the last one counts");
+        assert!(!open(&["what does <think> mean?", "ai\n"], &[]), "a user's words");
+        assert!(!open(&["<think>a</thi"], &[]), "within what may be the closing tag");
+        assert!(!open(&["<think>a</thi"], &["nk>"]));
+        assert!(open(&["ai\n"], &["<think>"]), "the answer opens it itself");
     }
 
     #[test]

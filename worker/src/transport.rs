@@ -1,10 +1,12 @@
 //! How dispatch frames travel between pods. The device thread sees only a [`Transport`], [`Link`]s and [`Inbound`] events, so
 //! another transport replaces `grpc` without touching it. Owns connections and reconnects; decides nothing about experts.
 //!
-//! One stream per (requester, server, lane): the requester sends hidden states, the server answers with sums.
+//! One stream per (requester, server, lane): the requester sends hidden states, the server answers with sums. Beside them one
+//! of heartbeats, on a connection of its own, which the device thread has no part in.
 
 mod grpc_client;
 mod grpc_server;
+mod pulse;
 mod wire;
 
 use bytes::Bytes;
@@ -22,7 +24,7 @@ pub use wire::{Identity, RequestFrame, RequestHead, WireError, check_answer, che
 pub const CREDITS: u32 = 16;
 
 /// Frames that wait in front of one connection. Credits bound what is sent, so this is never reached by a peer that keeps
-/// the rules; heartbeats are dropped when it is full.
+/// the rules.
 const LINK_QUEUE: usize = 64;
 
 /// HTTP/2 frame and window sizes: 1 MiB frames and 16 MiB windows carry a 768 KB exchange without a window stall.
@@ -32,7 +34,8 @@ pub const HTTP2_WINDOW: u32 = 16 << 20;
 
 /// Opens connections to peers. What they say reaches the device thread as [`Inbound`].
 pub trait Transport: std::fmt::Debug + Send {
-    /// Connects to `peer` on the decode and prefill lanes and keeps the connections up until `stop` is cancelled.
+    /// Connects to `peer` on the decode and prefill lanes, and to its heartbeats, and keeps the connections up until `stop` is
+    /// cancelled.
     fn dial(&self, peer: &PeerAddress, stop: &CancellationToken);
 }
 
@@ -56,7 +59,11 @@ pub struct Link {
 
 impl Link {
     fn new(generation: u64) -> (Self, mpsc::Receiver<Frame>) {
-        let (sender, receiver) = mpsc::channel(LINK_QUEUE);
+        Self::with_room(generation, LINK_QUEUE)
+    }
+
+    fn with_room(generation: u64, frames: usize) -> (Self, mpsc::Receiver<Frame>) {
+        let (sender, receiver) = mpsc::channel(frames);
         (Self { sender, closed: CancellationToken::new(), generation }, receiver)
     }
 
@@ -173,14 +180,5 @@ pub enum Said {
     Credit {
         /// Frames.
         frames: u32,
-    },
-    /// Its device thread lives.
-    Heartbeat {
-        /// Grows as its device thread turns.
-        progress: u64,
-        /// Its epoch.
-        epoch: u64,
-        /// Round trip of the last echoed heartbeat, where one was.
-        round_trip_us: Option<u32>,
     },
 }

@@ -3,9 +3,8 @@
 use m1_engine::{Finish, RoutingCounts, TokenLogprobs, Usage};
 use m1_proto::worker as pb;
 
-/// Counts as the wire has them. A single sequence never reaches `u32::MAX` tokens of one expert; worker totals saturate there.
-pub fn routing(counts: &RoutingCounts) -> pb::Routing {
-    let narrow = |values: &[u64]| values.iter().map(|v| u32::try_from(*v).unwrap_or(u32::MAX)).collect();
+/// Counts as the wire has them, without arrays.
+pub fn totals(counts: &RoutingCounts) -> pb::Routing {
     pb::Routing {
         tokens: counts.tokens,
         layers: counts.shape.layers as u32,
@@ -14,10 +13,18 @@ pub fn routing(counts: &RoutingCounts) -> pb::Routing {
         executed: counts.executed,
         skipped: counts.skipped,
         lost: counts.lost,
-        expert_tokens: narrow(&counts.expert_tokens),
+        ..pb::Routing::default()
+    }
+}
+
+/// Counts as the wire has them.
+pub fn routing(counts: &RoutingCounts) -> pb::Routing {
+    pb::Routing {
+        expert_tokens: counts.expert_tokens.clone(),
         expert_weight: counts.expert_weight.iter().map(|w| *w as f32).collect(),
-        expert_skipped: narrow(&counts.expert_skipped),
-        expert_lost: narrow(&counts.expert_lost),
+        expert_skipped: counts.expert_skipped.clone(),
+        expert_lost: counts.expert_lost.clone(),
+        ..totals(counts)
     }
 }
 
@@ -30,7 +37,7 @@ pub fn logprobs(logprobs: &TokenLogprobs) -> pb::TokenLogprobs {
     }
 }
 
-/// The end of a sequence as the wire has it.
+/// The end of a sequence as the wire has it, of which no tally knows.
 pub fn finished(finish: &Finish, usage: &Usage, counts: &RoutingCounts, stop_string: String) -> pb::Finished {
     let reason = match finish {
         Finish::Stop => pb::FinishReason::FinishStop,
@@ -49,5 +56,6 @@ pub fn finished(finish: &Finish, usage: &Usage, counts: &RoutingCounts, stop_str
         routing: Some(routing(counts)),
         error_reason,
         error_message,
+        counted: 0,
     }
 }

@@ -9,6 +9,7 @@ use m1_proto::dispatch::frame::Kind;
 
 use super::Device;
 use super::own_step::Local;
+use crate::pulses::Known;
 use crate::traffic::Direction;
 use crate::transport::{Inbound, RequestHead, request_frame};
 
@@ -71,13 +72,20 @@ impl Device {
             }
             Said::NotHere { id, epoch } => self.tell(Event::NotHere { peer, lane, id: RequestId(id), epoch }),
             Said::Credit { frames } => self.tell(Event::CreditGranted { peer, lane, frames }),
-            Said::Heartbeat { progress, epoch, round_trip_us } => {
-                if let Some(micros) = round_trip_us {
-                    self.links.measured(peer, micros);
-                }
-                self.tell(Event::Heartbeat { peer, progress, epoch });
-            }
         }
+    }
+
+    /// Time has passed: what is known of peers comes first, so that none is judged by what was known before.
+    pub(super) fn tick(&mut self) {
+        let status = self.status.clone();
+        for Known { peer, life, round_trip_us } in status.pulses().known() {
+            if let Some(micros) = round_trip_us {
+                self.links.measured(peer, micros);
+            }
+            self.tell(Event::Life { peer, life });
+        }
+        self.tell(Event::Tick);
+        self.report();
     }
 
     fn client_down(&mut self, peer: PodId, lane: Lane) {
@@ -121,8 +129,13 @@ impl Device {
             Action::Parked { step, layer, missing } => {
                 let missing: Vec<u16> = missing.iter().map(|expert| expert.0).collect();
                 tracing::warn!(step = step.0, layer = layer.0, experts = ?missing, "a step waits: no reachable pod holds its experts");
+                self.of_step(step, |own| own.parked = true);
             }
-            Action::Resumed { step } => tracing::info!(step = step.0, "a waiting step goes on"),
+            Action::Resumed { step } => {
+                tracing::info!(step = step.0, "a waiting step goes on");
+                self.of_step(step, |own| own.parked = false);
+            }
+            Action::GivenUp { step, rows, error } => self.go_on_without(step, &rows, &error),
             Action::DropLink { peer, lane, error } => {
                 tracing::warn!(peer = peer.0, %lane, reason = error.reason(), error = %error, "a link is dropped");
                 self.links.drop_requester(peer, lane);

@@ -4,6 +4,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use m1_arch::ExpertSet;
 use m1_exchange::{DispatchTable, TableVersion};
@@ -15,6 +16,10 @@ use super::Device;
 use super::inbox::{Events, Group, Inbox};
 use crate::open::sentence;
 use crate::status::SharedStatus;
+
+/// How long the headers of all shards are read at most: M1 has 413 of them, and a file of a network's file system is opened in
+/// tens of milliseconds.
+const OPENING: Duration = Duration::from_secs(20);
 
 /// Where shards come from.
 #[derive(Debug)]
@@ -109,6 +114,7 @@ impl Device {
             return self.broken(error.reason(), &sentence(&error), error.is_transient());
         }
         let Some(remote) = &self.remote else { return };
+        self.status.announce(OPENING);
         match Checkpoint::open(&remote.snapshot.dir()) {
             // The files behind the present one hold headers only.
             Ok(checkpoint) => self.checkpoint = checkpoint,

@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Device;
+use super::announce::{Announcing, reading};
 use super::inbox::Group;
 use crate::transport::PeerAddress;
 
@@ -144,7 +145,7 @@ impl Device {
             self.finish_local();
             self.tell(Event::Hold(Arc::new(held.intersection(wanted))));
         }
-        self.load(wanted)?;
+        self.load(wanted, to_read)?;
         let seconds = began.elapsed().as_secs_f32();
         tracing::info!(bytes_read = to_read, bytes_checkpoint = self.checkpoint.total_bytes(), seconds, "weights are loaded");
         self.tell(Event::Hold(Arc::new(wanted.clone())));
@@ -152,21 +153,16 @@ impl Device {
         Ok(())
     }
 
-    fn load(&mut self, wanted: &ExpertSet) -> Result<(), TorchError> {
+    fn load(&mut self, wanted: &ExpertSet, bytes: u64) -> Result<(), TorchError> {
         let status = self.status.clone();
-        let mut progress = |bytes| {
-            status.set_bytes_loaded(bytes);
-            // Reading is progress: peers must not take this pod for dead.
-            status.turn();
-        };
-        match &mut self.executor {
-            Some(executor) => executor.update_experts(&self.checkpoint, wanted, &mut progress),
-            None => {
-                let limits = m1_torch::Limits::for_tokens(self.config.slots, self.config.kv_tokens.into());
-                self.executor = Some(TorchExecutor::load(&self.checkpoint, wanted, limits, &mut progress)?);
-                Ok(())
-            }
+        let mut progress = reading(&status, bytes);
+        if let Some(executor) = &mut self.executor {
+            return executor.update_experts(&self.checkpoint, wanted, &mut progress);
         }
+        let limits = m1_torch::Limits::for_tokens(self.config.slots, self.config.kv_tokens.into());
+        let executor = TorchExecutor::load(&self.checkpoint, wanted, limits, &mut progress)?;
+        self.executor = Some(Announcing::new(executor, self.checkpoint.architecture(), self.status.clone()));
+        Ok(())
     }
 
     /// Connects to every peer whose address is new and lets go of those that left.

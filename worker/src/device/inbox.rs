@@ -1,5 +1,7 @@
 //! What reaches the device thread, and the handle by which the async side sends it.
 
+use std::sync::Arc;
+
 use m1_arch::ExpertSet;
 use m1_engine::SequenceSpec;
 use m1_exchange::{PodId, TableVersion};
@@ -8,6 +10,8 @@ use m1_weights::source::SourceError;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
+use crate::pulses::Pulses;
+use crate::tallies::Tally;
 use crate::text::TextRules;
 use crate::transport::Inbound;
 
@@ -46,8 +50,12 @@ pub struct NewSequence {
     pub spec: SequenceSpec,
     /// Rules that need the text.
     pub text: Option<TextRules>,
+    /// Whom its experts are counted for, beside the worker.
+    pub tally: Option<Arc<Tally>>,
     /// Where its events go. Holds every event the sequence can produce, so sending never waits.
     pub events: mpsc::Sender<Result<GenerateEvent, Status>>,
+    /// Hears once whether it was taken in.
+    pub accepted: oneshot::Sender<Result<(), Status>>,
 }
 
 /// Everything that reaches the device thread.
@@ -55,7 +63,7 @@ pub struct NewSequence {
 pub enum Inbox {
     /// From connections.
     Dispatch(Inbound),
-    /// A sequence to run; refusals go through its events.
+    /// A sequence to run, or to refuse.
     Generate(Box<NewSequence>),
     /// Nobody reads this sequence any more.
     Cancel(SequenceKey),
@@ -77,7 +85,7 @@ pub enum Inbox {
     Drain,
     /// The last own sequence of a draining pod has ended: ask peers for nothing more, serve them on.
     Leave,
-    /// Time passes.
+    /// Time passes. Says no more than that there is something to look at.
     Tick,
     /// End now.
     Stop,
@@ -118,10 +126,12 @@ impl Events {
         self.send(Inbox::Dispatch(inbound)).await
     }
 
-    /// Sends without waiting; a tick is dropped when the device has work anyway.
-    pub fn try_send(&self, message: Inbox) {
-        // A full inbox means that the device is awake; a closed one that it has ended.
-        let _ = self.0.try_send(message);
+    /// Wakes the device, unless a tick stands in its inbox already. One that finds no room is not missed: the device is awake,
+    /// and looks.
+    pub fn tick(&self, pulses: &Pulses) {
+        if pulses.look() && self.0.try_send(Inbox::Tick).is_err() {
+            pulses.unqueue_tick();
+        }
     }
 
     /// A handle that sends `message` from a place that cannot wait (a destructor), waiting in a task if need be.

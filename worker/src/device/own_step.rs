@@ -4,8 +4,8 @@
 use std::collections::VecDeque;
 
 use m1_arch::LayerId;
-use m1_engine::{Assignment, Executor, ExecutorError, Failure, LayerRouting, Step, StepKind};
-use m1_exchange::{Event, Lane, StepId};
+use m1_engine::{Assignment, Executor, ExecutorError, Failure, LayerRouting, Step, StepKind, UNUSED};
+use m1_exchange::{Event, ExchangeError, Lane, StepId};
 
 use super::Device;
 
@@ -38,6 +38,10 @@ pub(super) struct OwnStep {
     pub local: VecDeque<Local>,
     /// Everything of `layer` is handed out or here.
     pub complete: bool,
+    /// It stands: nobody can be asked for an expert of `layer`.
+    pub parked: bool,
+    /// It has waited for an expert as long as it may, in whatever layer.
+    waited: bool,
     /// The step cannot go on.
     pub failure: Option<Failure>,
     /// Weights of a local part, kept for the allocation.
@@ -59,6 +63,8 @@ impl OwnStep {
             routing: LayerRouting::default(),
             local: VecDeque::new(),
             complete: false,
+            parked: false,
+            waited: false,
             failure: None,
             weights: Vec::new(),
         }
@@ -70,6 +76,17 @@ impl OwnStep {
         for row in rows {
             let start = *row as usize * top_k;
             out.extend_from_slice(self.routing.weights.get(start..start + top_k).unwrap_or_default());
+        }
+    }
+
+    /// Takes the rows of given up sequences out of the layer's routing: nobody computes or waits for them any more.
+    fn leave_out(&mut self) {
+        let top_k = self.routing.top_k;
+        for rows in self.step.given_up_rows() {
+            let places = rows.start as usize * top_k..rows.end as usize * top_k;
+            if let Some(experts) = self.routing.experts.get_mut(places) {
+                experts.fill(UNUSED);
+            }
         }
     }
 
@@ -112,6 +129,13 @@ impl Device {
             Due::Attention => self.attend(own),
             Due::Experts if !own.local.is_empty() => self.local(own),
             Due::Experts if own.complete => self.end_layer(own),
+            Due::Experts if own.waited && own.parked => {
+                // A token waits once. What it waited for in an earlier layer is most likely what is missing here.
+                own.parked = false;
+                let step = own.id;
+                self.step = Some(own);
+                self.tell(Event::GiveUp { step });
+            }
             Due::Experts => {
                 self.step = Some(own);
                 return false;
@@ -126,8 +150,9 @@ impl Device {
             let routed = self.sequences.scheduler.route(&own.step, own.layer, &mut own.routing);
             routed.map_err(|error| Failure { reason: error.reason(), message: error.to_string() })
         });
+        own.leave_out();
         own.due = Due::Experts;
-        own.complete = false;
+        (own.complete, own.parked) = (false, false);
         own.failure = done.err();
         let (id, lane, layer, now) = (own.id, own.lane, own.layer, self.now());
         if own.failure.is_none() {
@@ -166,6 +191,18 @@ impl Device {
             return;
         }
         self.sequences.complete(own.step, executor);
+    }
+
+    /// The step goes on without these rows: their sequences end with it, and where they were the last, it ends now.
+    pub(super) fn go_on_without(&mut self, step: StepId, rows: &[u32], error: &ExchangeError) {
+        let Some(own) = self.step.as_mut().filter(|own| own.id == step) else { return };
+        let failure = Failure { reason: error.reason(), message: error.to_string() };
+        rows.iter().for_each(|row| own.step.give_up(*row, &failure));
+        (own.parked, own.waited) = (false, true);
+        tracing::error!(step = step.0, rows = rows.len(), reason = failure.reason, error = %failure, "sequences are given up");
+        if !self.sequences.wants_any(&own.step) {
+            own.failure = Some(failure);
+        }
     }
 
     /// Ends the step, if one is in flight, and its sequences.

@@ -1,14 +1,19 @@
 //! What the rest of the process sees of the device thread: phase, occupancy, peers, routing.
 
+use std::time::{Duration, Instant};
+
 use m1_arch::ExpertSet;
 use m1_exchange::{Health, PodId};
 use m1_proto::worker::{PeerStatus, Phase};
 
 use super::{Device, convert};
 
+/// How often counts of experts are copied out: 80 layers of 32 take 80 KB.
+const COUNTS: Duration = Duration::from_millis(100);
+
 impl Device {
     /// Publishes the present state. Called at every tick and where the phase may have changed.
-    pub(super) fn report(&self) {
+    pub(super) fn report(&mut self) {
         let placed = self.peers.placed() && self.executor.is_some();
         let (phase, message) = match (placed, self.draining) {
             (_, true) => (Some(Phase::Draining), String::new()),
@@ -22,6 +27,7 @@ impl Device {
         self.status.set_owed(self.requests.owed());
         let occupancy = self.sequences.scheduler.occupancy();
         let peers = self.peers.ids().into_iter().map(|peer| self.peer_status(peer)).collect();
+        let routing = convert::totals(self.sequences.scheduler.routing());
         self.status.update(|status| {
             if let Some(phase) = phase {
                 status.set_phase(phase);
@@ -35,13 +41,23 @@ impl Device {
             status.state_slots_total = occupancy.slots_total;
             status.kv_blocks_used = occupancy.kv_blocks_used;
             status.kv_blocks_total = occupancy.kv_blocks_total;
+            status.kv_blocks_waiting = occupancy.kv_blocks_waiting;
             status.peers = peers;
             status.served_rows = self.requests.rows;
-            let counts = self.sequences.scheduler.routing();
-            if status.routing.as_ref().is_none_or(|routing| routing.tokens != counts.tokens) {
-                status.routing = Some(convert::routing(counts));
-            }
+            status.routing = Some(routing);
         });
+        self.publish_counts();
+    }
+
+    /// Publishes what every expert did, where it is time.
+    fn publish_counts(&mut self) {
+        let now = Instant::now();
+        if self.counted.is_some_and(|counted| now.duration_since(counted) < COUNTS) {
+            return;
+        }
+        self.counted = Some(now);
+        self.status.set_routing(self.sequences.scheduler.routing());
+        self.sequences.publish(&self.tallies.kept(now));
     }
 
     /// Ready as soon as every expert of every layer is held here or by a pod that can be asked.

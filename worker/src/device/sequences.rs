@@ -1,61 +1,70 @@
 //! Sequences of this worker: admission, cancellation, and what a completed step means for each. Owns the engine's scheduler and
 //! the streams; knows nothing of peers.
+//!
+//! A sequence is open from its admission until the engine says that it has ended, or until nobody reads it any more: leaving
+//! `open` is its end, so there is exactly one.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use m1_engine::{Executor, Failure, Finish, Outcome, Scheduler, SequenceId, Step};
+use m1_engine::{Executor, Failure, Outcome, Scheduler, SequenceId, Step, TallyId};
 use tonic::Status;
 
 use super::convert;
 use super::inbox::{NewSequence, SequenceKey};
-use super::streams::Streams;
+use super::streams::Open;
 use crate::service::reasoned;
+use crate::tallies::Tally;
 
 /// The sequences of one worker.
 #[derive(Debug)]
 pub struct Sequences {
     /// Who runs, who waits, what is next.
     pub scheduler: Scheduler,
-    streams: Streams,
+    open: HashMap<SequenceId, Open>,
     ids: HashMap<SequenceKey, SequenceId>,
-    keys: HashMap<SequenceId, SequenceKey>,
     outcomes: Vec<Outcome>,
     logits: Vec<f32>,
+    /// Whose counts somebody waits for, because a sequence has ended.
+    ended: HashMap<TallyId, Arc<Tally>>,
 }
 
 impl Sequences {
     /// No sequence yet.
     pub fn new(scheduler: Scheduler) -> Self {
-        let (ids, keys) = (HashMap::new(), HashMap::new());
-        Self { scheduler, streams: Streams::default(), ids, keys, outcomes: Vec::new(), logits: Vec::new() }
+        let (open, ids, ended) = Default::default();
+        Self { scheduler, open, ids, outcomes: Vec::new(), logits: Vec::new(), ended }
     }
 
-    /// Takes a sequence in or refuses it through its stream.
+    /// Takes a sequence in or refuses it.
     pub fn admit(&mut self, new: NewSequence) {
-        match self.scheduler.submit(new.spec) {
-            Ok(id) => {
-                self.ids.insert(new.key, id);
-                self.keys.insert(id, new.key);
-                self.streams.open(new.key, new.events, new.text);
-            }
+        let NewSequence { key, spec, text, tally, events: sink, accepted } = new;
+        let id = match self.scheduler.submit(spec) {
+            Ok(id) => id,
             Err(error) => {
-                Streams::refuse(&new.events, reasoned(Status::resource_exhausted(error.to_string()), error.reason()));
+                // Nobody may wait for the answer any more, here and below.
+                let _ = accepted.send(Err(reasoned(Status::resource_exhausted(error.to_string()), error.reason())));
+                return;
             }
+        };
+        self.ids.insert(key, id);
+        self.open.insert(id, Open { key, sink, text, tally, stop: None });
+        if accepted.send(Ok(())).is_err() {
+            self.cancel(key);
         }
     }
 
     /// Forgets a sequence that nobody reads; its slot and blocks are free at once.
     pub fn cancel(&mut self, key: SequenceKey) {
-        self.streams.close(key);
         if let Some(id) = self.ids.remove(&key) {
-            self.keys.remove(&id);
+            self.open.remove(&id);
             self.scheduler.cancel(id);
         }
     }
 
     /// Whether a sequence of this step is still waited for.
     pub fn wants_any(&self, step: &Step) -> bool {
-        step.owners.iter().any(|id| self.keys.contains_key(id))
+        step.wanted().any(|id| self.open.contains_key(&id))
     }
 
     /// The next step, if there is work.
@@ -67,9 +76,13 @@ impl Sequences {
 
     /// Ends a step: takes its logits from the executor, draws, sends.
     pub fn complete<E: Executor>(&mut self, step: Step, executor: &mut E) {
-        match executor.end_step(&mut self.logits) {
-            Ok(()) => self.scheduler.complete(step, &self.logits, &mut self.outcomes),
-            Err(error) => self.scheduler.fail(step, &Failure::from(&error), &mut self.outcomes),
+        let Self { scheduler, open, outcomes, logits, .. } = self;
+        match executor.end_step(logits) {
+            Ok(()) => {
+                let mut hear = |id: SequenceId, token| open.get_mut(&id).map(|open| open.hear(token)).unwrap_or_default();
+                scheduler.complete(step, logits, &mut hear, outcomes);
+            }
+            Err(error) => scheduler.fail(step, &Failure::from(&error), outcomes),
         }
         self.settle();
     }
@@ -87,44 +100,62 @@ impl Sequences {
         self.settle();
     }
 
-    /// Sends outcomes in order; a stop text ends its sequence here.
+    /// Whether counts are waited for.
+    pub fn any_ended(&self) -> bool {
+        !self.ended.is_empty()
+    }
+
+    /// Publishes the counts that are waited for.
+    pub fn publish_ended(&mut self) {
+        for (id, tally) in self.ended.drain() {
+            if let Some(counts) = self.scheduler.tally(id) {
+                tally.publish(counts, true);
+            }
+        }
+    }
+
+    /// Publishes what else has changed and forgets the counts of those that are kept no more.
+    pub fn publish(&mut self, kept: &HashMap<TallyId, Arc<Tally>>) {
+        self.scheduler.keep_tallies(|id| kept.contains_key(&id));
+        for (id, counts) in self.scheduler.tallies() {
+            if let Some(tally) = kept.get(&id).filter(|tally| tally.tokens() != counts.tokens) {
+                tally.publish(counts, false);
+            }
+        }
+    }
+
+    /// Sends outcomes in order.
     fn settle(&mut self) {
         let mut outcomes = std::mem::take(&mut self.outcomes);
-        for outcome in outcomes.drain(..) {
-            self.send(outcome);
-        }
+        outcomes.drain(..).for_each(|outcome| self.send(outcome));
         self.outcomes = outcomes;
     }
 
     fn send(&mut self, outcome: Outcome) {
-        let Some(key) = self.keys.get(&outcome.id()).copied() else { return };
+        let Some(open) = self.open.get(&outcome.id()) else { return };
         match outcome {
-            Outcome::Token { id, token, logprobs, .. } => {
-                let logprobs = logprobs.map(|l| convert::logprobs(&l));
-                if let Some(seen) = self.streams.token(key, token, logprobs) {
-                    self.scheduler.set_reasoning_open(id, seen.reasoning_open);
-                    if let Some(stop) = seen.stop {
-                        let ended = self.scheduler.finish(id, Finish::Stop);
-                        self.end(key, id, ended, stop);
-                    }
-                }
-            }
+            Outcome::Progress { .. } => open.progress(),
+            Outcome::Token { token, logprobs, .. } => open.token(token, logprobs.as_deref()),
             Outcome::RawLogits { position, rows, .. } => {
                 let vocab = self.scheduler.config().limits.vocab as usize;
                 let count = rows.len() as u32;
                 if let Some(values) = self.logits.get(rows.start * vocab..rows.end * vocab) {
-                    self.streams.logits(key, position, count, values);
+                    open.logits(position, count, values);
                 }
             }
-            Outcome::Finished { id, .. } => self.end(key, id, Some(outcome), String::new()),
-        }
-    }
-
-    fn end(&mut self, key: SequenceKey, id: SequenceId, outcome: Option<Outcome>, stop: String) {
-        self.ids.remove(&key);
-        self.keys.remove(&id);
-        if let Some(Outcome::Finished { finish, usage, routing, .. }) = outcome {
-            self.streams.finish(key, convert::finished(&finish, &usage, &routing, stop));
+            Outcome::Finished { id, finish, usage, routing } => {
+                let Some(mut open) = self.open.remove(&id) else { return };
+                self.ids.remove(&open.key);
+                let mut finished = convert::finished(&finish, &usage, &routing, open.stop.take().unwrap_or_default());
+                if let Some(tally) = &open.tally {
+                    finished.counted = self.scheduler.tally(tally.id).map_or(0, |counts| counts.tokens);
+                    self.ended.insert(tally.id, tally.clone());
+                }
+                open.finish(finished);
+            }
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

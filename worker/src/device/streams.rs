@@ -1,74 +1,68 @@
-//! Where the events of running sequences go, and the rules that need their text. A stream holds every event its sequence can
-//! produce, so the device thread never waits for a reader; a reader that is gone shows as a closed stream.
+//! One sequence towards whoever asked for it: where its events go, the rules that need its text, and whom it is counted for.
+//! Its channel holds every event that it can produce, so the device thread never waits for a reader.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use m1_engine::{Heard, TokenLogprobs};
 use m1_proto::worker as pb;
+use m1_proto::worker::generate_event::Event;
 use tokio::sync::mpsc;
 use tonic::Status;
 
+use super::convert;
 use super::inbox::SequenceKey;
-use crate::text::{Seen, TextRules};
+use crate::tallies::Tally;
+use crate::text::TextRules;
 
-type Sink = mpsc::Sender<Result<pb::GenerateEvent, Status>>;
+/// Where the events of a sequence go.
+pub type Sink = mpsc::Sender<Result<pb::GenerateEvent, Status>>;
 
-/// The streams of one worker.
-#[derive(Debug, Default)]
-pub struct Streams {
-    open: HashMap<SequenceKey, Stream>,
-}
-
+/// A sequence that was taken in and has not ended.
 #[derive(Debug)]
-struct Stream {
-    sink: Sink,
-    text: Option<TextRules>,
+pub(super) struct Open {
+    pub key: SequenceKey,
+    pub sink: Sink,
+    pub text: Option<TextRules>,
+    pub tally: Option<Arc<Tally>>,
+    /// The stop string that is complete.
+    pub stop: Option<String>,
 }
 
-impl Streams {
-    /// Opens a stream.
-    pub fn open(&mut self, key: SequenceKey, sink: Sink, text: Option<TextRules>) {
-        self.open.insert(key, Stream { sink, text });
+impl Open {
+    /// What the text of the next token means.
+    pub fn hear(&mut self, id: u32) -> Heard {
+        let Some(text) = &mut self.text else { return Heard::default() };
+        let seen = text.push(id);
+        self.stop = seen.stop;
+        Heard { stop: self.stop.is_some(), reasoning_open: seen.reasoning_open }
     }
 
-    /// Sends a token. Returns what its text changed, where the sequence has text rules.
-    pub fn token(&mut self, key: SequenceKey, id: u32, logprobs: Option<pb::TokenLogprobs>) -> Option<Seen> {
-        let stream = self.open.get_mut(&key)?;
-        let tokens = pb::Tokens { ids: vec![id], logprobs: logprobs.into_iter().collect() };
-        send(&stream.sink, pb::generate_event::Event::Tokens(tokens));
-        stream.text.as_mut().map(|text| text.push(id))
+    /// Says that it is on its way.
+    pub fn progress(&self) {
+        self.send(Event::Tokens(pb::Tokens::default()));
+    }
+
+    /// Sends a token.
+    pub fn token(&self, id: u32, logprobs: Option<&TokenLogprobs>) {
+        let logprobs = logprobs.map(convert::logprobs).into_iter().collect();
+        self.send(Event::Tokens(pb::Tokens { ids: vec![id], logprobs }));
     }
 
     /// Sends raw logits, fp32 [rows, vocabulary].
-    pub fn logits(&self, key: SequenceKey, position: u32, rows: u32, values: &[f32]) {
-        if let Some(stream) = self.open.get(&key) {
-            let mut bytes = Vec::with_capacity(values.len() * 4);
-            values.iter().for_each(|v| bytes.extend_from_slice(&v.to_le_bytes()));
-            let logits = pb::RawLogits { position, rows, values: Bytes::from(bytes) };
-            send(&stream.sink, pb::generate_event::Event::RawLogits(logits));
-        }
+    pub fn logits(&self, position: u32, rows: u32, values: &[f32]) {
+        let mut bytes = Vec::with_capacity(std::mem::size_of_val(values));
+        values.iter().for_each(|value| bytes.extend_from_slice(&value.to_le_bytes()));
+        self.send(Event::RawLogits(pb::RawLogits { position, rows, values: Bytes::from(bytes) }));
     }
 
-    /// Sends the end and closes the stream.
-    pub fn finish(&mut self, key: SequenceKey, finished: pb::Finished) {
-        if let Some(stream) = self.open.remove(&key) {
-            send(&stream.sink, pb::generate_event::Event::Finished(finished));
-        }
+    /// Sends the end.
+    pub fn finish(self, finished: pb::Finished) {
+        self.send(Event::Finished(finished));
     }
 
-    /// Refuses a sequence that was not admitted.
-    pub fn refuse(sink: &Sink, status: Status) {
-        // A reader that is gone needs no answer.
-        let _ = sink.try_send(Err(status));
+    fn send(&self, event: Event) {
+        // A reader that is gone cancels its sequence by itself.
+        let _ = self.sink.try_send(Ok(pb::GenerateEvent { event: Some(event) }));
     }
-
-    /// Forgets a sequence that nobody reads.
-    pub fn close(&mut self, key: SequenceKey) {
-        self.open.remove(&key);
-    }
-}
-
-fn send(sink: &Sink, event: pb::generate_event::Event) {
-    // A reader that is gone cancels its sequence by itself.
-    let _ = sink.try_send(Ok(pb::GenerateEvent { event: Some(event) }));
 }

@@ -16,6 +16,10 @@ use tonic::transport::Channel;
 use super::*;
 use crate::config::{Cli, Command};
 
+mod counts;
+mod ends;
+mod liveness;
+
 /// Nothing here takes as long.
 const LONG: Duration = Duration::from_secs(60);
 
@@ -74,8 +78,14 @@ impl Pod {
     /// A sequence that ends after so many tokens, running.
     async fn begin(&self, tokens: u32) -> Streaming<pb::GenerateEvent> {
         let mut events = self.client().await.generate(request(tokens)).await.unwrap().into_inner();
-        assert!(matches!(events.message().await.unwrap().unwrap().event, Some(Event::Tokens(_))));
-        events
+        // Before the first one come signs of progress, which are empty.
+        loop {
+            match tokio::time::timeout(LONG, events.message()).await.expect("a token").unwrap().unwrap().event {
+                Some(Event::Tokens(tokens)) if tokens.ids.is_empty() => {}
+                Some(Event::Tokens(_)) => return events,
+                other => panic!("no token: {other:?}"),
+            }
+        }
     }
 
     async fn signal(&self) {
@@ -100,6 +110,11 @@ async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
 
 fn request(tokens: u32) -> pb::GenerateRequest {
     pb::GenerateRequest { prompt: vec![5, 6, 7], max_tokens: tokens, ..Default::default() }
+}
+
+/// The one word of a refusal.
+fn reason(status: &tonic::Status) -> &str {
+    status.metadata().get("m1-reason").unwrap().to_str().unwrap()
 }
 
 /// Tells pods that they are a group; the first holds the lower half of the experts, as far as there is a second.
@@ -164,7 +179,8 @@ async fn a_checkpoint_that_cannot_be_used_is_said_and_is_no_reason_to_restart() 
     assert_eq!(pod.ask("/livez").await, (200, "ok".into()));
     let left = pod.client().await.drain(pb::DrainRequest { deadline_ms: 60_000 }).await.unwrap().into_inner().left;
     assert_eq!(left, 0, "nothing runs there");
-    assert_eq!(pod.client().await.generate(request(1)).await.unwrap_err().code(), tonic::Code::FailedPrecondition);
+    let refused = pod.client().await.generate(request(1)).await.unwrap_err();
+    assert_eq!((refused.code(), reason(&refused)), (tonic::Code::Unavailable, "NotReady"));
     pod.signal().await;
     pod.ended().await;
 }
@@ -176,9 +192,8 @@ async fn a_draining_pod_admits_nothing_ends_its_own_and_a_second_signal_ends_the
     let (short, endless) = (pod.begin(40).await, pod.begin(30_000).await);
     pod.signal().await;
     pod.until("/readyz", 503, "{\"reason\":\"Draining\",\"message\":\"this worker drains and admits no more\"}").await;
-    let refused = pod.client().await.generate(request(1)).await.unwrap().into_inner().message().await.unwrap_err();
-    assert_eq!(refused.code(), tonic::Code::Unavailable);
-    assert_eq!(refused.metadata().get("m1-reason").unwrap(), "Draining");
+    let refused = pod.client().await.generate(request(1)).await.unwrap_err();
+    assert_eq!((refused.code(), reason(&refused)), (tonic::Code::Unavailable, "Draining"));
     assert_eq!(end(short).await, (pb::FinishReason::FinishLength, 40, String::new()), "what runs may end");
     assert!(!pod.served.is_finished());
     assert_eq!(pod.ask("/livez").await.0, 200);
@@ -293,6 +308,8 @@ async fn a_model_from_elsewhere_is_fetched_with_words_and_a_signal_ends_that_at_
     assert_eq!(pod.ask("/livez").await.0, 200);
     let status = pod.client().await.status(pb::StatusRequest {}).await.unwrap().into_inner();
     assert_eq!((status.phase(), status.bytes_loaded, status.bytes_to_load), (pb::Phase::Loading, 0, 15_146_448));
+    let refused = pod.client().await.generate(request(1)).await.unwrap_err();
+    assert_eq!((refused.code(), reason(&refused)), (tonic::Code::Unavailable, "NotReady"));
     let began = Instant::now();
     pod.signal().await;
     pod.ended().await;
@@ -350,4 +367,66 @@ async fn a_refused_fetch_is_said_and_is_no_reason_to_restart() {
     assert_eq!((pod.ask("/startupz").await.0, pod.ask("/livez").await.0), (200, 200));
     pod.signal().await;
     pod.ended().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_is_meant_for_somebody_else_is_refused_by_name() {
+    use m1_proto::dispatch::expert_dispatch_client::ExpertDispatchClient;
+    use m1_runtime::member::{MeantFor, Member, is_for_another};
+
+    let own = "local/m1/0b54/0/0";
+    let line =
+        ["m1-worker", "serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--member", "local/m1/0b54/0", "--model"];
+    let pod = Pod::start_with(&line.into_iter().chain([demo().to_str().unwrap()]).collect::<Vec<_>>()).await;
+    let channel = || Channel::from_shared(format!("http://{}", pod.address)).unwrap().connect_lazy();
+    let meant = |text: &str| MeantFor::new(Some(&text.parse::<Member>().unwrap()));
+    let status = WorkerClient::with_interceptor(channel(), meant(own)).status(pb::StatusRequest {}).await.unwrap().into_inner();
+    assert_eq!(status.member, own);
+    assert!(pod.client().await.status(pb::StatusRequest {}).await.is_ok(), "who means nobody is a version before");
+    for other in ["local/m1/77aa/0/0", "local/m1/0b54/1/0", "local/m1/0b54/0/1"] {
+        let words = format!("the call is meant for {other}; this is {own}");
+        let mut worker = WorkerClient::with_interceptor(channel(), meant(other));
+        let refused = [
+            worker.status(pb::StatusRequest {}).await.unwrap_err(),
+            worker.watch_stats(pb::WatchStatsRequest::default()).await.unwrap_err(),
+            worker.apply_placement(pb::ApplyPlacementRequest::default()).await.unwrap_err(),
+            worker.generate(request(1)).await.unwrap_err(),
+            worker.drain(pb::DrainRequest { deadline_ms: 0 }).await.unwrap_err(),
+            ExpertDispatchClient::with_interceptor(channel(), meant(other)).exchange(tokio_stream::empty()).await.unwrap_err(),
+        ];
+        for refusal in refused {
+            assert_eq!((refusal.code(), refusal.message()), (tonic::Code::FailedPrecondition, words.as_str()));
+            assert!(is_for_another(&refusal));
+        }
+    }
+    pod.signal().await;
+    pod.ended().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_of_another_deployment_serves_no_rows() {
+    let start = async |member: &str, pod: &str| {
+        let flags = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--member", member, "--pod", pod, "--drain-seconds", "0"];
+        let line = ["m1-worker", "serve", "--model", demo().to_str().unwrap()].map(str::to_owned);
+        let line: Vec<&str> = line.iter().map(String::as_str).chain(flags).collect();
+        Pod::start_with(&line).await
+    };
+    let (own, other) = (start("local/m1/0b54/0", "0").await, start("local/m1/77aa/0", "1").await);
+    let placed = [(&own, "ffff0000"), (&other, "0000ffff")].into_iter().enumerate().map(|(pod, (at, holds))| pb::PodPlacement {
+        pod: pod as u32,
+        address: at.address.to_string(),
+        holds: holds.repeat(8),
+    });
+    let request = pb::ApplyPlacementRequest { epoch: 3, layers: 8, experts: 32, pods: placed.collect(), ..Default::default() };
+    own.client().await.apply_placement(request).await.unwrap();
+    let words = "pod 1: refuses this pod: WrongMember: the call is meant for local/m1/0b54/0/1; this is local/m1/77aa/0/1";
+    eventually(words, async || {
+        let status = own.client().await.status(pb::StatusRequest {}).await.unwrap().into_inner();
+        status.phase() == pb::Phase::Connecting && status.message.contains(words)
+    })
+    .await;
+    for pod in [own, other] {
+        pod.signal().await;
+        pod.ended().await;
+    }
 }

@@ -1,5 +1,7 @@
-//! The requester's side over gRPC: one stream per peer and lane, kept up with a bounded back-off until it is cancelled.
+//! The requester's side over gRPC: one stream per peer and lane, kept up with a bounded back-off until it is cancelled, and the
+//! opening of a stream for any purpose.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -7,16 +9,19 @@ use std::time::{Duration, Instant};
 use m1_exchange::{Lane, PodId};
 use m1_proto::dispatch::expert_dispatch_client::ExpertDispatchClient;
 use m1_proto::dispatch::frame::Kind;
-use m1_proto::dispatch::{Frame, Heartbeat};
+use m1_proto::dispatch::{Frame, Hello, Refused};
+use m1_runtime::member::{MeantFor, Member, WRONG_MEMBER};
 use m1_runtime::tls::{self, Tls};
+use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Endpoint;
+use tonic::{Status, Streaming};
 
-use super::wire::{Identity, WireError, check_answer};
-use super::{HTTP2_FRAME, HTTP2_WINDOW, Inbound, Link, PeerAddress, Said, Transport};
+use super::wire::{Identity, Purpose, WireError, check_answer};
+use super::{HTTP2_FRAME, HTTP2_WINDOW, Inbound, Link, PeerAddress, Said, Transport, pulse};
 use crate::device::Events;
 use crate::status::SharedStatus;
 
@@ -29,8 +34,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// A silent connection is probed after this and given up after as much again: a pod lost with its node shows no other sign.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
-/// Interval of heartbeats, from which a peer's progress and the round trip are read.
-pub(super) const HEARTBEAT: Duration = Duration::from_millis(100);
+/// Longest word of a refusal by metadata.
+const REASON: usize = 64;
 
 /// Opens and keeps this pod's connections to its peers.
 #[derive(Debug, Clone)]
@@ -47,17 +52,20 @@ pub struct Dialer {
     pub generations: Arc<AtomicU64>,
     /// This pod's identity; none where nothing is encrypted.
     pub tls: Option<Tls>,
+    /// Who this pod is; its peers are the other pods of the same group of the same deployment. None where nobody said it: then
+    /// whoever answers at a peer's address is believed to be that peer.
+    pub member: Option<Member>,
 }
 
 /// Why one connection ended.
 #[derive(Debug, thiserror::Error)]
-enum LinkError {
+pub(super) enum LinkError {
     #[error("the address is not host:port")]
     Address(#[source] tonic::transport::Error),
     #[error("cannot connect")]
     Connect(#[source] tonic::transport::Error),
     #[error("stream ended: {0}")]
-    Stream(#[from] tonic::Status),
+    Stream(#[source] Status),
     #[error("the peer closed the stream")]
     Closed,
     #[error("no greeting within {GREETING_TIMEOUT:?}")]
@@ -70,34 +78,83 @@ enum LinkError {
     Refused { reason: String, message: String },
 }
 
-impl Transport for Dialer {
-    fn dial(&self, peer: &PeerAddress, stop: &CancellationToken) {
-        for lane in [Lane::Decode, Lane::Prefill] {
-            let (dialer, peer, stop) = (self.clone(), peer.clone(), stop.clone());
-            self.tasks.spawn(async move {
-                tokio::select! {
-                    () = stop.cancelled() => {}
-                    () = dialer.keep(peer, lane) => {}
-                }
-            });
+impl From<Status> for LinkError {
+    /// A refusal that names its reason is one by the peer; whatever else ends a stream may pass.
+    fn from(status: Status) -> Self {
+        let reason = status.metadata().get("m1-reason").and_then(|reason| reason.to_str().ok());
+        match reason.filter(|_| status.code() == tonic::Code::FailedPrecondition) {
+            Some(reason) => Self::Refused { reason: reason.chars().take(REASON).collect(), message: status.message().to_owned() },
+            None => Self::Stream(status),
         }
     }
 }
 
+impl From<Refused> for LinkError {
+    fn from(Refused { reason, message }: Refused) -> Self {
+        Self::Refused { reason, message }
+    }
+}
+
+/// The pauses between attempts to connect: they grow while attempts fail at once.
+#[derive(Debug)]
+pub(super) struct Pause {
+    length: Duration,
+    began: Instant,
+}
+
+impl Default for Pause {
+    fn default() -> Self {
+        Self { length: BACKOFF.0, began: Instant::now() }
+    }
+}
+
+impl Pause {
+    /// An attempt begins.
+    pub fn begin(&mut self) {
+        self.began = Instant::now();
+    }
+
+    /// The attempt has failed, or its connection has ended.
+    pub async fn wait(&mut self) {
+        let held = self.began.elapsed() > CONNECT_TIMEOUT;
+        self.length = if held { BACKOFF.0 } else { (self.length * 2).min(BACKOFF.1) };
+        tokio::time::sleep(self.length).await;
+    }
+}
+
+impl Transport for Dialer {
+    fn dial(&self, peer: &PeerAddress, stop: &CancellationToken) {
+        let (known, knows) = watch::channel(false);
+        self.spawn(stop, self.clone().keep(peer.clone(), Lane::Decode, Some(known)));
+        self.spawn(stop, self.clone().keep(peer.clone(), Lane::Prefill, None));
+        self.spawn(stop, self.clone().keep_pulse(peer.clone(), knows));
+    }
+}
+
 impl Dialer {
-    async fn keep(self, peer: PeerAddress, lane: Lane) {
-        let mut pause = BACKOFF.0;
+    fn spawn(&self, stop: &CancellationToken, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = stop.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = task => {}
+            }
+        });
+    }
+
+    /// Keeps one lane up. `pulse`: is told whether the server has a lane for heartbeats, with every greeting.
+    async fn keep(self, peer: PeerAddress, lane: Lane, pulse: Option<watch::Sender<bool>>) {
+        let mut pause = Pause::default();
         let mut said = String::new();
         loop {
             let generation = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
-            let began = Instant::now();
-            let Err(error) = self.connection(&peer, lane, generation).await;
+            pause.begin();
+            let Err(error) = self.connection(&peer, lane, generation, pulse.as_ref()).await;
             if self.events.dispatch(Inbound::RequesterDown { peer: peer.pod, lane, generation }).await.is_err() {
                 return;
             }
             self.report(&peer, lane, error, &mut said).await;
-            pause = if began.elapsed() > CONNECT_TIMEOUT { BACKOFF.0 } else { (pause * 2).min(BACKOFF.1) };
-            tokio::time::sleep(pause).await;
+            pause.wait().await;
         }
     }
 
@@ -114,7 +171,36 @@ impl Dialer {
         }
     }
 
-    async fn connection(&self, peer: &PeerAddress, lane: Lane, generation: u64) -> Result<std::convert::Infallible, LinkError> {
+    async fn connection(
+        &self,
+        peer: &PeerAddress,
+        lane: Lane,
+        generation: u64,
+        pulse: Option<&watch::Sender<bool>>,
+    ) -> Result<Infallible, LinkError> {
+        let (link, outgoing) = Link::new(generation);
+        let (hello, answers) = self.open(peer, Purpose::Rows(lane), &link, outgoing).await?;
+        if let Some(pulse) = pulse {
+            pulse.send_replace(hello.pulse);
+        }
+        self.status.pulses().greeted(peer.pod);
+        let credits = hello.credits;
+        let up = Inbound::RequesterUp { peer: peer.pod, lane, link: link.clone(), credits };
+        self.events.dispatch(up).await.map_err(|_| LinkError::Closed)?;
+        tracing::info!(peer = peer.pod.0, address = %peer.address, ?lane, credits, "dispatch link is up");
+        // A server without a lane for heartbeats sends them here, where it is asked for them.
+        let beats = lane == Lane::Decode && !hello.pulse;
+        self.relay(peer.pod, lane, link, answers, beats).await
+    }
+
+    /// Opens a stream on a connection of its own; done when it is greeted.
+    pub(super) async fn open(
+        &self,
+        peer: &PeerAddress,
+        purpose: Purpose,
+        link: &Link,
+        outgoing: mpsc::Receiver<Frame>,
+    ) -> Result<(Hello, Streaming<Frame>), LinkError> {
         let endpoint = Endpoint::from_shared(format!("http://{}", peer.address))
             .map_err(LinkError::Address)?
             .connect_timeout(CONNECT_TIMEOUT)
@@ -126,28 +212,29 @@ impl Dialer {
             .keep_alive_timeout(KEEP_ALIVE)
             .keep_alive_while_idle(true);
         let channel = tls::connect(endpoint, self.tls.as_ref()).await.map_err(LinkError::Connect)?;
-        let (link, outgoing) = Link::new(generation);
-        link.send(Kind::Hello(self.identity.hello(lane, self.status.epoch(), 0)));
-        let mut client = ExpertDispatchClient::new(channel);
+        link.send(Kind::Hello(self.identity.greeting(purpose, self.status.epoch(), 0)));
+        let meant = self.member.as_ref().map(|own| own.deployment.member(own.group.clone(), peer.pod.0));
+        let mut client = ExpertDispatchClient::with_interceptor(channel, MeantFor::new(meant.as_ref()));
         let greeting = async {
             let mut answers = client.exchange(ReceiverStream::new(outgoing)).await?.into_inner();
-            let credits = self.greeted(answers.next().await).await?;
-            Ok::<_, LinkError>((answers, credits))
+            let hello = self.greeted(peer.pod, answers.next().await)?;
+            Ok::<_, LinkError>((hello, answers))
         };
-        let (answers, credits) = tokio::time::timeout(GREETING_TIMEOUT, greeting).await.map_err(|_| LinkError::Silent)??;
-        let up = Inbound::RequesterUp { peer: peer.pod, lane, link: link.clone(), credits };
-        self.events.dispatch(up).await.map_err(|_| LinkError::Closed)?;
-        tracing::info!(peer = peer.pod.0, address = %peer.address, ?lane, credits, "dispatch link is up");
-        self.relay(peer.pod, lane, link, answers).await
+        tokio::time::timeout(GREETING_TIMEOUT, greeting).await.map_err(|_| LinkError::Silent)?
     }
 
-    async fn greeted(&self, first: Option<Result<Frame, tonic::Status>>) -> Result<u32, LinkError> {
+    fn greeted(&self, peer: PodId, first: Option<Result<Frame, Status>>) -> Result<Hello, LinkError> {
         match first.ok_or(LinkError::Closed)??.kind {
             Some(Kind::Hello(hello)) => {
                 self.identity.check(&hello)?;
-                Ok(hello.credits)
+                // An address is no proof: another pod may have come to it.
+                if hello.pod != u32::from(peer.0) {
+                    let message = format!("pod {} answers at the address of pod {peer}", hello.pod);
+                    return Err(LinkError::Refused { reason: WRONG_MEMBER.into(), message });
+                }
+                Ok(hello)
             }
-            Some(Kind::Refused(refused)) => Err(LinkError::Refused { reason: refused.reason, message: refused.message }),
+            Some(Kind::Refused(refused)) => Err(refused.into()),
             _ => Err(WireError::Order { given: "another frame", allowed: "Hello" }.into()),
         }
     }
@@ -157,29 +244,33 @@ impl Dialer {
         peer: PodId,
         lane: Lane,
         link: Link,
-        mut answers: tonic::Streaming<Frame>,
-    ) -> Result<std::convert::Infallible, LinkError> {
+        mut answers: Streaming<Frame>,
+        beats: bool,
+    ) -> Result<Infallible, LinkError> {
         let clock = Instant::now();
-        let mut beat = tokio::time::interval(HEARTBEAT);
+        let mut beat = pulse::beats();
         loop {
             let frame = tokio::select! {
                 biased;
                 () = link.until_closed() => return Err(LinkError::Dropped),
                 frame = answers.next() => frame.ok_or(LinkError::Closed)??,
-                _ = beat.tick(), if lane == Lane::Decode => {
-                    let sent_us = clock.elapsed().as_micros() as u64;
-                    link.send(Kind::Heartbeat(Heartbeat { sent_us, epoch: self.status.epoch(), ..Default::default() }));
+                _ = beat.tick(), if beats => {
+                    link.send(pulse::question(&self.status, &clock));
                     continue;
                 }
             };
-            if let Some(said) = self.said(frame, &clock)? {
+            if let Some(Kind::Heartbeat(heartbeat)) = &frame.kind {
+                pulse::read(&self.status, peer, heartbeat, &clock);
+                continue;
+            }
+            if let Some(said) = self.said(frame)? {
                 let generation = link.generation;
                 self.events.dispatch(Inbound::Server { peer, lane, generation, said }).await.map_err(|_| LinkError::Closed)?;
             }
         }
     }
 
-    fn said(&self, frame: Frame, clock: &Instant) -> Result<Option<Said>, LinkError> {
+    fn said(&self, frame: Frame) -> Result<Option<Said>, LinkError> {
         Ok(Some(match frame.kind {
             Some(Kind::Answer(answer)) => {
                 check_answer(&self.identity.arch, &answer)?;
@@ -187,11 +278,7 @@ impl Dialer {
             }
             Some(Kind::NotHere(n)) => Said::NotHere { id: n.id, epoch: n.epoch },
             Some(Kind::Credit(c)) => Said::Credit { frames: c.frames },
-            Some(Kind::Heartbeat(h)) => {
-                let echoed = (h.echo_us > 0).then(|| (clock.elapsed().as_micros() as u64).saturating_sub(h.echo_us) as u32);
-                Said::Heartbeat { progress: h.progress, epoch: h.epoch, round_trip_us: echoed }
-            }
-            Some(Kind::Refused(refused)) => return Err(LinkError::Refused { reason: refused.reason, message: refused.message }),
+            Some(Kind::Refused(refused)) => return Err(refused.into()),
             Some(_) => {
                 return Err(
                     WireError::Order { given: "a requester's frame", allowed: "Answer, NotHere, Credit or Heartbeat" }.into()

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use m1_exchange::{Lane, PodId};
 use m1_proto::dispatch::expert_dispatch_server::ExpertDispatch;
 use m1_proto::dispatch::frame::Kind;
-use m1_proto::dispatch::{Frame, Heartbeat, Refused};
+use m1_proto::dispatch::{Frame, Hello, Refused};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
@@ -16,8 +16,8 @@ use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::grpc_client::GREETING_TIMEOUT;
-use super::wire::{Identity, WireError, check_request, lane_from_wire};
-use super::{CREDITS, Inbound, Link};
+use super::wire::{Identity, Purpose, WireError, check_request, purpose_from_wire};
+use super::{CREDITS, Inbound, Link, pulse};
 use crate::device::Events;
 use crate::status::SharedStatus;
 
@@ -61,11 +61,20 @@ impl ExpertDispatch for DispatchService {
                 () = stop.cancelled() => return,
                 ended = greeting => ended,
             };
-            let Ok(Ok((peer, lane))) = ended else { return };
-            let session = Session { service: &service, identity: &identity, peer, lane, link };
+            let Ok(Ok((hello, purpose))) = ended else { return };
+            let peer = PodId(hello.pod as u16);
+            let served = async {
+                match purpose {
+                    Purpose::Pulse => service.pulse(peer, &link, frames).await,
+                    Purpose::Rows(lane) => {
+                        let beats = lane == Lane::Decode && !hello.pulse;
+                        Session { service: &service, identity: &identity, peer, lane, link, beats }.run(frames).await;
+                    }
+                }
+            };
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = session.run(frames) => {}
+                () = served => {}
             }
         });
         Ok(Response::new(Box::pin(answers)))
@@ -73,16 +82,17 @@ impl ExpertDispatch for DispatchService {
 }
 
 impl DispatchService {
-    async fn greet(&self, identity: &Identity, frames: &mut Streaming<Frame>, link: &Link) -> Result<(PodId, Lane), WireError> {
+    async fn greet(&self, identity: &Identity, frames: &mut Streaming<Frame>, link: &Link) -> Result<(Hello, Purpose), WireError> {
         let checked = match frames.next().await {
             Some(Ok(Frame { kind: Some(Kind::Hello(hello)) })) => {
-                identity.check(&hello).and_then(|()| Ok((PodId(hello.pod as u16), lane_from_wire(hello.lane)?)))
+                identity.check(&hello).and_then(|()| purpose_from_wire(hello.lane)).map(|purpose| (hello, purpose))
             }
             _ => Err(WireError::Order { given: "another frame", allowed: "Hello" }),
         };
         match &checked {
-            Ok((_, lane)) => {
-                link.send(Kind::Hello(identity.hello(*lane, self.status.epoch(), CREDITS)));
+            Ok((_, purpose)) => {
+                let credits = if *purpose == Purpose::Pulse { 0 } else { CREDITS };
+                link.send(Kind::Hello(identity.greeting(*purpose, self.status.epoch(), credits)));
             }
             Err(error) => {
                 tracing::warn!(error = %error, "a peer is refused");
@@ -90,6 +100,14 @@ impl DispatchService {
             }
         }
         checked
+    }
+
+    /// Tells a peer of this pod's device. Nothing of that concerns the device itself.
+    async fn pulse(&self, peer: PodId, link: &Link, frames: Streaming<Frame>) {
+        if let Err(error) = pulse::tell(&self.status, link, frames).await {
+            tracing::warn!(peer = peer.0, error = %error, "a peer broke the protocol, its heartbeats are dropped");
+            link.send(Kind::Refused(Refused { reason: error.reason().into(), message: error.to_string() }));
+        }
     }
 }
 
@@ -100,6 +118,8 @@ struct Session<'a> {
     peer: PodId,
     lane: Lane,
     link: Link,
+    /// Heartbeats go here, because the requester knows no other way.
+    beats: bool,
 }
 
 impl Session<'_> {
@@ -109,13 +129,13 @@ impl Session<'_> {
         if self.service.events.dispatch(up).await.is_err() {
             return;
         }
-        let mut beat = tokio::time::interval(super::grpc_client::HEARTBEAT);
+        let mut beat = pulse::beats();
         loop {
             let frame = tokio::select! {
                 biased;
                 () = self.link.until_closed() => break,
                 frame = frames.next() => frame,
-                _ = beat.tick(), if lane == Lane::Decode => { self.heartbeat(0); continue; }
+                _ = beat.tick(), if self.beats => { self.heartbeat(0); continue; }
             };
             match frame {
                 Some(Ok(frame)) => {
@@ -151,7 +171,6 @@ impl Session<'_> {
     }
 
     fn heartbeat(&self, echo_us: u64) {
-        let (progress, epoch) = (self.service.status.progress(), self.service.status.epoch());
-        self.link.send(Kind::Heartbeat(Heartbeat { progress, epoch, sent_us: 0, echo_us }));
+        self.link.send(pulse::heartbeat(&self.service.status, echo_us));
     }
 }

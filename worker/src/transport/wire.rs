@@ -105,18 +105,33 @@ impl WireError {
     }
 }
 
+/// What a stream is for. On the wire both are lanes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Rows and sums of this lane; heartbeats too, on the decode lane, where the other side knows no other way.
+    Rows(Lane),
+    /// Heartbeats.
+    Pulse,
+}
+
 impl Identity {
-    /// The greeting of one connection.
+    /// The greeting of one connection of rows.
     pub fn hello(&self, lane: Lane, epoch: u64, credits: u32) -> pb::Hello {
+        self.greeting(Purpose::Rows(lane), epoch, credits)
+    }
+
+    /// The greeting of one connection.
+    pub fn greeting(&self, purpose: Purpose, epoch: u64, credits: u32) -> pb::Hello {
         pb::Hello {
             protocol: PROTOCOL,
             pod: self.pod.into(),
-            lane: lane_to_wire(lane).into(),
+            lane: purpose_to_wire(purpose).into(),
             weights_digest: self.digest.clone(),
             dtype: DTYPE.into(),
             epoch,
             hidden_size: self.arch.hidden as u32,
             credits,
+            pulse: true,
         }
     }
 
@@ -141,21 +156,23 @@ fn same<T: PartialEq + ToString>(field: &'static str, theirs: T, ours: T) -> Res
     Err(WireError::Mismatch { field, theirs: theirs.to_string(), ours: ours.to_string() })
 }
 
-/// The lane of a greeting; an unknown one is an error.
-pub fn lane_from_wire(lane: i32) -> Result<Lane, WireError> {
+/// What a greeting is for; an unknown lane is an error.
+pub fn purpose_from_wire(lane: i32) -> Result<Purpose, WireError> {
     match pb::Lane::try_from(lane) {
-        Ok(pb::Lane::Decode) => Ok(Lane::Decode),
-        Ok(pb::Lane::Prefill) => Ok(Lane::Prefill),
-        Ok(pb::Lane::Bulk) => Ok(Lane::Bulk),
-        _ => Err(WireError::Range { field: "lane", given: lane as u64, allowed: "1 to 3".into() }),
+        Ok(pb::Lane::Decode) => Ok(Purpose::Rows(Lane::Decode)),
+        Ok(pb::Lane::Prefill) => Ok(Purpose::Rows(Lane::Prefill)),
+        Ok(pb::Lane::Bulk) => Ok(Purpose::Rows(Lane::Bulk)),
+        Ok(pb::Lane::Pulse) => Ok(Purpose::Pulse),
+        _ => Err(WireError::Range { field: "lane", given: lane as u64, allowed: "1 to 4".into() }),
     }
 }
 
-fn lane_to_wire(lane: Lane) -> pb::Lane {
-    match lane {
-        Lane::Decode => pb::Lane::Decode,
-        Lane::Prefill => pb::Lane::Prefill,
-        Lane::Bulk => pb::Lane::Bulk,
+fn purpose_to_wire(purpose: Purpose) -> pb::Lane {
+    match purpose {
+        Purpose::Rows(Lane::Decode) => pb::Lane::Decode,
+        Purpose::Rows(Lane::Prefill) => pb::Lane::Prefill,
+        Purpose::Rows(Lane::Bulk) => pb::Lane::Bulk,
+        Purpose::Pulse => pb::Lane::Pulse,
     }
 }
 
