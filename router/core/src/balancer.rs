@@ -1,16 +1,19 @@
-//! Admission: who runs where, who waits. The queue is first come, first served, and bounded; a request is in exactly one of queued, running (one lease on
+//! Admission: who runs where, who waits. The queue is first come, first served, and bounded; a request is in exactly one of queued, running (one seat on
 //! one worker) or gone. Which workers there are is the [`Topology`]'s, and may change at any time.
 //!
-//! Nobody overtakes somebody who could have used the same room: a request that is bound (to a revision, or away from workers that failed it) is passed by
-//! those who are not, and by nobody else.
+//! Nobody overtakes somebody who could have used the same room. A request that waits is passed by those who come later only where it could not run now: on
+//! workers of another revision, that failed it, or that lack the KV for it. So that smaller ones do not take that KV for ever, one worker is kept for each
+//! request that waits: nobody who came later gets anything there.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::choice::{Choice, Decision, Reason, Request, choose};
+use crate::choice::{Candidate, Choice, Decision, MOST_WORKERS, Reason, Request, Turn, choose};
 use crate::health::RECONNECT;
+use crate::outcome::{Next, Outcome, Seat};
+use crate::retry::RetryBudget;
 use crate::rng::Rng;
-use crate::table::{Changes, GroupView, Table};
+use crate::table::{Changes, GroupView, Load, Table};
 use crate::topology::{Revision, Topology};
 use crate::worker::{WorkerId, WorkerStats};
 
@@ -21,8 +24,8 @@ pub struct TicketId(pub u64);
 /// What happened to a request at the door.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// It has a lease on this worker; give it back with [`Balancer::release`].
-    Run(WorkerId, Reason),
+    /// It has a seat; tell what becomes of it with [`Balancer::report`], give it back with [`Balancer::release`].
+    Run(Seat, Reason),
     /// It waits; [`Balancer::grants`] will name it, at once perhaps.
     Queued(TicketId),
     /// It is not served.
@@ -32,20 +35,31 @@ pub enum Entry {
 /// A worker that refused is asked again after this long, or at its next status: long enough not to hammer it, short beside a request.
 const REFUSAL_HOLDS: Duration = Duration::from_millis(250);
 
+#[derive(Debug)]
+struct Waiter {
+    ticket: TicketId,
+    request: Request,
+    urgent: bool,
+    since: Duration,
+    /// The worker that is kept for it.
+    keeps: Option<WorkerId>,
+}
+
 /// The router's picture of its workers and its queue.
 #[derive(Debug)]
 pub struct Balancer {
     table: Table,
-    queue: VecDeque<(TicketId, Request)>,
+    queue: VecDeque<Waiter>,
     limit: usize,
     tickets: u64,
+    retries: RetryBudget,
     rng: Rng,
 }
 
 impl Balancer {
     /// Without any group; `limit` bounds the queue.
     pub fn new(limit: usize, rng: Rng) -> Self {
-        Self { table: Table::default(), queue: VecDeque::new(), limit, tickets: 0, rng }
+        Self { table: Table::default(), queue: VecDeque::new(), limit, tickets: 0, retries: RetryBudget::default(), rng }
     }
 
     /// Takes a whole topology for the one before. Leases go on, also on workers that leave; [`Balancer::grants`] says who of the queue can go on.
@@ -53,46 +67,55 @@ impl Balancer {
         self.table.apply(topology)
     }
 
-    /// A request comes to the door. `urgent` ones (sent back by a worker) go to the head of the queue and are not bounded by it.
+    /// A request comes to the door. `urgent` ones (sent back by a worker) wait before all that are not, and are not bounded by the queue.
     pub fn enter(&mut self, request: Request, urgent: bool, now: Duration) -> Entry {
-        let blocked = !self.queue.is_empty() && !urgent;
-        let decision = self.decide(&request, now);
+        if !urgent && !request.is_retry() {
+            self.retries.requested(now);
+        }
+        let passes = urgent && self.queue.front().is_none_or(|first| !first.urgent);
+        let candidates = self.table.candidates(now);
+        let decision = self.decide(&candidates, &request, Turn { now, ..Turn::default() });
         match decision.choice {
-            Choice::Send(worker) if !blocked => {
-                self.table.lease(worker);
-                Entry::Run(worker, decision.reason)
+            Choice::Send(worker) if self.queue.is_empty() || passes => {
+                Entry::Run(self.table.seat(worker, request.tokens, now), decision.reason)
             }
             Choice::Refuse => Entry::Refused(decision.reason),
-            Choice::Send(_) | Choice::Wait if urgent => {
-                self.tickets += 1;
-                self.queue.push_front((TicketId(self.tickets), request));
-                Entry::Queued(TicketId(self.tickets))
-            }
-            Choice::Send(_) | Choice::Wait if self.queue.len() >= self.limit => Entry::Refused(Reason::QueueFull),
-            Choice::Send(_) | Choice::Wait => {
-                self.tickets += 1;
-                self.queue.push_back((TicketId(self.tickets), request));
-                Entry::Queued(TicketId(self.tickets))
-            }
+            Choice::Send(_) | Choice::Wait(_) if !urgent && self.queue.len() >= self.limit => Entry::Refused(Reason::QueueFull),
+            Choice::Send(_) | Choice::Wait(_) => self.queue_up(request, urgent, now),
         }
+    }
+
+    fn queue_up(&mut self, request: Request, urgent: bool, now: Duration) -> Entry {
+        self.tickets += 1;
+        let ticket = TicketId(self.tickets);
+        let place = if urgent { self.queue.iter().take_while(|waiter| waiter.urgent).count() } else { self.queue.len() };
+        self.queue.insert(place, Waiter { ticket, request, urgent, since: now, keeps: None });
+        Entry::Queued(ticket)
     }
 
     /// Takes from the queue whoever can go on now, or can no longer be served.
     pub fn grants(&mut self, now: Duration) -> Vec<(TicketId, Entry)> {
         let (mut out, mut waiting) = (Vec::new(), VecDeque::new());
-        while let Some((ticket, request)) = self.queue.pop_front() {
-            let decision = self.decide(&request, now);
+        if self.queue.is_empty() {
+            return out;
+        }
+        let mut candidates = self.table.candidates(now);
+        let mut kept = Vec::new();
+        while let Some(mut waiter) = self.queue.pop_front() {
+            let turn = Turn { kept: &kept, keeps: waiter.keeps, waited: now.saturating_sub(waiter.since), now };
+            let decision = self.decide(&candidates, &waiter.request, turn);
             match decision.choice {
                 Choice::Send(worker) => {
-                    self.table.lease(worker);
-                    out.push((ticket, Entry::Run(worker, decision.reason)));
+                    out.push((waiter.ticket, Entry::Run(self.table.seat(worker, waiter.request.tokens, now), decision.reason)));
+                    candidates = self.table.candidates(now);
                 }
-                Choice::Refuse => out.push((ticket, Entry::Refused(decision.reason))),
-                Choice::Wait => {
-                    let bound = request.is_bound();
-                    waiting.push_back((ticket, request));
-                    // One that would go anywhere waits: there is no room at all.
-                    if !bound {
+                Choice::Refuse => out.push((waiter.ticket, Entry::Refused(decision.reason))),
+                Choice::Wait(keeps) => {
+                    waiter.keeps = keeps;
+                    kept.extend(keeps);
+                    waiting.push_back(waiter);
+                    // Nothing is left that anybody could use.
+                    if candidates.iter().all(|c| !c.has_slot() || kept.contains(&c.worker)) {
                         break;
                     }
                 }
@@ -105,17 +128,45 @@ impl Balancer {
 
     /// A waiting request goes away.
     pub fn leave(&mut self, ticket: TicketId) {
-        self.queue.retain(|(waiting, _)| *waiting != ticket);
+        self.queue.retain(|waiter| waiter.ticket != ticket);
     }
 
-    /// A lease ends, however its request ended.
-    pub fn release(&mut self, worker: WorkerId) {
-        self.table.release(worker);
+    /// What became of an attempt: keeps the worker's record, and says what to do with the request. Where that is [`Next::Again`], the request knows whom
+    /// to avoid.
+    pub fn report(&mut self, seat: Seat, request: &mut Request, outcome: Outcome, now: Duration) -> Next {
+        // Asked before it is told: a worker that nobody trusts yet was the router's own choice, and one that is gone is not loaded by a retry.
+        let free = outcome == Outcome::Lost || self.table.is_trial(seat);
+        let first = self.table.note(seat, outcome, now);
+        match outcome {
+            Outcome::Served | Outcome::Whole => {
+                for worker in request.avoid.iter().filter(|_| first) {
+                    self.table.blame(*worker, request.failed_at, now);
+                }
+                Next::Settled
+            }
+            Outcome::Broken => {
+                self.table.judge(seat.worker, false, now);
+                Next::Settled
+            }
+            Outcome::Full | Outcome::NotReady => {
+                self.table.refused(seat.worker, now + REFUSAL_HOLDS);
+                Next::Again
+            }
+            Outcome::Failed | Outcome::Lost | Outcome::Stalled => {
+                request.avoid.push(seat.worker);
+                request.failed_at = now;
+                match request.avoid.len() {
+                    MOST_WORKERS.. => Next::GiveUp(Reason::AllFailed),
+                    _ if free || self.retries.try_spend(now) => Next::Again,
+                    _ => Next::GiveUp(Reason::NoRetries),
+                }
+            }
+        }
     }
 
-    /// A worker has refused a sequence for lack of room.
-    pub fn refused(&mut self, worker: WorkerId, now: Duration) {
-        self.table.refused(worker, now + REFUSAL_HOLDS);
+    /// A seat is given back, however its request ended.
+    pub fn release(&mut self, seat: Seat, now: Duration) {
+        self.table.release(seat, now);
     }
 
     /// A status came from a worker.
@@ -139,14 +190,19 @@ impl Balancer {
         self.queue.len()
     }
 
-    /// Leases on all workers, those that have left included.
+    /// Seats on all workers, those that have left included.
     pub fn running(&self) -> u32 {
         self.table.running()
     }
 
     /// The groups as they are.
-    pub fn groups(&self) -> impl Iterator<Item = GroupView<'_>> {
-        self.table.groups()
+    pub fn groups(&self, now: Duration) -> impl Iterator<Item = GroupView<'_>> {
+        self.table.groups(now)
+    }
+
+    /// What all workers have and hold, whichever router's.
+    pub fn load(&self, now: Duration) -> Load {
+        self.table.load(now)
     }
 
     /// The revision of a worker's group; none once the worker has left.
@@ -154,15 +210,26 @@ impl Balancer {
         self.table.revision(worker)
     }
 
+    /// Whether sequences wait in a worker, by its own word. One that has given no sign there until its deadline then waits for others, and the worker is not
+    /// to blame: it is [`Outcome::Full`], not [`Outcome::Stalled`].
+    pub fn queues(&self, worker: WorkerId) -> bool {
+        self.table.stats(worker).is_some_and(|stats| stats.waiting > 0)
+    }
+
     /// The shortest window of the workers that take new requests, where they say one.
     pub fn max_context(&self) -> Option<u32> {
         self.table.serving().map(|(_, stats)| stats.max_context).filter(|tokens| *tokens > 0).min()
     }
 
-    fn decide(&mut self, request: &Request, now: Duration) -> Decision {
+    fn decide(&mut self, candidates: &[Candidate], request: &Request, turn: Turn<'_>) -> Decision {
         // A request never crosses revisions while its own could still take it. Closed for good, it would otherwise never be served.
-        let revision = request.revision.as_ref().filter(|revision| self.table.has_open(revision));
-        choose(&self.table.candidates(revision, now), request, &mut self.rng)
+        match request.revision.as_ref().filter(|revision| self.table.has_open(revision)) {
+            Some(revision) => {
+                let own: Vec<Candidate> = candidates.iter().filter(|c| c.revision == *revision).cloned().collect();
+                choose(&own, request, turn, &mut self.rng)
+            }
+            None => choose(candidates, request, turn, &mut self.rng),
+        }
     }
 }
 

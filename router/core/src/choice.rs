@@ -1,47 +1,42 @@
-//! Replica choice: `f(candidates, request, rng) -> Decision`. A sequence may run on any ready pod; the least loaded one takes it, ties are drawn.
+//! Replica choice: `f(candidates, request, rng) -> Decision`. A sequence may run on any ready pod of good standing that has the slot and the KV for it; the
+//! least loaded one takes it, ties are drawn. A pod that is due to be tried goes before, one in doubt after.
+
+mod candidate;
+
+use std::time::Duration;
 
 use crate::rng::Rng;
+use crate::standing::Standing;
 use crate::topology::Revision;
 use crate::worker::WorkerId;
 
-/// What the choice needs to know of one reachable, ready worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Candidate {
-    /// Which.
-    pub worker: WorkerId,
-    /// Sequences this router has there now.
-    pub inflight: u32,
-    /// Sequences the worker last said it has, of whichever router.
-    pub reported: u32,
-    /// Sequences it can hold; 0 where it does not say.
-    pub slots: u32,
-    /// It has just refused a sequence.
-    pub refusing: bool,
-}
+pub use candidate::{Candidate, Share};
 
-impl Candidate {
-    fn has_room(&self) -> bool {
-        !self.refusing && (self.slots == 0 || self.inflight < self.slots)
-    }
-
-    fn load(&self) -> f64 {
-        f64::from(self.inflight.max(self.reported)) / f64::from(self.slots.max(1))
-    }
-}
+/// Workers that may touch a request: beyond this the request itself is the likely cause, and it must not visit all.
+pub const MOST_WORKERS: usize = 2;
 
 /// What the choice needs to know of a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Request {
-    /// Workers that have failed it.
+    /// Workers that have failed it; [`crate::Balancer::report`] adds them.
     pub avoid: Vec<WorkerId>,
+    /// When the last of them did.
+    pub failed_at: Duration,
     /// Where its first attempt went; later ones stay there.
     pub revision: Option<Revision>,
+    /// Tokens that it reserves: prompt and all output. 0 where it takes no KV.
+    pub tokens: u32,
 }
 
 impl Request {
-    /// Whether some worker that has room may be no use to it.
-    pub fn is_bound(&self) -> bool {
-        !self.avoid.is_empty() || self.revision.is_some()
+    /// One that nobody has tried yet.
+    pub fn new(tokens: u32) -> Self {
+        Self { tokens, ..Self::default() }
+    }
+
+    /// Whether a worker has failed it.
+    pub fn is_retry(&self) -> bool {
+        !self.avoid.is_empty()
     }
 }
 
@@ -50,8 +45,8 @@ impl Request {
 pub enum Choice {
     /// Send it there.
     Send(WorkerId),
-    /// Keep it until a worker has room.
-    Wait,
+    /// Keep it until a worker has room; what becomes free on this one is for it alone, so that smaller ones cannot keep it out for ever.
+    Wait(Option<WorkerId>),
     /// Nobody can serve it.
     Refuse,
 }
@@ -65,12 +60,20 @@ pub enum Reason {
     LeastLoaded,
     /// Several have the least load; one was drawn.
     Drawn,
-    /// Ready workers are all full.
+    /// The worker was out for failing, and this request tries it.
+    Trial,
+    /// It waits in the worker, whose queue all routers share.
+    WaitsThere,
+    /// Ready workers are all full, or too full for it.
     AllFull,
     /// No worker is ready.
     NoneReady,
-    /// Ready workers have all failed this request.
+    /// It needs more tokens than any ready worker can ever hold.
+    TooLarge,
+    /// All workers that may have tried this request have failed it.
     AllFailed,
+    /// A worker failed it, and there have been too many retries to try another one.
+    NoRetries,
     /// The queue is full.
     QueueFull,
 }
@@ -82,9 +85,13 @@ impl Reason {
             Self::OnlyOne => "only_one",
             Self::LeastLoaded => "least_loaded",
             Self::Drawn => "drawn",
+            Self::Trial => "trial",
+            Self::WaitsThere => "waits_there",
             Self::AllFull => "all_full",
             Self::NoneReady => "none_ready",
+            Self::TooLarge => "too_large",
             Self::AllFailed => "all_failed",
+            Self::NoRetries => "no_retries",
             Self::QueueFull => "queue_full",
         }
     }
@@ -99,81 +106,149 @@ pub struct Decision {
     pub reason: Reason,
 }
 
+impl Decision {
+    fn refuse(reason: Reason) -> Self {
+        Self { choice: Choice::Refuse, reason }
+    }
+}
+
+/// What the choice needs to know of the queue and the time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Turn<'a> {
+    /// Workers whose room is for requests that came earlier.
+    pub kept: &'a [WorkerId],
+    /// The worker that was kept for this request before.
+    pub keeps: Option<WorkerId>,
+    /// How long it has waited.
+    pub waited: Duration,
+    /// Since the router started.
+    pub now: Duration,
+}
+
+/// A retry that could only go to workers of which nothing is known waits so long for others' attempts to tell: where most workers fail at once, they all
+/// have by then. Short beside a first token.
+const SETTLES: Duration = Duration::from_millis(50);
+
+/// A request that has waited so long for the KV of a worker which other routers use too goes to wait in that worker, one of each router at a time: they
+/// know nothing of what is kept here, and their smaller ones would take what becomes free for ever. Ten statuses long, so that it is not for want of news.
+const HANDED_OVER: Duration = Duration::from_secs(2);
+
 /// Chooses among the workers that are ready.
-pub fn choose(candidates: &[Candidate], request: &Request, rng: &mut Rng) -> Decision {
+pub fn choose(candidates: &[Candidate], request: &Request, turn: Turn<'_>, rng: &mut Rng) -> Decision {
     if candidates.is_empty() {
-        return Decision { choice: Choice::Refuse, reason: Reason::NoneReady };
+        return Decision::refuse(Reason::NoneReady);
     }
-    let fit: Vec<&Candidate> = candidates.iter().filter(|c| !request.avoid.contains(&c.worker)).collect();
-    if fit.is_empty() {
-        return Decision { choice: Choice::Refuse, reason: Reason::AllFailed };
+    let able: Vec<&Candidate> = candidates.iter().filter(|c| c.can_hold(request)).collect();
+    if able.is_empty() {
+        return Decision::refuse(Reason::TooLarge);
     }
-    let free: Vec<&Candidate> = fit.into_iter().filter(|c| c.has_room()).collect();
-    let Some(least) = free.iter().map(|c| c.load()).min_by(f64::total_cmp) else {
-        return Decision { choice: Choice::Wait, reason: Reason::AllFull };
-    };
-    let best: Vec<WorkerId> = free.iter().filter(|c| c.load() <= least).map(|c| c.worker).collect();
-    let reason = match (free.len(), best.len()) {
-        (1, _) => Reason::OnlyOne,
-        (_, 1) => Reason::LeastLoaded,
+    let fit: Vec<&Candidate> = able.into_iter().filter(|c| !request.avoid.contains(&c.worker)).collect();
+    if fit.is_empty() || request.avoid.len() >= MOST_WORKERS {
+        return Decision::refuse(Reason::AllFailed);
+    }
+    let tiers = Tiers::of(&fit, request, turn.now);
+    let open = |c: &&Candidate| !turn.kept.contains(&c.worker);
+    for tier in tiers.sending() {
+        let free: Vec<&Candidate> = fit.iter().copied().filter(open).filter(|c| tier(c) && c.has_room(request)).collect();
+        if let Some(decision) = least_loaded(&free, request, rng) {
+            return decision;
+        }
+    }
+    let usable = fit.iter().copied().filter(open).filter(|c| tiers.waiting()(c));
+    match keep(usable, request, turn.keeps) {
+        Some(kept) if turn.waited >= HANDED_OVER && kept.may_queue() => {
+            Decision { choice: Choice::Send(kept.worker), reason: Reason::WaitsThere }
+        }
+        kept => Decision { choice: Choice::Wait(kept.map(|c| c.worker)), reason: Reason::AllFull },
+    }
+}
+
+type Tier = fn(&Candidate) -> bool;
+
+/// Which workers a request may have, best first.
+struct Tiers {
+    retry: bool,
+    /// A retry that has just failed elsewhere.
+    hot: bool,
+    best: Standing,
+}
+
+impl Tiers {
+    fn of(fit: &[&Candidate], request: &Request, now: Duration) -> Self {
+        let any = |standing| fit.iter().any(|c| c.standing == standing);
+        let best = [Standing::Good, Standing::Doubted].into_iter().find(|standing| any(*standing)).unwrap_or(Standing::Out);
+        Self { retry: request.is_retry(), hot: now < request.failed_at + SETTLES, best }
+    }
+
+    /// A first attempt tries who is due, because another worker can still serve it; a retry goes where the last request went well, and waits for a good
+    /// worker rather than spend its last attempt on a doubted one. Where nobody is good the doubted ones are as any, and where nobody is in the ones that
+    /// are out.
+    fn sending(&self) -> &'static [Tier] {
+        match (self.best, self.retry) {
+            (Standing::Good, false) => &[is_due, is_good, is_probe],
+            (Standing::Good, true) if self.hot => &[is_proven],
+            (Standing::Good, true) => &[is_proven, is_good],
+            (Standing::Doubted, false) => &[is_due, is_doubted],
+            (Standing::Doubted, true) => &[is_doubted, is_due],
+            (Standing::Due | Standing::Out, _) => &[is_due, is_any],
+        }
+    }
+
+    /// Whose room a request waits for.
+    fn waiting(&self) -> Tier {
+        match self.best {
+            Standing::Good => is_good,
+            Standing::Doubted => is_doubted,
+            Standing::Due | Standing::Out => is_any,
+        }
+    }
+}
+
+fn is_due(c: &Candidate) -> bool {
+    c.standing == Standing::Due
+}
+
+fn is_good(c: &Candidate) -> bool {
+    c.standing == Standing::Good
+}
+
+fn is_proven(c: &Candidate) -> bool {
+    is_good(c) && c.proven
+}
+
+fn is_doubted(c: &Candidate) -> bool {
+    c.standing == Standing::Doubted
+}
+
+fn is_probe(c: &Candidate) -> bool {
+    is_doubted(c) && !c.hushed
+}
+
+fn is_any(_: &Candidate) -> bool {
+    true
+}
+
+fn least_loaded(free: &[&Candidate], request: &Request, rng: &mut Rng) -> Option<Decision> {
+    let least = free.iter().map(|c| c.load_with(request)).min_by(f64::total_cmp)?;
+    let best: Vec<&&Candidate> = free.iter().filter(|c| c.load_with(request) <= least).collect();
+    let chosen = best.get(rng.below(best.len()))?;
+    let reason = match (chosen.standing, free.len(), best.len()) {
+        (Standing::Due | Standing::Out, ..) => Reason::Trial,
+        (_, 1, _) => Reason::OnlyOne,
+        (_, _, 1) => Reason::LeastLoaded,
         _ => Reason::Drawn,
     };
-    match best.get(rng.below(best.len())) {
-        Some(worker) => Decision { choice: Choice::Send(*worker), reason },
-        None => Decision { choice: Choice::Wait, reason: Reason::AllFull },
-    }
+    Some(Decision { choice: Choice::Send(chosen.worker), reason })
+}
+
+/// The worker to keep for a request that waits: the same as before, else the one that is nearest to having room. Whoever comes later makes no worker that
+/// is kept any fuller, so it empties.
+fn keep<'a>(usable: impl Iterator<Item = &'a Candidate>, request: &Request, before: Option<WorkerId>) -> Option<&'a Candidate> {
+    let usable: Vec<&Candidate> = usable.collect();
+    let same = usable.iter().find(|c| Some(c.worker) == before);
+    let nearest = || usable.iter().min_by(|a, b| a.load_with(request).total_cmp(&b.load_with(request)));
+    same.or_else(nearest).copied()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn candidate(worker: u64, inflight: u32, reported: u32, slots: u32) -> Candidate {
-        Candidate { worker: WorkerId(worker), inflight, reported, slots, refusing: false }
-    }
-
-    fn decide(candidates: &[Candidate], avoid: &[u64]) -> (Choice, Reason) {
-        let request = Request { avoid: avoid.iter().map(|id| WorkerId(*id)).collect(), revision: None };
-        let decision = choose(candidates, &request, &mut Rng::new(3));
-        (decision.choice, decision.reason)
-    }
-
-    #[test]
-    fn the_least_loaded_worker_takes_it() {
-        let two = [candidate(0, 2, 0, 8), candidate(1, 1, 0, 8)];
-        assert_eq!(decide(&two, &[]), (Choice::Send(WorkerId(1)), Reason::LeastLoaded));
-        assert_eq!(decide(&two, &[1]), (Choice::Send(WorkerId(0)), Reason::OnlyOne));
-        assert_eq!(decide(&two, &[0, 1]), (Choice::Refuse, Reason::AllFailed));
-    }
-
-    #[test]
-    fn load_is_a_share_of_the_slots_and_counts_other_routers() {
-        let uneven = [candidate(0, 2, 0, 4), candidate(1, 3, 0, 16)];
-        assert_eq!(decide(&uneven, &[]).0, Choice::Send(WorkerId(1)));
-        let foreign = [candidate(0, 0, 5, 8), candidate(1, 1, 1, 8)];
-        assert_eq!(decide(&foreign, &[]).0, Choice::Send(WorkerId(1)));
-    }
-
-    #[test]
-    fn full_or_refusing_workers_make_it_wait() {
-        assert_eq!(decide(&[candidate(0, 2, 2, 2)], &[]), (Choice::Wait, Reason::AllFull));
-        let refusing = Candidate { refusing: true, ..candidate(0, 0, 0, 2) };
-        assert_eq!(decide(&[refusing], &[]), (Choice::Wait, Reason::AllFull));
-        assert_eq!(decide(&[], &[]), (Choice::Refuse, Reason::NoneReady));
-    }
-
-    #[test]
-    fn ties_are_spread() {
-        let three = [candidate(0, 1, 0, 4), candidate(1, 1, 0, 4), candidate(2, 1, 0, 4)];
-        let mut rng = Rng::new(11);
-        let mut seen = [0u32; 3];
-        for _ in 0..300 {
-            let decision = choose(&three, &Request::default(), &mut rng);
-            assert_eq!(decision.reason, Reason::Drawn);
-            if let Choice::Send(worker) = decision.choice {
-                seen[usize::try_from(worker.0).unwrap()] += 1;
-            }
-        }
-        assert!(seen.iter().all(|n| *n > 60), "{seen:?}");
-    }
-}
+mod tests;

@@ -1,9 +1,13 @@
 //! The routing log: what the experts did, per answer and in all. Invariant, checked on every booking and in every layer:
 //! `executed + skipped + lost = tokens x top_k x layers`. Arrays are `[layers, experts]`, layer first.
 
+mod cumulative;
+
 use std::sync::Arc;
 
 use m1_arch::ExpertSet;
+
+pub use cumulative::Cumulative;
 
 /// The shape of a model's experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +27,7 @@ impl Geometry {
     }
 }
 
-/// What the experts did for one sequence, as its worker counted it.
+/// What the experts did, as a worker counted it: for one sequence, or in all.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Counts {
     /// The model's shape.
@@ -37,13 +41,13 @@ pub struct Counts {
     /// Sum of `expert_lost`.
     pub lost: u64,
     /// Tokens each expert computed.
-    pub expert_tokens: Vec<u32>,
-    /// Sum of the routing weights of those tokens.
+    pub expert_tokens: Vec<u64>,
+    /// Sum of the routing weights of those tokens; empty where nobody counted them, as in all.
     pub expert_weight: Vec<f32>,
     /// Tokens that the expert threshold spared it.
-    pub expert_skipped: Vec<u32>,
+    pub expert_skipped: Vec<u64>,
     /// Tokens it should have computed while nobody held it.
-    pub expert_lost: Vec<u32>,
+    pub expert_lost: Vec<u64>,
 }
 
 /// Why counts cannot be believed.
@@ -96,9 +100,10 @@ impl Counts {
     /// # Errors
     /// The first array or sum that is wrong.
     pub fn check(&self) -> Result<(), CountsError> {
+        let weights = if self.expert_weight.is_empty() { self.geometry.pairs() } else { self.expert_weight.len() };
         let lengths = [
             ("expert_tokens", self.expert_tokens.len()),
-            ("expert_weight", self.expert_weight.len()),
+            ("expert_weight", weights),
             ("expert_skipped", self.expert_skipped.len()),
             ("expert_lost", self.expert_lost.len()),
         ];
@@ -106,13 +111,13 @@ impl Counts {
         if let Some((array, given)) = lengths.into_iter().find(|(_, length)| *length != wanted) {
             return Err(CountsError::Shape { array, given, wanted });
         }
-        equal("expert_tokens".to_owned(), total(&self.expert_tokens), self.executed)?;
-        equal("expert_skipped".to_owned(), total(&self.expert_skipped), self.skipped)?;
-        equal("expert_lost".to_owned(), total(&self.expert_lost), self.lost)?;
+        equal(|| "expert_tokens".to_owned(), total(&self.expert_tokens), self.executed)?;
+        equal(|| "expert_skipped".to_owned(), total(&self.expert_skipped), self.skipped)?;
+        equal(|| "expert_lost".to_owned(), total(&self.expert_lost), self.lost)?;
         let per_layer = self.tokens.saturating_mul(self.geometry.top_k as u64);
         for layer in 0..self.geometry.layers {
             let sum = [&self.expert_tokens, &self.expert_skipped, &self.expert_lost].map(|array| total(self.layer(array, layer)));
-            equal(format!("executed, skipped and lost of layer {layer}"), sum.iter().sum(), per_layer)?;
+            equal(|| format!("executed, skipped and lost of layer {layer}"), total(&sum), per_layer)?;
         }
         Ok(())
     }
@@ -123,21 +128,22 @@ impl Counts {
         array.get(layer * experts..(layer + 1) * experts).unwrap_or(&[])
     }
 
-    /// Mean routing weight of the tokens each expert of a layer computed; 0 where there was none.
+    /// Mean routing weight of the tokens each expert of a layer computed; 0 where there was none, nothing where weights were not counted.
     pub fn mean_weight(&self, layer: usize) -> Vec<f64> {
         let tokens = self.layer(&self.expert_tokens, layer).iter();
         let weights = self.layer(&self.expert_weight, layer).iter();
-        let mean = |(tokens, weight): (&u32, &f32)| if *tokens == 0 { 0.0 } else { f64::from(*weight) / f64::from(*tokens) };
+        let mean = |(tokens, weight): (&u64, &f32)| if *tokens == 0 { 0.0 } else { f64::from(*weight) / *tokens as f64 };
         tokens.zip(weights).map(mean).collect()
     }
 }
 
-fn total(numbers: &[u32]) -> u64 {
-    numbers.iter().map(|n| u64::from(*n)).sum()
+fn total(numbers: &[u64]) -> u64 {
+    numbers.iter().fold(0, |sum, n| sum.saturating_add(*n))
 }
 
-fn equal(what: String, given: u64, wanted: u64) -> Result<(), CountsError> {
-    if given == wanted { Ok(()) } else { Err(CountsError::Sum { what, given, wanted }) }
+/// `what` is only put in words where it is wrong: this runs for every layer of every status.
+fn equal(what: impl FnOnce() -> String, given: u64, wanted: u64) -> Result<(), CountsError> {
+    if given == wanted { Ok(()) } else { Err(CountsError::Sum { what: what(), given, wanted }) }
 }
 
 /// What the experts have done since the router started.
@@ -159,7 +165,7 @@ impl Ledger {
         self.geometry
     }
 
-    /// Adds one answer's counts, all or nothing.
+    /// Adds counts, all or nothing: one answer's, or what a [`Cumulative`] gave.
     ///
     /// # Errors
     /// Counts that do not add up, or of another shape.
@@ -168,9 +174,10 @@ impl Ledger {
             return Err(CountsError::Geometry { given: counts.geometry, wanted: self.geometry });
         }
         counts.check()?;
-        self.tokens += counts.tokens;
+        // Saturating: what workers say is not ours to bound.
+        self.tokens = self.tokens.saturating_add(counts.tokens);
         for (sum, tokens) in self.executed.iter_mut().zip(&counts.expert_tokens) {
-            *sum += u64::from(*tokens);
+            *sum = sum.saturating_add(*tokens);
         }
         Ok(())
     }

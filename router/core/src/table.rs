@@ -1,10 +1,15 @@
-//! The groups and their workers as they are now: who belongs where, who is alive, how many leases each has. The queue is [`crate::Balancer`]'s.
+//! The groups and their workers as they are now: who belongs where, who is alive, who sits where and how that went. The queue is [`crate::Balancer`]'s.
 //!
 //! A group serves once all its pods were ready together; from then on every pod that calls itself ready takes requests, because a pod knows best whether
 //! it can do without a lost peer. It starts again from nothing when no pod is ready. A closed group serves nobody new, however ready it is.
 //!
-//! A worker is a pod's address in a group. Its number is never given again, so a lease means the same worker for as long as it lives; a worker that has
-//! left is kept until its last lease ends.
+//! A worker is a pod's address in a group, and who is meant there. Its number is never given again, so a seat means the same worker for as long as it
+//! lives; a worker that has left is kept until its last seat is given back.
+//!
+//! Of a revision's serving workers at least one is never put out.
+
+mod post;
+mod seats;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,21 +19,18 @@ use m1_arch::ExpertSet;
 
 use crate::choice::Candidate;
 use crate::health::Health;
+use crate::standing::Standing;
 use crate::topology::{GroupSpec, Revision, Topology};
 use crate::worker::{WorkerId, WorkerStats};
 
-#[derive(Debug, Default)]
-struct Worker {
-    health: Health,
-    inflight: u32,
-    refused_until: Duration,
-    left: bool,
-}
+use post::Post;
+use seats::Seats;
 
 #[derive(Debug)]
 struct Pod {
     worker: WorkerId,
     address: Arc<str>,
+    member: Option<Arc<str>>,
     holds: Option<Arc<ExpertSet>>,
 }
 
@@ -69,13 +71,39 @@ pub struct PodView<'a> {
     pub holds: Option<&'a Arc<ExpertSet>>,
     /// Its status, while it can be reached.
     pub stats: Option<&'a WorkerStats>,
+    /// How its last requests went: whether it gets any.
+    pub standing: Standing,
+    /// Own sequences there.
+    pub inflight: u64,
+}
+
+/// What all reachable workers have and hold, by their own word: of every router's sequences.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Sequences that run, with what began or ended here since the workers last spoke.
+    pub running: u64,
+    /// Sequences that wait in a worker; those that wait in this router are [`crate::Balancer::queued`].
+    pub waiting: u64,
+    /// State slots in use.
+    pub slots_used: u64,
+    /// State slots there are.
+    pub slots_total: u64,
+    /// KV blocks in use.
+    pub kv_used: u64,
+    /// KV blocks there are.
+    pub kv_total: u64,
+    /// Workers that can be reached.
+    pub reachable: usize,
+    /// Of these, workers that get no requests because theirs failed.
+    pub out: usize,
 }
 
 /// The groups and their workers.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     groups: BTreeMap<String, Group>,
-    workers: BTreeMap<WorkerId, Worker>,
+    workers: BTreeMap<WorkerId, Post>,
+    seats: Seats,
     next: u64,
 }
 
@@ -97,9 +125,9 @@ impl Table {
         let mut known = before.pods;
         let mut pods = Vec::with_capacity(spec.pods.len());
         for pod in &spec.pods {
-            let same = known.iter().position(|old| old.address == pod.address).map(|at| known.swap_remove(at).worker);
-            let worker = same.unwrap_or_else(|| self.hire(&pod.address, changes));
-            pods.push(Pod { worker, address: Arc::clone(&pod.address), holds: pod.holds.clone() });
+            let same = known.iter().position(|old| old.address == pod.address && old.member == pod.member);
+            let worker = same.map(|at| known.swap_remove(at).worker).unwrap_or_else(|| self.hire(&pod.address, changes));
+            pods.push(Pod { worker, address: Arc::clone(&pod.address), member: pod.member.clone(), holds: pod.holds.clone() });
         }
         known.into_iter().for_each(|pod| self.dismiss(pod.worker, changes));
         Group { revision: spec.revision.clone(), open: spec.open, complete: before.complete, pods }
@@ -108,7 +136,7 @@ impl Table {
     fn hire(&mut self, address: &Arc<str>, changes: &mut Changes) -> WorkerId {
         let worker = WorkerId(self.next);
         self.next += 1;
-        self.workers.insert(worker, Worker::default());
+        self.workers.insert(worker, Post::default());
         changes.came.push((worker, Arc::clone(address)));
         worker
     }
@@ -121,54 +149,50 @@ impl Table {
         self.forget(worker);
     }
 
-    /// Drops a worker that has left and has no lease.
+    /// Drops a worker that has left and has nobody.
     fn forget(&mut self, worker: WorkerId) {
-        if self.workers.get(&worker).is_some_and(|worker| worker.left && worker.inflight == 0) {
+        if self.workers.get(&worker).is_some_and(|post| post.left && post.own.seats == 0) {
             self.workers.remove(&worker);
         }
     }
 
-    /// A lease begins.
-    pub fn lease(&mut self, worker: WorkerId) {
-        if let Some(worker) = self.workers.get_mut(&worker) {
-            worker.inflight += 1;
-        }
-    }
-
-    /// A lease ends.
-    pub fn release(&mut self, worker: WorkerId) {
-        if let Some(worker) = self.workers.get_mut(&worker) {
-            worker.inflight = worker.inflight.saturating_sub(1);
-        }
-        self.forget(worker);
-    }
-
     /// A worker has refused a sequence and is not asked again before this.
     pub fn refused(&mut self, worker: WorkerId, until: Duration) {
-        if let Some(worker) = self.workers.get_mut(&worker) {
-            worker.refused_until = until;
+        if let Some(post) = self.workers.get_mut(&worker) {
+            post.refused_until = until;
         }
     }
 
     /// A status came.
     pub fn heard(&mut self, worker: WorkerId, stats: WorkerStats) {
-        if let Some(worker) = self.workers.get_mut(&worker) {
-            worker.health.heard(stats);
-            worker.refused_until = Duration::ZERO;
+        if let Some(post) = self.workers.get_mut(&worker) {
+            post.heard(stats, self.seats.tokens_on(worker));
         }
         self.judge_groups();
     }
 
     /// A worker cannot be reached; gives what `judge` makes of its health, or nothing where it is not known.
     pub fn lost<T>(&mut self, worker: WorkerId, judge: impl FnOnce(&mut Health) -> T) -> Option<T> {
-        let judged = self.workers.get_mut(&worker).map(|worker| judge(&mut worker.health));
+        let judged = self.workers.get_mut(&worker).map(|post| judge(&mut post.health));
         self.judge_groups();
         judged
     }
 
-    /// Leases on all workers, those that have left included.
-    pub fn running(&self) -> u32 {
-        self.workers.values().map(|worker| worker.inflight).sum()
+    /// What all reachable workers have and hold.
+    pub fn load(&self, now: Duration) -> Load {
+        let mut load = Load::default();
+        for (post, stats) in self.workers.values().filter(|post| !post.left).filter_map(|post| Some((post, post.health.stats()?))) {
+            // What began or ended since the last status is known of this router's own.
+            load.running += (post.own.seats + post.others.seats).saturating_sub(stats.waiting.into());
+            load.waiting += u64::from(stats.waiting);
+            load.slots_used += u64::from(stats.slots_used.max(stats.running));
+            load.slots_total += u64::from(stats.slots_total);
+            load.kv_used += u64::from(stats.kv_used);
+            load.kv_total += u64::from(stats.kv_total);
+            load.reachable += 1;
+            load.out += usize::from(post.record.standing(now) == Standing::Out);
+        }
+        load
     }
 
     /// Statuses of the workers that take new requests.
@@ -187,29 +211,25 @@ impl Table {
         group.map(|group| &group.revision)
     }
 
-    /// Who may take a request now; of one revision only, where one is given.
-    pub fn candidates(&self, revision: Option<&Revision>, now: Duration) -> Vec<Candidate> {
-        let groups = self.groups.values().filter(|group| revision.is_none_or(|revision| group.revision == *revision));
-        let candidates = groups.flat_map(|group| self.serving_of(group)).filter_map(|(id, stats)| {
-            let worker = self.workers.get(&id)?;
-            Some(Candidate {
-                worker: id,
-                inflight: worker.inflight,
-                reported: stats.running.saturating_add(stats.waiting),
-                slots: stats.slots_total,
-                refusing: worker.refused_until > now,
-            })
-        });
-        candidates.collect()
+    /// Who may take a request now.
+    pub fn candidates(&self, now: Duration) -> Vec<Candidate> {
+        let of_group = |group| self.serving_of(group).map(move |(id, stats)| (group, id, stats));
+        let serving = self.groups.values().flat_map(of_group);
+        serving.filter_map(|(group, id, stats)| Some(self.workers.get(&id)?.candidate(id, &group.revision, stats, now))).collect()
     }
 
     /// The groups, by their keys.
-    pub fn groups(&self) -> impl Iterator<Item = GroupView<'_>> {
-        self.groups.iter().map(|(key, group)| {
-            let pods = group.pods.iter().map(|pod| PodView {
-                address: &pod.address,
-                holds: pod.holds.as_ref(),
-                stats: self.stats(pod.worker),
+    pub fn groups(&self, now: Duration) -> impl Iterator<Item = GroupView<'_>> {
+        self.groups.iter().map(move |(key, group)| {
+            let pods = group.pods.iter().map(|pod| {
+                let post = self.workers.get(&pod.worker);
+                PodView {
+                    address: &pod.address,
+                    holds: pod.holds.as_ref(),
+                    stats: self.stats(pod.worker),
+                    standing: post.map_or(Standing::Good, |post| post.record.standing(now)),
+                    inflight: post.map_or(0, |post| post.own.seats),
+                }
             });
             GroupView { key, open: group.open, pods: pods.collect() }
         })
@@ -220,7 +240,8 @@ impl Table {
         pods.filter_map(|pod| Some((pod.worker, self.stats(pod.worker)?)))
     }
 
-    fn stats(&self, worker: WorkerId) -> Option<&WorkerStats> {
+    /// A worker's status, while it can be reached.
+    pub fn stats(&self, worker: WorkerId) -> Option<&WorkerStats> {
         self.workers.get(&worker)?.health.stats()
     }
 
@@ -239,6 +260,6 @@ impl Table {
     }
 }
 
-fn is_ready(workers: &BTreeMap<WorkerId, Worker>, worker: WorkerId) -> bool {
-    workers.get(&worker).is_some_and(|worker| worker.health.is_ready())
+fn is_ready(workers: &BTreeMap<WorkerId, Post>, worker: WorkerId) -> bool {
+    workers.get(&worker).is_some_and(|post| post.health.is_ready())
 }

@@ -35,6 +35,8 @@ pub struct PodSpec {
     pub address: Arc<str>,
     /// The experts it should hold; none where nobody says.
     pub holds: Option<Arc<ExpertSet>>,
+    /// Who answers there, as members of a deployment name each other; none where nobody says. At the same address somebody else is another worker.
+    pub member: Option<Arc<str>>,
 }
 
 /// One replica group.
@@ -60,7 +62,7 @@ pub struct Topology {
 impl Topology {
     /// Open groups that never change, from the addresses of each one's pods.
     pub fn fixed(groups: &[Vec<String>]) -> Self {
-        let pod = |address: &String| PodSpec { address: address.as_str().into(), holds: None };
+        let pod = |address: &String| PodSpec { address: address.as_str().into(), holds: None, member: None };
         let group = |pods: &Vec<String>| GroupSpec { open: true, pods: pods.iter().map(pod).collect(), ..GroupSpec::default() };
         // Padded, so that ten comes after nine.
         let keyed = groups.iter().enumerate().map(|(index, pods)| (format!("{index:04}"), group(pods)));

@@ -1,7 +1,7 @@
 //! What the router knows of one worker pod.
 
 /// A worker's number: given when it comes, never given again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WorkerId(pub u64);
 
 /// What a worker says of itself.
@@ -49,12 +49,18 @@ pub struct WorkerStats {
     pub running: u32,
     /// Sequences it has admitted but not started.
     pub waiting: u32,
+    /// Lightning states in use.
+    pub slots_used: u32,
     /// Lightning states it can hold; 0 where it does not say.
     pub slots_total: u32,
-    /// KV blocks in use.
+    /// KV blocks in use, reserved ones among them.
     pub kv_used: u32,
+    /// KV blocks that its waiting sequences will need.
+    pub kv_waiting: u32,
     /// KV blocks it has.
     pub kv_total: u32,
+    /// Tokens of one KV block; 0 where it does not say: then its KV bounds nothing here.
+    pub kv_block_tokens: u32,
     /// Longest sequence it takes; 0 where it does not say.
     pub max_context: u32,
 }

@@ -1,5 +1,7 @@
-//! Queue, leases and refusals of the balancer; groups that come and go are in `changes.rs`.
+//! Queue, leases and refusals of the balancer; groups that come and go are in `changes.rs`, what is told of attempts in `records.rs`, KV in `room.rs`.
 mod changes;
+mod records;
+mod room;
 
 use super::*;
 use crate::worker::Phase;
@@ -37,6 +39,18 @@ fn enter(balancer: &mut Balancer) -> Entry {
     balancer.enter(Request::default(), false, NOW)
 }
 
+/// Whom it runs on, and why.
+fn place(entry: &Entry) -> Option<(u64, Reason)> {
+    match entry {
+        Entry::Run(seat, reason) => Some((seat.worker.0, *reason)),
+        _ => None,
+    }
+}
+
+fn only(worker: u64) -> Option<(u64, Reason)> {
+    Some((worker, Reason::OnlyOne))
+}
+
 #[test]
 fn a_group_serves_when_every_pod_is_ready() {
     let mut balancer = balancer(&[2]);
@@ -55,14 +69,14 @@ fn one_complete_group_is_enough() {
     balancer.heard(WorkerId(1), stats(Phase::Ready, 1));
     assert!(!balancer.is_ready());
     balancer.heard(WorkerId(0), stats(Phase::Ready, 1));
-    assert_eq!(enter(&mut balancer), Entry::Run(WorkerId(0), Reason::OnlyOne));
+    assert_eq!(place(&enter(&mut balancer)), only(0));
 }
 
 #[test]
 fn after_a_loss_the_pods_that_call_themselves_ready_serve_on() {
     let mut balancer = two_pods();
     balancer.lost(WorkerId(0));
-    assert_eq!(enter(&mut balancer), Entry::Run(WorkerId(1), Reason::OnlyOne));
+    assert_eq!(place(&enter(&mut balancer)), only(1));
     balancer.heard(WorkerId(1), stats(Phase::Connecting, 1));
     assert!(!balancer.is_ready());
     balancer.heard(WorkerId(1), stats(Phase::Ready, 1));
@@ -77,9 +91,10 @@ fn requests_wait_in_order_and_the_queue_is_bounded() {
     let (Entry::Queued(a), Entry::Queued(b)) = (enter(&mut balancer), enter(&mut balancer)) else { panic!("they wait") };
     assert_eq!(enter(&mut balancer), Entry::Refused(Reason::QueueFull));
     assert!(balancer.grants(NOW).is_empty());
-    balancer.release(second);
+    balancer.release(second, NOW);
     assert!(matches!(enter(&mut balancer), Entry::Refused(Reason::QueueFull)), "nobody overtakes");
-    assert_eq!(balancer.grants(NOW), [(a, Entry::Run(second, Reason::OnlyOne))]);
+    let granted = balancer.grants(NOW);
+    assert_eq!((granted.len(), granted[0].0, place(&granted[0].1)), (1, a, only(second.worker.0)));
     assert_eq!((balancer.running(), balancer.queued()), (2, 1));
     balancer.leave(b);
     assert_eq!(balancer.queued(), 0);
@@ -95,18 +110,27 @@ fn those_who_wait_are_told_when_nobody_is_left() {
     assert_eq!(balancer.grants(NOW), [(ticket, Entry::Refused(Reason::NoneReady))]);
 }
 
+/// A request is sent and comes back.
+fn refuse(balancer: &mut Balancer, outcome: Outcome) {
+    let Entry::Run(seat, _) = balancer.enter(Request::default(), true, NOW + REFUSAL_HOLDS) else { panic!("there is room") };
+    assert_eq!(balancer.report(seat, &mut Request::default(), outcome, NOW), Next::Again);
+    balancer.release(seat, NOW);
+}
+
 #[test]
 fn a_refusal_holds_until_a_status_or_a_moment_later() {
     let mut balancer = balancer(&[1]);
     balancer.heard(WorkerId(0), stats(Phase::Ready, 4));
-    balancer.refused(WorkerId(0), NOW);
+    refuse(&mut balancer, Outcome::Full);
     let Entry::Queued(ordinary) = enter(&mut balancer) else { panic!("it waits") };
     let Entry::Queued(urgent) = balancer.enter(Request::default(), true, NOW) else { panic!("it waits") };
     assert!(balancer.grants(NOW).is_empty());
     let later: Vec<TicketId> = balancer.grants(NOW + REFUSAL_HOLDS).into_iter().map(|(ticket, _)| ticket).collect();
     assert_eq!(later, [urgent, ordinary]);
-    balancer.refused(WorkerId(0), NOW);
+    refuse(&mut balancer, Outcome::NotReady);
+    assert!(matches!(enter(&mut balancer), Entry::Queued(_)));
     balancer.heard(WorkerId(0), stats(Phase::Ready, 4));
+    balancer.grants(NOW);
     assert!(matches!(enter(&mut balancer), Entry::Run(..)));
 }
 
@@ -119,11 +143,11 @@ fn leases_and_tickets_balance_over_many_random_histories() {
         for _ in 0..200 {
             match dice.below(6) {
                 0 | 1 => match enter(&mut balancer) {
-                    Entry::Run(worker, _) => held.push(worker),
+                    Entry::Run(seat, _) => held.push(seat),
                     Entry::Queued(ticket) => waiting.push(ticket),
                     Entry::Refused(_) => {}
                 },
-                2 if !held.is_empty() => balancer.release(held.swap_remove(dice.below(held.len()))),
+                2 if !held.is_empty() => balancer.release(held.swap_remove(dice.below(held.len())), NOW),
                 3 if !waiting.is_empty() => balancer.leave(waiting.swap_remove(dice.below(waiting.len()))),
                 4 => {
                     balancer.lost(WorkerId(0));
@@ -132,8 +156,8 @@ fn leases_and_tickets_balance_over_many_random_histories() {
             }
             for (ticket, entry) in balancer.grants(NOW) {
                 waiting.retain(|other| *other != ticket);
-                if let Entry::Run(worker, _) = entry {
-                    held.push(worker);
+                if let Entry::Run(seat, _) = entry {
+                    held.push(seat);
                 }
             }
             assert_eq!(balancer.running() as usize, held.len(), "seed {seed}");

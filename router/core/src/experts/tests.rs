@@ -7,7 +7,7 @@ const SHAPE: Geometry = Geometry { layers: 3, experts: 4, top_k: 2 };
 /// Counts of `tokens` tokens thrown on random experts, some skipped, some lost.
 fn random(seed: u64, tokens: u32) -> Counts {
     let mut rng = Rng::new(seed);
-    let zero = vec![0u32; SHAPE.pairs()];
+    let zero = vec![0u64; SHAPE.pairs()];
     let mut counts = Counts {
         geometry: SHAPE,
         tokens: u64::from(tokens),
@@ -64,6 +64,14 @@ fn counts_that_do_not_add_up_book_nothing() {
     assert_eq!(ledger.executed.iter().sum::<u64>(), 0);
     let text = cases[0].check().unwrap_err().to_string();
     assert_eq!(text, "routing counts: executed, skipped and lost of layer 0 add up to 10, not to 12");
+}
+
+#[test]
+fn weights_may_be_missing_but_not_short() {
+    let without = Counts { expert_weight: Vec::new(), ..random(1, 5) };
+    assert_eq!(without.check(), Ok(()));
+    assert!(without.mean_weight(0).is_empty());
+    Ledger::new(SHAPE).book(&without).unwrap();
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::topology::{GroupSpec, PodSpec};
 type Row = (&'static str, &'static str, bool, &'static [&'static str]);
 
 fn topology(rows: &[Row]) -> Topology {
-    let pod = |address: &&str| PodSpec { address: Arc::from(*address), holds: None };
+    let pod = |address: &&str| PodSpec { address: Arc::from(*address), holds: None, member: None };
     let group = |(key, revision, open, pods): &Row| {
         let pods = pods.iter().map(pod).collect();
         ((*key).to_owned(), GroupSpec { revision: Revision::new(revision), open: *open, pods, ..GroupSpec::default() })
@@ -33,13 +33,18 @@ fn hear(balancer: &mut Balancer, rows: &[Row], slots: u32) {
 /// The worker that the next request goes to.
 fn goes_to(balancer: &mut Balancer, request: Request) -> Option<u64> {
     match balancer.enter(request, false, NOW) {
-        Entry::Run(worker, _) => Some(worker.0),
+        Entry::Run(seat, _) => Some(seat.worker.0),
         _ => None,
     }
 }
 
+/// Who goes on, and where.
+fn granted(balancer: &mut Balancer) -> Vec<(TicketId, Option<(u64, Reason)>)> {
+    balancer.grants(NOW).into_iter().map(|(ticket, entry)| (ticket, place(&entry))).collect()
+}
+
 fn bound(revision: &str, avoid: &[u64]) -> Request {
-    Request { avoid: avoid.iter().copied().map(WorkerId).collect(), revision: Some(Revision::new(revision)) }
+    Request { avoid: avoid.iter().copied().map(WorkerId).collect(), revision: Some(Revision::new(revision)), ..Request::default() }
 }
 
 #[test]
@@ -52,6 +57,22 @@ fn without_a_group_nobody_is_served_and_nobody_waits() {
     let Entry::Queued(ticket) = enter(&mut balancer) else { panic!("it waits") };
     balancer.apply(&Topology::default());
     assert_eq!(balancer.grants(NOW), [(ticket, Entry::Refused(Reason::NoneReady))]);
+}
+
+#[test]
+fn somebody_else_at_the_same_address_is_another_worker() {
+    let rows: &[Row] = &[("a", "1", true, &["a:1"])];
+    let named = |uid: &str| {
+        let mut topology = topology(rows);
+        topology.groups.get_mut("a").unwrap().pods[0].member = Some(format!("local/m1/{uid}/0/0").into());
+        topology
+    };
+    let mut balancer = Balancer::new(2, Rng::new(5));
+    let numbers = |changes: &crate::Changes| (changes.came.iter().map(|(worker, _)| worker.0).collect(), changes.left.len());
+    let numbers = |changes| -> (Vec<u64>, usize) { numbers(&changes) };
+    assert_eq!(numbers(balancer.apply(&named("x"))), (vec![0], 0));
+    assert_eq!(numbers(balancer.apply(&named("x"))), (vec![], 0), "nothing has changed");
+    assert_eq!(numbers(balancer.apply(&named("y"))), (vec![1], 1), "what the first has said is not the second's word");
 }
 
 #[test]
@@ -90,7 +111,7 @@ fn a_group_that_comes_wakes_those_who_wait() {
     let Entry::Queued(ticket) = enter(&mut balancer) else { panic!("it waits") };
     assert!(balancer.grants(NOW).is_empty());
     hear(&mut balancer, &[("a", "1", true, &["a:1"]), ("b", "1", true, &["b:1"])], 1);
-    assert_eq!(balancer.grants(NOW), [(ticket, Entry::Run(WorkerId(1), Reason::OnlyOne))]);
+    assert_eq!(granted(&mut balancer), [(ticket, only(1))]);
 }
 
 #[test]
@@ -100,20 +121,20 @@ fn a_group_that_opens_wakes_those_who_wait() {
     let Entry::Queued(ticket) = enter(&mut balancer) else { panic!("it waits") };
     assert!(balancer.grants(NOW).is_empty());
     balancer.apply(&topology(&[("a", "1", true, &["a:1"]), ("b", "1", true, &["b:1"])]));
-    assert_eq!(balancer.grants(NOW), [(ticket, Entry::Run(WorkerId(1), Reason::OnlyOne))]);
+    assert_eq!(granted(&mut balancer), [(ticket, only(1))]);
 }
 
 #[test]
 fn a_closed_group_gets_nothing_new_and_keeps_what_it_has() {
     let mut balancer = ready(&[("a", "1", true, &["a:1"])], 4);
-    assert_eq!(goes_to(&mut balancer, Request::default()), Some(0));
+    let Entry::Run(held, _) = enter(&mut balancer) else { panic!("there is room") };
     let changes = balancer.apply(&topology(&[("a", "1", false, &["a:1"])]));
     assert_eq!(changes, Changes::default(), "its workers are followed on");
     assert!(!balancer.is_ready() && balancer.max_context().is_none());
     assert_eq!(enter(&mut balancer), Entry::Refused(Reason::NoneReady));
     assert_eq!(balancer.enter(bound("1", &[]), true, NOW), Entry::Refused(Reason::NoneReady), "no retry either");
     assert_eq!(balancer.running(), 1);
-    balancer.release(WorkerId(0));
+    balancer.release(held, NOW);
     assert_eq!(balancer.running(), 0);
     balancer.apply(&topology(&[("a", "1", true, &["a:1"])]));
     assert_eq!(goes_to(&mut balancer, Request::default()), Some(0), "it serves at once when it opens again");
@@ -122,20 +143,21 @@ fn a_closed_group_gets_nothing_new_and_keeps_what_it_has() {
 #[test]
 fn leases_outlive_their_group_and_numbers_are_not_given_again() {
     let mut balancer = ready(&[("a", "1", true, &["a:1", "a:2"])], 4);
-    let held = goes_to(&mut balancer, Request::default()).map(WorkerId).unwrap();
+    let Entry::Run(held, _) = enter(&mut balancer) else { panic!("there is room") };
     let changes = balancer.apply(&Topology::default());
     assert_eq!(changes.left, [WorkerId(0), WorkerId(1)]);
-    assert_eq!((balancer.running(), balancer.groups().count()), (1, 0));
+    assert_eq!((balancer.running(), balancer.groups(NOW).count()), (1, 0));
     let came: Vec<WorkerId> =
         balancer.apply(&topology(&[("a", "1", true, &["a:1", "a:2"])])).came.into_iter().map(|(id, _)| id).collect();
     assert_eq!(came, [WorkerId(2), WorkerId(3)]);
     // What still arrives of the old ones is nobody's.
-    balancer.heard(held, stats(Phase::Ready, 4));
+    balancer.heard(held.worker, stats(Phase::Ready, 4));
     assert!(!balancer.is_ready());
-    balancer.lost(held);
-    balancer.release(held);
+    balancer.lost(held.worker);
+    assert_eq!(balancer.report(held, &mut Request::default(), Outcome::Served, NOW), Next::Settled);
+    balancer.release(held, NOW);
     assert_eq!(balancer.running(), 0);
-    balancer.release(held);
+    balancer.release(held, NOW);
     assert_eq!(balancer.running(), 0);
 }
 
@@ -155,7 +177,7 @@ fn pods_are_known_by_their_address() {
 #[test]
 fn the_same_address_in_two_groups_is_two_workers() {
     let balancer = ready(&[("a", "1", true, &["x:1"]), ("b", "1", true, &["x:1"])], 4);
-    assert_eq!(balancer.groups().map(|group| group.pods.len()).sum::<usize>(), 2);
+    assert_eq!(balancer.groups(NOW).map(|group| group.pods.len()).sum::<usize>(), 2);
     assert_eq!(balancer.revision(WorkerId(1)), Some(&Revision::new("1")));
 }
 
@@ -166,7 +188,7 @@ fn holdings_follow_the_topology() {
     let held = Arc::new(m1_arch::ExpertSet::from_hex(1, 4, "c").unwrap());
     changed.groups.get_mut("a").unwrap().pods[0].holds = Some(Arc::clone(&held));
     assert_eq!(balancer.apply(&changed), Changes::default());
-    let view = balancer.groups().next().unwrap();
+    let view = balancer.groups(NOW).next().unwrap();
     assert_eq!(view.pods[0].holds, Some(&held));
 }
 
@@ -193,12 +215,12 @@ fn a_retry_stays_in_its_revision_while_that_is_open() {
 #[test]
 fn a_retry_that_waits_for_its_revision_holds_nobody_up() {
     let mut balancer = ready(&[("a", "1", true, &["a:1"]), ("c", "2", true, &["c:1"])], 1);
-    assert_eq!(goes_to(&mut balancer, bound("1", &[])), Some(0));
+    let Entry::Run(held, _) = balancer.enter(bound("1", &[]), false, NOW) else { panic!("there is room") };
     let Entry::Queued(retry) = balancer.enter(bound("1", &[]), true, NOW) else { panic!("it waits") };
     let Entry::Queued(other) = enter(&mut balancer) else { panic!("those who come later queue behind") };
-    assert_eq!(balancer.grants(NOW), [(other, Entry::Run(WorkerId(1), Reason::OnlyOne))]);
-    balancer.release(WorkerId(0));
-    assert_eq!(balancer.grants(NOW), [(retry, Entry::Run(WorkerId(0), Reason::OnlyOne))]);
+    assert_eq!(granted(&mut balancer), [(other, only(1))]);
+    balancer.release(held, NOW);
+    assert_eq!(granted(&mut balancer), [(retry, only(0))]);
 }
 
 /// A random topology: up to three groups of up to three pods in two revisions.
@@ -208,7 +230,8 @@ fn dealt(dice: &mut Rng) -> Topology {
         if dice.below(4) == 0 {
             continue;
         }
-        let pods = (0..=dice.below(3)).map(|pod| PodSpec { address: format!("{key}:{}", pod + 1).into(), holds: None });
+        let pods =
+            (0..=dice.below(3)).map(|pod| PodSpec { address: format!("{key}:{}", pod + 1).into(), holds: None, member: None });
         let revision = Revision::new(["1", "2"][dice.below(2)]);
         topology
             .groups
@@ -223,7 +246,7 @@ struct World {
     topology: Topology,
     followed: BTreeMap<WorkerId, Arc<str>>,
     ever: BTreeSet<WorkerId>,
-    held: Vec<WorkerId>,
+    held: Vec<Seat>,
     waiting: BTreeMap<TicketId, Request>,
 }
 
@@ -251,7 +274,8 @@ impl World {
     }
 
     /// Somebody was let in.
-    fn runs(&mut self, worker: WorkerId, request: &Request) {
+    fn runs(&mut self, seat: Seat, request: &Request) {
+        let worker = seat.worker;
         let group = self.group_of(worker);
         assert!(group.open, "a closed group got a request");
         assert!(!request.avoid.contains(&worker), "a worker that failed it got it again");
@@ -259,14 +283,19 @@ impl World {
             let open = self.topology.groups.values().any(|group| group.open && group.revision == *revision);
             assert!(!open || group.revision == *revision, "a retry crossed revisions");
         }
-        self.held.push(worker);
+        self.held.push(seat);
     }
+}
+
+/// Whether some worker that has room may be no use to it.
+fn is_bound(request: &Request) -> bool {
+    request.is_retry() || request.revision.is_some()
 }
 
 fn request(dice: &mut Rng, world: &World) -> Request {
     let revision = (dice.below(3) == 0).then(|| Revision::new(["1", "2"][dice.below(2)]));
     let avoid = world.followed.keys().copied().filter(|_| dice.below(6) == 0).collect();
-    Request { avoid, revision }
+    Request { avoid, revision, ..Request::default() }
 }
 
 /// One random step.
@@ -274,13 +303,13 @@ fn step(dice: &mut Rng, balancer: &mut Balancer, world: &mut World) {
     match dice.below(8) {
         0..=2 => {
             let request = request(dice, world);
-            match balancer.enter(request.clone(), request.is_bound(), NOW) {
-                Entry::Run(worker, _) => world.runs(worker, &request),
+            match balancer.enter(request.clone(), is_bound(&request), NOW) {
+                Entry::Run(seat, _) => world.runs(seat, &request),
                 Entry::Queued(ticket) => drop(world.waiting.insert(ticket, request)),
                 Entry::Refused(_) => {}
             }
         }
-        3 if !world.held.is_empty() => balancer.release(world.held.swap_remove(dice.below(world.held.len()))),
+        3 if !world.held.is_empty() => balancer.release(world.held.swap_remove(dice.below(world.held.len())), NOW),
         4 => {
             if let Some(ticket) = world.waiting.keys().next().copied() {
                 world.waiting.remove(&ticket);
@@ -313,22 +342,23 @@ fn every_rule_holds_over_many_random_histories() {
             step(&mut dice, &mut balancer, &mut world);
             for (ticket, entry) in balancer.grants(NOW) {
                 let request = world.waiting.remove(&ticket).unwrap();
-                if let Entry::Run(worker, _) = entry {
+                if let Entry::Run(seat, _) = entry {
                     granted += 1;
-                    crossed += u32::from(request.revision.as_ref().is_some_and(|own| world.group_of(worker).revision != *own));
-                    world.runs(worker, &request);
+                    let revision = &world.group_of(seat.worker).revision;
+                    crossed += u32::from(request.revision.as_ref().is_some_and(|own| own != revision));
+                    world.runs(seat, &request);
                 }
             }
             assert_eq!(balancer.running() as usize, world.held.len(), "seed {seed}: every lease is known");
             assert_eq!(balancer.queued(), world.waiting.len(), "seed {seed}: every waiting request is known");
             assert!(balancer.grants(NOW).is_empty(), "seed {seed}: one look is enough");
-            if world.waiting.values().any(|request| !request.is_bound()) {
+            if world.waiting.values().any(|request| !is_bound(request)) {
                 let entry = balancer.enter(Request::default(), true, NOW);
                 let Entry::Queued(ticket) = entry else { panic!("seed {seed}: somebody waits while there is room: {entry:?}") };
                 balancer.leave(ticket);
             }
         }
-        world.held.drain(..).for_each(|worker| balancer.release(worker));
+        world.held.drain(..).for_each(|seat| balancer.release(seat, NOW));
         assert_eq!(balancer.running(), 0);
     }
     assert!(granted > 100 && crossed > 0, "the histories reach the rules: {granted}, {crossed}");
