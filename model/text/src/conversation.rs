@@ -7,7 +7,11 @@
 
 mod read;
 
-use serde_json::{Value, json};
+use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use serde_json::Value;
 
 /// A message or tool that is not what a chat request may hold.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,9 +39,20 @@ pub enum MessageError {
     UnknownCall {
         /// Such as `messages[3].tool_call_id`.
         field: String,
-        /// The id.
+        /// The id, shortened.
         given: String,
     },
+    /// Text that only showed to be no JSON when it was read.
+    #[error("{field}: {message}")]
+    Malformed {
+        /// Such as `messages[2].content`.
+        field: String,
+        /// The parser's words.
+        message: String,
+    },
+    /// Nobody waits for it any more.
+    #[error("messages: nobody waits for them any more")]
+    Cancelled,
 }
 
 impl MessageError {
@@ -45,7 +60,11 @@ impl MessageError {
     #[must_use]
     pub fn field(&self) -> &str {
         match self {
-            Self::Missing { field, .. } | Self::Invalid { field, .. } | Self::UnknownCall { field, .. } => field,
+            Self::Missing { field, .. }
+            | Self::Invalid { field, .. }
+            | Self::UnknownCall { field, .. }
+            | Self::Malformed { field, .. } => field,
+            Self::Cancelled => "messages",
         }
     }
 
@@ -56,67 +75,88 @@ impl MessageError {
             Self::Missing { .. } => "FieldMissing",
             Self::Invalid { .. } => "FieldInvalid",
             Self::UnknownCall { .. } => "ToolCallUnknown",
+            Self::Malformed { .. } => "FieldMalformed",
+            Self::Cancelled => "Cancelled",
         }
     }
 }
 
+/// A text, shared with the template that shows it.
+type Text = Arc<str>;
+
 /// A checked conversation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Conversation {
-    messages: Vec<Message>,
+    pub(crate) messages: Vec<Message>,
     /// As given; none when the list was absent or empty.
-    tools: Option<Value>,
+    pub(crate) tools: Option<Arc<str>>,
+}
+
+/// Small, because a body may hold a million of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Message {
+    System(Text),
+    User(Text),
+    Assistant(Text),
+    /// An assistant that called tools.
+    Caller(Box<Caller>),
+    Tool(Box<Tool>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Message {
-    System(String),
-    User(String),
-    Assistant {
-        content: String,
-        calls: Vec<Call>,
-    },
-    /// `id` is the call's, if given.
-    Tool {
-        id: Option<String>,
-        results: Results,
-    },
+pub(crate) struct Caller {
+    pub(crate) content: Text,
+    pub(crate) calls: Vec<Call>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Call {
-    id: String,
-    name: String,
+pub(crate) struct Call {
+    pub(crate) id: Text,
+    pub(crate) name: Text,
     /// JSON, as given.
-    arguments: String,
+    pub(crate) arguments: Text,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Results {
-    One {
-        name: String,
-        text: String,
-    },
-    /// M1's own form: several results in one turn, each with its tool's name.
-    Named(Vec<(String, String)>),
+pub(crate) struct Tool {
+    /// The call's, if given.
+    pub(crate) id: Option<Text>,
+    pub(crate) results: Results,
 }
 
-/// What a template can work with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct ContentForm {
-    /// Content must be a list of parts.
-    pub(crate) parts: bool,
-    /// Past tool calls must be written into the content.
-    pub(crate) inline_calls: bool,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Results {
+    One(Named),
+    /// M1's own form: several results in one turn, each with its tool's name.
+    Several(Vec<Named>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Named {
+    pub(crate) name: Text,
+    pub(crate) text: Text,
 }
 
 impl Conversation {
-    /// Checks the fields of a chat request.
+    /// Checks the fields of a chat request, given as JSON.
     ///
     /// # Errors
-    /// [`MessageError`], naming the field, such as `messages[2].content`.
+    /// [`MessageError`], naming the field, such as `messages[2].content`; or `cancelled` was set.
+    pub fn parse(messages: &str, tools: Option<&str>, cancelled: &AtomicBool) -> Result<Self, MessageError> {
+        Ok(Self { messages: read::messages(messages, cancelled)?, tools: read::tools(tools, cancelled)? })
+    }
+
+    /// The same of values.
+    ///
+    /// # Errors
+    /// [`MessageError`], naming the field.
     pub fn read(messages: &Value, tools: Option<&Value>) -> Result<Self, MessageError> {
-        Ok(Self { messages: read::messages(messages)?, tools: read::tools(tools)? })
+        Self::parse(&messages.to_string(), tools.map(Value::to_string).as_deref(), &AtomicBool::new(false))
+    }
+
+    /// One user turn.
+    pub fn of_user(text: impl Into<Arc<str>>) -> Self {
+        Self { messages: vec![Message::User(text.into())], tools: None }
     }
 
     /// Whether tools were offered; if not, a tool call block in the answer is no call.
@@ -131,84 +171,59 @@ impl Conversation {
         Self { tools: None, ..self }
     }
 
-    pub(crate) fn of_user(text: &str) -> Self {
-        Self { messages: vec![Message::User(text.to_owned())], tools: None }
-    }
-
     pub(crate) fn of_call(text: &str, name: &str) -> Self {
-        let call = Call { id: "call".to_owned(), name: name.to_owned(), arguments: "{}".to_owned() };
-        let called = Message::Assistant { content: String::new(), calls: vec![call] };
-        Self { messages: vec![Message::User(text.to_owned()), called], tools: None }
+        let call = Call { id: "call".into(), name: name.into(), arguments: "{}".into() };
+        let called = Message::Caller(Box::new(Caller { content: Text::default(), calls: vec![call] }));
+        Self { messages: vec![Message::User(text.into()), called], tools: None }
     }
 
-    /// The template's variables.
-    pub(crate) fn to_context(&self, form: ContentForm) -> Value {
-        let messages: Vec<Value> = self.messages.iter().map(|message| message.to_value(form)).collect();
-        let mut context = json!({"messages": messages, "add_generation_prompt": true});
-        if let Some(tools) = &self.tools {
-            context["tools"] = tools.clone();
+    /// Writes past calls into the content, for a template that does not show them.
+    pub(crate) fn inline_calls(&mut self) {
+        for message in &mut self.messages {
+            if let Message::Caller(caller) = message {
+                *message = Message::Assistant(with_calls(caller).into());
+            }
         }
-        context
+    }
+
+    /// Every text of the messages, to look at or to replace.
+    pub(crate) fn texts_mut(&mut self) -> impl Iterator<Item = &mut Text> {
+        self.messages.iter_mut().flat_map(Message::texts_mut)
     }
 }
 
 impl Message {
-    fn to_value(&self, form: ContentForm) -> Value {
+    fn texts_mut(&mut self) -> Box<dyn Iterator<Item = &mut Text> + '_> {
         match self {
-            Self::System(text) => json!({"role": "system", "content": content(text, form)}),
-            Self::User(text) => json!({"role": "user", "content": content(text, form)}),
-            Self::Assistant { content: text, calls } if calls.is_empty() => {
-                json!({"role": "assistant", "content": content(text, form)})
+            Self::System(text) | Self::User(text) | Self::Assistant(text) => Box::new(std::iter::once(text)),
+            Self::Caller(caller) => {
+                let calls = caller.calls.iter_mut().flat_map(|call| [&mut call.id, &mut call.name, &mut call.arguments]);
+                Box::new(std::iter::once(&mut caller.content).chain(calls))
             }
-            Self::Assistant { content: text, calls } if form.inline_calls => {
-                json!({"role": "assistant", "content": content(&with_calls(text, calls), form)})
-            }
-            Self::Assistant { content: text, calls } => {
-                let calls: Vec<Value> = calls.iter().map(Call::to_value).collect();
-                json!({"role": "assistant", "content": content(text, form), "tool_calls": calls})
-            }
-            Self::Tool { id, results } => {
-                let mut message = results.to_value(form);
-                if let Some(id) = id {
-                    message["tool_call_id"] = json!(id);
-                }
-                message
+            Self::Tool(tool) => {
+                let results = match &mut tool.results {
+                    Results::One(result) => std::slice::from_mut(result),
+                    Results::Several(results) => results.as_mut_slice(),
+                };
+                Box::new(tool.id.iter_mut().chain(results.iter_mut().flat_map(|result| [&mut result.name, &mut result.text])))
             }
         }
     }
-}
-
-impl Call {
-    fn to_value(&self) -> Value {
-        json!({"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}})
-    }
-}
-
-impl Results {
-    fn to_value(&self, form: ContentForm) -> Value {
-        let part = |name: &str, text: &str| json!({"name": name, "type": "text", "text": text});
-        match self {
-            Self::One { name, text } if form.parts => json!({"role": "tool", "name": name, "content": [part(name, text)]}),
-            Self::One { name, text } => json!({"role": "tool", "name": name, "content": text}),
-            Self::Named(results) => {
-                let parts: Vec<Value> = results.iter().map(|(name, text)| part(name, text)).collect();
-                json!({"role": "tool", "content": parts})
-            }
-        }
-    }
-}
-
-fn content(text: &str, form: ContentForm) -> Value {
-    if form.parts { json!([{"type": "text", "text": text}]) } else { json!(text) }
 }
 
 /// Calls in the form that the model writes them in.
-fn with_calls(text: &str, calls: &[Call]) -> String {
-    let name = |call: &Call| Value::from(call.name.as_str()).to_string();
-    let lines: String =
-        calls.iter().map(|call| format!("{{\"name\": {}, \"arguments\": {}}}\n", name(call), call.arguments)).collect();
-    let gap = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
-    format!("{text}{gap}<tool_calls>\n{lines}</tool_calls>")
+fn with_calls(caller: &Caller) -> String {
+    let mut out = caller.content.to_string();
+    if !out.is_empty() && !out.ends_with('\n') {
+        out.push('\n');
+    }
+    out.push_str("<tool_calls>\n");
+    for call in &caller.calls {
+        // Writing to a text cannot fail.
+        let _ = writeln!(out, "{{\"name\": {}, \"arguments\": {}}}", Value::from(&*call.name), call.arguments);
+    }
+    out.push_str("</tool_calls>");
+    out
 }
 
 #[cfg(test)]

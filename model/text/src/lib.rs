@@ -9,7 +9,9 @@
 
 mod control;
 mod conversation;
+mod encode;
 mod hold;
+pub mod json;
 mod output;
 mod pieces;
 mod stream;
@@ -17,7 +19,8 @@ mod template;
 mod tokenizer;
 
 pub use conversation::{Conversation, MessageError};
+pub use encode::{Bounds, EncodeError, grow};
 pub use output::{Calls, Delta, OutputParser, Phase};
 pub use stream::{StopError, StopStrings, TextStream};
 pub use template::{ChatTemplate, Prompt, RenderError, TemplateError};
-pub use tokenizer::{EncodeError, Tokenizer, TokenizerError};
+pub use tokenizer::{Tokenizer, TokenizerError};

@@ -43,6 +43,15 @@ impl Pieces {
         self.0.get(usize::try_from(id).ok()?)?.as_ref()
     }
 
+    /// Bytes of the longest one; 1 for an empty table.
+    pub(crate) fn longest(&self) -> usize {
+        let length = |piece: &Piece| match piece {
+            Piece::Text(bytes) => bytes.len(),
+            Piece::Control(name) => name.len(),
+        };
+        self.0.iter().flatten().map(length).max().unwrap_or(0).max(1)
+    }
+
     /// Ids that have a piece, ascending.
     pub(crate) fn known(&self) -> impl Iterator<Item = u32> + '_ {
         (0u32..).zip(&self.0).filter_map(|(id, piece)| piece.as_ref().map(|_| id))
@@ -50,14 +59,14 @@ impl Pieces {
 }
 
 /// The alphabet of byte-level BPE: bytes that print as Latin-1 stand for themselves, the others follow from U+0100 on.
-fn byte_alphabet() -> HashMap<char, u8> {
+pub(crate) fn byte_alphabet() -> HashMap<char, u8> {
     let prints = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     let hidden = (0..=255u8).filter(|&b| !prints(b)).zip('\u{100}'..).map(|(b, c)| (c, b));
     (0..=255u8).filter(|&b| prints(b)).map(|b| (char::from(b), b)).chain(hidden).collect()
 }
 
 /// Bytes of a token; one with a character outside the alphabet is literal text.
-fn bytes_of(token: &str, alphabet: &HashMap<char, u8>) -> Vec<u8> {
+pub(crate) fn bytes_of(token: &str, alphabet: &HashMap<char, u8>) -> Vec<u8> {
     token.chars().map(|c| alphabet.get(&c).copied()).collect::<Option<Vec<u8>>>().unwrap_or_else(|| token.as_bytes().to_vec())
 }
 

@@ -7,20 +7,30 @@
 //!
 //! The assistant's `reasoning_content` is not rendered: M1's templates have no place for it, and it would only fill the window.
 
+mod context;
 mod environment;
-pub(crate) mod json;
+mod json;
+mod prompt;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use minijinja::Environment;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::control::ControlTokens;
-use crate::conversation::{ContentForm, Conversation, MessageError};
+use crate::conversation::{Conversation, MessageError};
+use crate::encode::{Bounds, EncodeError};
+use crate::json::cut;
 use crate::tokenizer::Tokenizer;
 
+use context::{ContentForm, Context, Marking};
+pub use prompt::Prompt;
+use prompt::Writer;
+
 const NAME: &str = "chat_template";
+/// Characters of a template's or Jinja's words that an error passes on: they may quote the request.
+const QUOTED: usize = 120;
 
 /// Why a checkpoint has no usable chat template.
 #[derive(Debug, thiserror::Error)]
@@ -79,10 +89,13 @@ pub enum RenderError {
     #[error("messages: the chat template refuses them: {0}")]
     Refused(String),
     /// The template fails on this conversation.
-    #[error("messages: the chat template cannot render them: {0}")]
+    #[error("messages: the chat template cannot render them: {}", cut(&.0.to_string(), QUOTED))]
     Render(#[source] minijinja::Error),
-    /// The texts use every one of the 32 noncharacters U+FDD0 to U+FDEF and also spell a control token.
-    #[error("messages: no noncharacter of U+FDD0..U+FDEF is left to keep control tokens in the texts apart")]
+    /// The prompt cannot fit, or nobody waits for it any more.
+    #[error(transparent)]
+    Bounds(#[from] EncodeError),
+    /// The texts use every control character of U+0080 to U+009F and every noncharacter of U+FDD0 to U+FDEF, and also spell a control token.
+    #[error("messages: no character of U+0080..U+009F and U+FDD0..U+FDEF is left to keep control tokens in the texts apart")]
     NoMark,
 }
 
@@ -94,6 +107,7 @@ impl RenderError {
             Self::Message(error) => error.reason(),
             Self::Refused(_) => "TemplateRefused",
             Self::Render(_) => "TemplateFailed",
+            Self::Bounds(error) => error.reason(),
             Self::NoMark => "NoMarkLeft",
         }
     }
@@ -103,37 +117,8 @@ impl RenderError {
     pub fn field(&self) -> &str {
         match self {
             Self::Message(error) => error.field(),
-            Self::Refused(_) | Self::Render(_) | Self::NoMark => "messages",
+            Self::Refused(_) | Self::Render(_) | Self::Bounds(_) | Self::NoMark => "messages",
         }
-    }
-}
-
-/// A rendered conversation, in which the template's control tokens are told from look-alikes in the caller's text.
-///
-/// A caller's `<end_of_sentence>` stays readable text for the model but is encoded as ordinary characters. Encoding
-/// [`text`](Self::text) instead of the prompt would lose that; use [`Tokenizer::encode_prompt`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Prompt {
-    marked: String,
-    mark: Option<char>,
-}
-
-impl Prompt {
-    /// The text as the model reads it.
-    #[must_use]
-    pub fn text(&self) -> String {
-        match self.mark {
-            Some(mark) => self.marked.replace(mark, ""),
-            None => self.marked.clone(),
-        }
-    }
-
-    pub(crate) fn marked(&self) -> &str {
-        &self.marked
-    }
-
-    pub(crate) fn mark(&self) -> Option<char> {
-        self.mark
     }
 }
 
@@ -141,7 +126,9 @@ impl Prompt {
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    control: ControlTokens,
+    control: Arc<ControlTokens>,
+    /// Bytes of the tokenizer's longest token.
+    longest: usize,
     form: ContentForm,
 }
 
@@ -161,8 +148,9 @@ impl ChatTemplate {
     /// [`TemplateError::Compile`] and [`TemplateError::Unusable`].
     pub fn from_source(source: String, tokenizer: &Tokenizer) -> Result<Self, TemplateError> {
         let environment = environment::compile(NAME, source).map_err(TemplateError::Compile)?;
-        let form = probe(&environment)?;
-        Ok(Self { environment, control: tokenizer.control().clone(), form })
+        let control = Arc::new(tokenizer.control().clone());
+        let form = probe(&environment, &control)?;
+        Ok(Self { environment, control, longest: tokenizer.longest(), form })
     }
 
     /// Renders a conversation with the opening of the assistant's turn at its end. `messages` and `tools` are the fields of an OpenAI
@@ -171,7 +159,7 @@ impl ChatTemplate {
     /// # Errors
     /// [`RenderError`], naming the field.
     pub fn render(&self, messages: &Value, tools: Option<&Value>) -> Result<Prompt, RenderError> {
-        self.render_conversation(&Conversation::read(messages, tools)?)
+        self.render_within(Conversation::read(messages, tools)?, &Bounds::NONE)
     }
 
     /// Renders one user turn.
@@ -179,7 +167,7 @@ impl ChatTemplate {
     /// # Errors
     /// [`RenderError`].
     pub fn render_user(&self, text: &str) -> Result<Prompt, RenderError> {
-        self.render(&json!([{"role": "user", "content": text}]), None)
+        self.render_within(Conversation::of_user(text), &Bounds::NONE)
     }
 
     /// Renders a conversation that was read before.
@@ -187,20 +175,34 @@ impl ChatTemplate {
     /// # Errors
     /// [`RenderError`].
     pub fn render_conversation(&self, conversation: &Conversation) -> Result<Prompt, RenderError> {
-        let mut context = conversation.to_context(self.form);
-        let mark = self.control.mark_all(&mut context).map_err(|()| RenderError::NoMark)?;
-        let marked = run(&self.environment, &context).map_err(|error| match environment::refusal(&error) {
-            Some(words) => RenderError::Refused(words.to_owned()),
+        self.render_within(conversation.clone(), &Bounds::NONE)
+    }
+
+    /// Renders a conversation, and ends as soon as the prompt has more bytes than so many tokens can hold, or nobody waits for it any more.
+    ///
+    /// # Errors
+    /// [`RenderError`].
+    pub fn render_within(&self, mut conversation: Conversation, bounds: &Bounds<'_>) -> Result<Prompt, RenderError> {
+        bounds.check()?;
+        if self.form.inline_calls {
+            conversation.inline_calls();
+        }
+        let marking = Marking::of(&self.control, &mut conversation).map_err(|()| RenderError::NoMark)?;
+        let mark = marking.mark;
+        let mut writer = Writer::new(bounds, self.longest);
+        let rendered = run(&self.environment, Context::new(conversation, self.form, marking), &mut writer);
+        let text = writer.finish()?;
+        rendered.map_err(|error| match environment::refusal(&error) {
+            Some(words) => RenderError::Refused(cut(words, QUOTED)),
             None => RenderError::Render(error),
         })?;
-        Ok(Prompt { marked, mark })
+        Ok(Prompt { marked: text, mark })
     }
 }
 
-fn run(environment: &Environment<'static>, context: &Value) -> Result<String, minijinja::Error> {
-    let context = minijinja::Value::deserialize(context)
-        .map_err(|error| minijinja::Error::new(minijinja::ErrorKind::BadSerialization, "context").with_source(error))?;
-    environment.get_template(NAME)?.render(context)
+fn run(environment: &Environment<'static>, context: Context, out: &mut Writer<'_>) -> Result<(), minijinja::Error> {
+    let context = minijinja::Value::from_object(context);
+    environment.get_template(NAME)?.render_captured_to(context, out).map(drop)
 }
 
 fn read_source(dir: &Path) -> Result<String, TemplateError> {
@@ -223,16 +225,19 @@ fn read_source(dir: &Path) -> Result<String, TemplateError> {
 }
 
 /// Finds out what the template wants, by rendering two small conversations with texts that no template holds.
-fn probe(environment: &Environment<'static>) -> Result<ContentForm, TemplateError> {
+fn probe(environment: &Environment<'static>, control: &Arc<ControlTokens>) -> Result<ContentForm, TemplateError> {
     const TEXT: &str = "probe-5d1c";
     const CALL: &str = "probe_call_5d1c";
     let forms = [ContentForm { parts: false, inline_calls: false }, ContentForm { parts: true, inline_calls: false }];
-    let shows = |conversation: &Conversation, form, text: &str| {
-        run(environment, &conversation.to_context(form)).map(|out| out.contains(text))
+    let shows = |conversation: Conversation, form, text: &str| {
+        let marking = Marking { control: Arc::clone(control), mark: None };
+        let mut writer = Writer::new(&Bounds::NONE, 1);
+        run(environment, Context::new(conversation, form, marking), &mut writer)?;
+        Ok::<bool, minijinja::Error>(writer.finish().is_ok_and(|out| out.contains(text)))
     };
     let (mut form, mut cause) = (None, None);
     for candidate in forms {
-        match shows(&Conversation::of_user(TEXT), candidate, TEXT) {
+        match shows(Conversation::of_user(TEXT), candidate, TEXT) {
             Ok(true) => {
                 form = Some(candidate);
                 break;
@@ -242,9 +247,9 @@ fn probe(environment: &Environment<'static>) -> Result<ContentForm, TemplateErro
         }
     }
     let form = form.ok_or(TemplateError::Unusable(cause))?;
-    let writes_calls = shows(&Conversation::of_call(TEXT, CALL), form, CALL).unwrap_or(false);
+    let writes_calls = shows(Conversation::of_call(TEXT, CALL), form, CALL).unwrap_or(false);
     Ok(ContentForm { inline_calls: !writes_calls, ..form })
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -11,6 +11,7 @@ use serde_json::Value;
 use tokenizers::DecoderWrapper;
 
 use crate::control::{ControlTokens, Part};
+use crate::encode::{Bounds, EncodeError, Encoder, Ids};
 use crate::pieces::{Piece, Pieces, Utf8Assembler};
 use crate::template::Prompt;
 
@@ -70,27 +71,14 @@ impl TokenizerError {
     }
 }
 
-/// Text that could not be encoded; byte-level BPE has an id for every byte, so this speaks of a damaged vocabulary.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot encode the text: {message}")]
-pub struct EncodeError {
-    message: String,
-}
-
-impl EncodeError {
-    /// One word for logs and conditions.
-    #[must_use]
-    pub fn reason(&self) -> &'static str {
-        "EncodeFailed"
-    }
-}
-
 /// A byte-level BPE tokenizer. Shared by reference; every method takes `&self` and keeps no state.
 #[derive(Debug)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    encoder: Encoder,
     control: ControlTokens,
     pieces: Arc<Pieces>,
+    /// Bytes of the longest token.
+    longest: usize,
     eos: Vec<u32>,
 }
 
@@ -114,9 +102,11 @@ impl Tokenizer {
         let size = inner.get_vocab(true).into_values().max().map_or(0, |id| id + 1);
         let pieces = Pieces::build(size, |id| inner.id_to_token(id), is_control, |id| added.contains_key(&id));
         let control =
-            ControlTokens::new(added.iter().filter(|(_, token)| token.special).map(|(id, token)| (token.content.clone(), *id)));
+            ControlTokens::new(added.iter().filter(|(_, token)| token.special).map(|(id, token)| (token.content.clone(), *id)))
+                .map_err(|error| TokenizerError::Load { path, message: error.to_string() })?;
         let eos = end_ids(dir, &inner)?;
-        Ok(Self { inner, control, pieces: Arc::new(pieces), eos })
+        let longest = pieces.longest();
+        Ok(Self { encoder: Encoder::new(&bytes, inner), control, pieces: Arc::new(pieces), longest, eos })
     }
 
     /// Ids of raw text, as `/v1/completions` takes it: control tokens written in it count as such; none are added.
@@ -124,7 +114,23 @@ impl Tokenizer {
     /// # Errors
     /// [`EncodeError`], on a damaged vocabulary only.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, EncodeError> {
-        self.encode_parts(text, None)
+        self.encode_within(text, &Bounds::NONE)
+    }
+
+    /// The same, as long as somebody waits for it and it can fit.
+    ///
+    /// # Errors
+    /// [`EncodeError`].
+    pub fn encode_within(&self, text: &str, bounds: &Bounds<'_>) -> Result<Vec<u32>, EncodeError> {
+        self.encode_parts(text, None, bounds, Ids::kept())
+    }
+
+    /// The same, passed on as they come.
+    ///
+    /// # Errors
+    /// [`EncodeError`].
+    pub fn encode_to(&self, text: &str, bounds: &Bounds<'_>, to: &mut dyn FnMut(&[u32])) -> Result<(), EncodeError> {
+        self.encode_parts(text, None, bounds, Ids::passed(to)).map(drop)
     }
 
     /// Ids of a rendered conversation: only the template's control tokens count, never those in a caller's text.
@@ -132,25 +138,49 @@ impl Tokenizer {
     /// # Errors
     /// [`EncodeError`], on a damaged vocabulary only.
     pub fn encode_prompt(&self, prompt: &Prompt) -> Result<Vec<u32>, EncodeError> {
-        self.encode_parts(prompt.marked(), prompt.mark())
+        self.encode_prompt_within(prompt, &Bounds::NONE)
     }
 
-    fn encode_parts(&self, text: &str, mark: Option<char>) -> Result<Vec<u32>, EncodeError> {
-        let mut ids = Vec::with_capacity(text.len() / 3);
+    /// The same, as long as somebody waits for it and it can fit.
+    ///
+    /// # Errors
+    /// [`EncodeError`].
+    pub fn encode_prompt_within(&self, prompt: &Prompt, bounds: &Bounds<'_>) -> Result<Vec<u32>, EncodeError> {
+        self.encode_parts(prompt.marked(), prompt.mark(), bounds, Ids::kept())
+    }
+
+    /// The same, passed on as they come.
+    ///
+    /// # Errors
+    /// [`EncodeError`].
+    pub fn encode_prompt_to(&self, prompt: &Prompt, bounds: &Bounds<'_>, to: &mut dyn FnMut(&[u32])) -> Result<(), EncodeError> {
+        self.encode_parts(prompt.marked(), prompt.mark(), bounds, Ids::passed(to)).map(drop)
+    }
+
+    fn encode_parts(&self, text: &str, mark: Option<char>, bounds: &Bounds<'_>, mut ids: Ids<'_>) -> Result<Vec<u32>, EncodeError> {
+        if mark.is_none() {
+            bounds.check_bytes(text.len(), self.longest)?;
+        }
         for part in self.control.split(text) {
             match (part, mark) {
-                (Part::Control(id), _) => ids.push(id),
-                (Part::Text(text), Some(mark)) if text.contains(mark) => self.encode_text(&text.replace(mark, ""), &mut ids)?,
-                (Part::Text(text), _) => self.encode_text(text, &mut ids)?,
+                (Part::Control(id), _) => ids.extend([id].into_iter(), 0),
+                (Part::Text(text), Some(mark)) if text.contains(mark) => {
+                    let mut clean = String::with_capacity(text.split(mark).map(str::len).sum());
+                    text.split(mark).for_each(|piece| clean.push_str(piece));
+                    bounds.check_bytes(clean.len(), self.longest)?;
+                    self.encoder.encode(&clean, bounds, &mut ids)?;
+                }
+                (Part::Text(text), _) => self.encoder.encode(text, bounds, &mut ids)?,
             }
+            bounds.check_tokens(ids.count())?;
         }
-        Ok(ids)
+        Ok(ids.finish())
     }
 
-    fn encode_text(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), EncodeError> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|error| EncodeError { message: error.to_string() })?;
-        ids.extend_from_slice(encoding.get_ids());
-        Ok(())
+    /// Bytes of the longest token: a text of n bytes has at least n / longest tokens.
+    #[must_use]
+    pub fn longest(&self) -> usize {
+        self.longest
     }
 
     /// Text of `ids` without control tokens; ids without a token give nothing, bytes that are no character give U+FFFD.
@@ -165,17 +195,37 @@ impl Tokenizer {
         self.decode_with(ids, true)
     }
 
+    /// Like [`decode_with_control`](Self::decode_with_control), passed on as it comes, until `to` wants no more.
+    pub fn decode_with_control_to(&self, ids: &[u32], to: &mut dyn FnMut(&str) -> bool) {
+        self.decode_to(ids, true, to);
+    }
+
     fn decode_with(&self, ids: &[u32], show_control: bool) -> String {
+        let mut all = String::new();
+        self.decode_to(ids, show_control, &mut |text| {
+            all.push_str(text);
+            true
+        });
+        all
+    }
+
+    fn decode_to(&self, ids: &[u32], show_control: bool, to: &mut dyn FnMut(&str) -> bool) {
         let (mut text, mut characters) = (String::new(), Utf8Assembler::default());
-        for &id in ids {
-            match self.pieces.get(id) {
-                Some(Piece::Text(bytes)) => characters.push(bytes, &mut text),
-                Some(Piece::Control(name)) if show_control => characters.push(name.as_bytes(), &mut text),
-                Some(Piece::Control(_)) | None => {}
+        for some in ids.chunks(256) {
+            for &id in some {
+                match self.pieces.get(id) {
+                    Some(Piece::Text(bytes)) => characters.push(bytes, &mut text),
+                    Some(Piece::Control(name)) if show_control => characters.push(name.as_bytes(), &mut text),
+                    Some(Piece::Control(_)) | None => {}
+                }
             }
+            if !to(&text) {
+                return;
+            }
+            text.clear();
         }
         characters.finish(&mut text);
-        text
+        to(&text);
     }
 
     /// The bytes of one token (a control token's name); none for an id that does not exist. A token may be part of a character.

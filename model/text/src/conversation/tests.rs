@@ -1,6 +1,9 @@
 //! One good conversation, and one change to it a test.
 
+use serde_json::json;
+
 use super::*;
+use crate::template::tests::context_of;
 
 fn messages() -> Value {
     json!([
@@ -18,8 +21,6 @@ fn tools() -> Value {
     json!([{"type": "function", "function": {"name": "f", "description": "F", "parameters": {"type": "object"}}}])
 }
 
-const STRINGS: ContentForm = ContentForm { parts: false, inline_calls: false };
-
 #[test]
 fn a_good_conversation_is_read() {
     let conversation = Conversation::read(&messages(), Some(&tools())).unwrap();
@@ -32,12 +33,12 @@ fn a_good_conversation_is_read() {
         {"role": "tool", "content": [{"name": "a", "type": "text", "text": "1"}, {"name": "b", "type": "text", "text": "2"}]},
         {"role": "assistant", "content": "None."},
     ], "add_generation_prompt": true, "tools": tools()});
-    assert_eq!(conversation.to_context(STRINGS), expected);
+    assert_eq!(context_of(conversation, false, false), expected);
 }
 
 #[test]
 fn parts_and_inline_calls_suit_the_official_template() {
-    let context = Conversation::read(&messages(), None).unwrap().to_context(ContentForm { parts: true, inline_calls: true });
+    let context = context_of(Conversation::read(&messages(), None).unwrap(), true, true);
     let call = "<tool_calls>\n{\"name\": \"get_pods\", \"arguments\": {}}\n</tool_calls>";
     assert_eq!(context["messages"][1]["content"], json!([{"type": "text", "text": "Which pods?"}]));
     assert_eq!(context["messages"][2], json!({"role": "assistant", "content": [{"type": "text", "text": call}]}));
@@ -128,4 +129,40 @@ fn errors_name_the_field_of_a_tool() {
     refuses("/0/type", json!("web"), "tools[0].type is \"web\"; expected function");
     refuses("/0/function/name", json!(1), "tools[0].function.name is 1; expected a string of at least one character");
     refuses("/0/function/parameters", json!([]), "tools[0].function.parameters is a list of 0; expected a JSON schema object");
+}
+
+#[test]
+fn what_errors_show_is_short() {
+    let long = "x".repeat(10_000);
+    for (pointer, value) in [
+        ("/1", json!(long)),
+        ("/1/role", json!(long)),
+        ("/1/content", json!([{"type": long}])),
+        ("/3/tool_call_id", json!(long)),
+        ("/2/tool_calls/0/type", json!(long)),
+    ] {
+        let mut messages = messages();
+        *messages.pointer_mut(pointer).unwrap() = value;
+        let error = Conversation::read(&messages, None).unwrap_err().to_string();
+        assert!(error.contains("xxxx") && !error.contains(&"x".repeat(121)), "{error}");
+    }
+}
+
+#[test]
+fn a_doubled_field_of_a_tool_counts_as_its_last() {
+    let parse = |tools: &str| Conversation::parse(&messages().to_string(), Some(tools), &AtomicBool::new(false));
+    let tools = r#"[{"type": "function", "function": {"name": "f", "parameters": {"a": 1, "b": 2, "a": 3}}}]"#;
+    let context = context_of(parse(tools).unwrap(), false, false);
+    assert_eq!(context["tools"][0]["function"]["parameters"].to_string(), "{\"a\":3,\"b\":2}");
+    let long = tools.replace("\"a\": 3", &format!("\"a\": [{}1]", "0,".repeat(10_000)));
+    assert_eq!(parse(&long).unwrap_err().field(), "tools");
+    let odd = tools.replace("\"b\": 2", "\"b\": 1e999");
+    assert_eq!(parse(&odd).unwrap_err().to_string(), "tools: number out of range");
+}
+
+#[test]
+fn reading_ends_when_nobody_waits() {
+    let gone = AtomicBool::new(true);
+    let many = format!("[{}]", vec![r#"{"role": "user", "content": "a"}"#; 10_000].join(","));
+    assert_eq!(Conversation::parse(&many, None, &gone), Err(MessageError::Cancelled));
 }

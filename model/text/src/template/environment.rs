@@ -4,7 +4,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State};
 
-use super::json::{dumps, python_float};
+use super::json::{Slice, dumps, python_float};
 
 /// Words of a template that refuses a conversation.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +38,11 @@ fn tojson(value: Value, arguments: Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = arguments.get("indent")?;
     let _: Option<bool> = arguments.get("ensure_ascii")?;
     arguments.assert_all_used()?;
-    dumps(&value, indent).map(Value::from).map_err(|error| Error::new(ErrorKind::BadSerialization, "tojson").with_source(error))
+    let text = match value.downcast_object_ref::<Slice>() {
+        Some(slice) => dumps(slice, indent),
+        None => dumps(&value, indent),
+    };
+    text.map(Value::from).map_err(|error| Error::new(ErrorKind::BadSerialization, "tojson").with_source(error))
 }
 
 /// Prints values as Python's `str` does where Jinja's own words differ.

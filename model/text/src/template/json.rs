@@ -1,10 +1,14 @@
 //! JSON as Python's `json.dumps(value, ensure_ascii=False)` writes it, which is what Hugging Face's `tojson` does and what the model
 //! was trained on: `", "` and `": "` between items, keys in their order, nothing escaped for HTML, floats as Python prints them.
 
+mod slice;
+
 use std::io::{self, Write};
 
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
+
+pub(super) use slice::Slice;
 
 /// Writes `value` on one line, or over several with `indent` spaces a level.
 pub(crate) fn dumps(value: &impl Serialize, indent: Option<usize>) -> Result<String, serde_json::Error> {

@@ -1,5 +1,7 @@
 //! Templates of several makes, on a tokenizer of one control token.
 
+use serde_json::json;
+
 use super::*;
 
 const TOKENIZER: &str = r#"{"version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
@@ -24,6 +26,17 @@ fn open(template: &str) -> Result<(Tokenizer, ChatTemplate), TemplateError> {
 
 fn render(template: &str, text: &str) -> Result<String, RenderError> {
     open(template).unwrap().1.render_user(text).map(|prompt| prompt.text())
+}
+
+/// The variables that a template is given, as JSON.
+pub(crate) fn context_of(mut conversation: Conversation, parts: bool, inline_calls: bool) -> Value {
+    if inline_calls {
+        conversation.inline_calls();
+    }
+    let control = ControlTokens::new([]).unwrap();
+    let marking = Marking { control: Arc::new(control), mark: None };
+    let context = Context::new(conversation, ContentForm { parts, inline_calls }, marking);
+    serde_json::to_value(minijinja::Value::from_object(context)).unwrap()
 }
 
 #[test]
@@ -92,4 +105,40 @@ fn missing_files_and_tokens_are_named() {
     assert_eq!(ChatTemplate::open(dir.path(), &tokenizer).unwrap_err().reason(), "TemplateMissing");
     std::fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
     assert_eq!(Tokenizer::open(dir.path()).unwrap_err().reason(), "TokenizerUnreadable");
+}
+
+#[test]
+fn tools_are_looked_at_where_they_stand() {
+    let template = "{% for m in messages %}{{ m.content }}{% endfor %}{% if tools %}{% for t in tools %}{{ t.function.name }} {{ t is mapping }} \
+                    {% for key, value in t.function.parameters.items() %}{{ key }}={{ value | tojson }};{% endfor %}\
+                    {% for one in t.function.parameters.enum %}{{ one }},{% endfor %}{{ t.function.nothing is defined }} {% endfor %}\
+                    {{ tools | length }} {{ tools[-1].type }} {{ tools | tojson }}{% endif %}";
+    let (tokenizer, template) = open(template).unwrap();
+    let tools = json!([{"type": "function", "function": {"name": "f", "parameters": {"enum": [1, -2, 3.0, "a\n", null], "<end>": {"a": [] }}}}]);
+    let messages = json!([{"role": "user", "content": "x"}]);
+    let prompt = template.render(&messages, Some(&tools)).unwrap();
+    let parameters = "{\"enum\": [1, -2, 3.0, \"a\\n\", null], \"<end>\": {\"a\": []}}";
+    let expected = format!(
+        "xf True enum=[1, -2, 3.0, \"a\\n\", null];<end>={{\"a\": []}};1,-2,3.0,a\n,None,False 1 function \
+         [{{\"type\": \"function\", \"function\": {{\"name\": \"f\", \"parameters\": {parameters}}}}}]"
+    );
+    assert_eq!(prompt.text(), expected);
+    // What a caller wrote is no control token, in a key as little as in a text.
+    assert!(
+        prompt.mark().is_some()
+            && !tokenizer.control().split(prompt.marked()).any(|part| matches!(part, crate::control::Part::Control(_)))
+    );
+}
+
+#[test]
+fn a_rendering_that_cannot_fit_ends_early() {
+    let (_, template) = open("{% for m in messages %}{{ m.content }}{% endfor %}").unwrap();
+    let never = std::sync::atomic::AtomicBool::new(false);
+    let render = |text: &str, tokens| template.render_within(Conversation::of_user(text), &Bounds { tokens, cancelled: &never });
+    // The longest token is <end>.
+    assert!(render(&"e".repeat(50), 10).is_ok());
+    let error = render(&"e".repeat(51), 10).unwrap_err();
+    assert_eq!((error.reason(), error.to_string().as_str()), ("TextTooLong", "the text has 51 bytes or more, at least 11 tokens"));
+    never.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(render("e", 10).unwrap_err().reason(), "Cancelled");
 }
