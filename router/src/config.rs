@@ -5,11 +5,17 @@ use std::time::Duration;
 
 use clap::Parser;
 use m1_operator_api::{NameError, ResourceName};
-use m1_router_core::Topology;
+use m1_router_core::{Deadlines, Topology};
+use m1_runtime::listener::FIRST_FD;
+use m1_runtime::member;
 use m1_weights::source::{Given, GivenError, Location, Settings};
 
 use crate::drain::Grace;
 use crate::groups::{Deployment, Source};
+use crate::http::body::Bounds;
+use crate::http::cors::Cors;
+use crate::server::Times;
+use crate::sse::Pace;
 use crate::workers::{Patience, is_address};
 
 /// Serves MiniMax-M1 over HTTP: OpenAI's API, M1's own, and metrics, all on one address.
@@ -24,6 +30,9 @@ pub struct Args {
     /// /health answers from the start, /ready is 503 until a replica group can serve.
     #[arg(long, default_value = "127.0.0.1:8000")]
     pub listen: String,
+    /// Number of an open socket that listens on --listen already: whoever starts this process holds it, so that the address stays its own.
+    #[arg(long, value_name = "FD", value_parser = clap::value_parser!(i32).range(i64::from(FIRST_FD)..))]
+    pub listen_fd: Option<i32>,
     /// Where the model's config.json and tokenizer are: a folder, `hf://OWNER/NAME[@REVISION]`, or the https:// or http:// address of a folder.
     ///
     /// From the hub or the web they are fetched into --cache. Weights are not needed here.
@@ -54,6 +63,16 @@ pub struct Args {
         help_heading = "Replica groups"
     )]
     pub workers: Vec<String>,
+    /// Whose workers those are. A worker that was told of another deployment, group (its number in the order of --workers, from 0) or pod is not believed, and
+    /// refuses calls by name. In Kubernetes the ExpertPlacements say it.
+    #[arg(
+        long,
+        value_name = "NAMESPACE/NAME/UID",
+        requires = "workers",
+        conflicts_with = "deployment",
+        help_heading = "Replica groups"
+    )]
+    pub deployment_id: Option<String>,
     /// Follow the replica groups of this MiniMaxM1Deployment in Kubernetes, while groups and pods come and go.
     ///
     /// The router lists and watches ExpertPlacements with the label serving.minimax-m1.dev/name=NAME: its service account, or the user of the kubeconfig,
@@ -90,9 +109,46 @@ pub struct Args {
     /// A request that does not say how many it wants ends at this.
     #[arg(long, value_name = "TOKENS", help_heading = "Requests")]
     pub max_output_tokens: Option<u32>,
-    /// Longest request body in bytes; a longer one is answered 413.
+    /// Longest request body in bytes, before and after it was unpacked; a longer one is answered 413.
     #[arg(long, value_name = "BYTES", default_value_t = 32 << 20, help_heading = "Requests")]
     pub body_limit: usize,
+    /// Web pages that may ask: `off`, `local` (pages of localhost), `any`, or origins such as `https://chat.example.com`, comma separated.
+    #[arg(long, value_name = "ORIGINS", default_value = "local", help_heading = "Requests")]
+    pub cors: Cors,
+
+    /// Longest wait for the first token of a short prompt, once a worker has it, 1 to 86400; then another worker is tried.
+    #[arg(long, value_name = "SECONDS", default_value_t = 40, help_heading = "Workers")]
+    pub first_token_wait: u64,
+    /// Prompt tokens per second of the slowest worker: a long prompt may take so much longer. At least 1.
+    #[arg(long, value_name = "TOKENS", default_value_t = 200, help_heading = "Workers")]
+    pub prompt_rate: u32,
+    /// Longest silence of a worker within an answer, 1 to 86400; then the answer ends with an error.
+    ///
+    /// Longer than a worker waits for a lost expert (--expert-wait there).
+    #[arg(long, value_name = "SECONDS", default_value_t = 40, help_heading = "Workers")]
+    pub token_wait: u64,
+
+    /// Clients' connections at once; one more is answered 503.
+    #[arg(long, value_name = "CONNECTIONS", default_value_t = 20_000, help_heading = "Connections")]
+    pub max_connections: usize,
+    /// Longest wait for the head of a request, from its first byte on, 1 to 3600.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, help_heading = "Connections")]
+    pub header_timeout: u64,
+    /// Longest wait for a body, 1 to 86400; one slower than 1 KiB per second after the first 10 seconds ends sooner. Answered 408.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, help_heading = "Connections")]
+    pub body_timeout: u64,
+    /// A connection without a request is closed after this, 1 to 86400.
+    #[arg(long, value_name = "SECONDS", default_value_t = 75, help_heading = "Connections")]
+    pub idle_timeout: u64,
+    /// A client that takes nothing of what waits for it is cut after this, 1 to 86400.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "Connections")]
+    pub write_timeout: u64,
+    /// The head of a stream leaves once a worker has the request, or after this, 1 to 3600. Errors from then on are events.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, help_heading = "Connections")]
+    pub stream_start: u64,
+    /// A stream that has nothing to say sends a comment this often, 1 to 3600, so that proxies do not cut it.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, help_heading = "Connections")]
+    pub stream_comment: u64,
 
     /// After SIGTERM, new requests are still served for this long while /ready is 503, so that load balancers look elsewhere first. 5 in Kubernetes.
     #[arg(long, value_name = "SECONDS", default_value_t = 0, help_heading = "Shutdown")]
@@ -129,6 +185,12 @@ pub enum ConfigError {
         /// The rule.
         source: NameError,
     },
+    /// Not the identity of a deployment.
+    #[error("--deployment-id: given {given:?}, allowed: NAMESPACE/NAME/UID")]
+    Identity {
+        /// What was given, as far as it is shown.
+        given: String,
+    },
     /// A number out of bounds.
     #[error("--{flag}: given {given}, allowed: {allowed}")]
     Number {
@@ -159,7 +221,7 @@ impl ConfigError {
             Self::Address { .. } => "BadAddress",
             Self::Twice(_) => "WorkerTwice",
             Self::Groups(_) => "BadGroups",
-            Self::Deployment { .. } => "BadDeployment",
+            Self::Deployment { .. } | Self::Identity { .. } => "BadDeployment",
             Self::Number { .. } => "BadNumber",
             Self::Fetch(_) => "BadFetch",
             Self::Name { .. } => "BadName",
@@ -172,6 +234,8 @@ impl ConfigError {
 pub struct Config {
     /// Where to listen.
     pub listen: String,
+    /// The socket that listens there already.
+    pub listen_fd: Option<i32>,
     /// Tokenizer and config.json.
     pub model: Location,
     /// How they are fetched; none where they are in a folder.
@@ -190,8 +254,18 @@ pub struct Config {
     pub patience: Patience,
     /// Tokens of an output.
     pub max_output_tokens: Option<u32>,
-    /// Bytes of a body.
-    pub body_limit: usize,
+    /// Bytes of a body, and how long it may take.
+    pub bodies: Bounds,
+    /// Web pages that may ask.
+    pub cors: Cors,
+    /// How long workers may be silent.
+    pub deadlines: Deadlines,
+    /// Connections at once.
+    pub max_connections: usize,
+    /// How long clients may take.
+    pub times: Times,
+    /// When streams speak.
+    pub pace: Pace,
     /// How it ends.
     pub grace: Grace,
 }
@@ -209,6 +283,24 @@ impl TryFrom<Args> for Config {
         number("max-output-tokens", args.max_output_tokens.unwrap_or(1).into(), "1 and more", |n| n >= 1)?;
         number("shutdown-delay", args.shutdown_delay, "0 to 3600", |n| n <= 3600)?;
         number("drain-seconds", args.drain_seconds, "0 to 86400", |n| n <= 86_400)?;
+        number("body-limit", args.body_limit as u64, "1024 and more", |n| n >= 1024)?;
+        number("prompt-rate", args.prompt_rate.into(), "1 and more", |n| n >= 1)?;
+        number("max-connections", args.max_connections as u64, "1 to 1000000", |n| (1..=1_000_000).contains(&n))?;
+        let times = Times {
+            head: seconds("header-timeout", args.header_timeout, 3600)?,
+            idle: seconds("idle-timeout", args.idle_timeout, 86_400)?,
+            write: seconds("write-timeout", args.write_timeout, 86_400)?,
+        };
+        let pace = Pace {
+            head: seconds("stream-start", args.stream_start, 3600)?,
+            comment: seconds("stream-comment", args.stream_comment, 3600)?,
+        };
+        let bodies = Bounds { bytes: args.body_limit, time: seconds("body-timeout", args.body_timeout, 86_400)? };
+        let deadlines = Deadlines {
+            first: seconds("first-token-wait", args.first_token_wait, 86_400)?,
+            rate: args.prompt_rate,
+            between: seconds("token-wait", args.token_wait, 86_400)?,
+        };
         let directory = || args.model.name();
         let fetch = match args.model {
             Location::Folder(_) => None,
@@ -218,6 +310,7 @@ impl TryFrom<Args> for Config {
         named("served-name", &served_name)?;
         Ok(Self {
             listen: args.listen,
+            listen_fd: args.listen_fd,
             model: args.model,
             fetch,
             served_name,
@@ -227,7 +320,12 @@ impl TryFrom<Args> for Config {
             api_keys: args.api_keys,
             patience: Patience { limit: args.queue_limit, wait: Duration::from_secs(args.queue_wait) },
             max_output_tokens: args.max_output_tokens,
-            body_limit: args.body_limit,
+            bodies,
+            cors: args.cors,
+            deadlines,
+            max_connections: args.max_connections,
+            times,
+            pace,
             grace: Grace { delay: Duration::from_secs(args.shutdown_delay), drain: Duration::from_secs(args.drain_seconds) },
         })
     }
@@ -249,7 +347,7 @@ fn source(args: &Args) -> Result<Source, ConfigError> {
     match (&args.deployment, args.workers.as_slice()) {
         (Some(_), [_, ..]) => Err(ConfigError::Groups("both")),
         (None, []) => Err(ConfigError::Groups("neither")),
-        (None, workers) => fixed(workers, args.tls_dir.is_some()).map(Source::Fixed),
+        (None, workers) => fixed(workers, args.tls_dir.is_some(), args.deployment_id.as_deref()).map(Source::Fixed),
         (Some(given), []) => {
             let name = ResourceName::new(given).map_err(|source| ConfigError::Deployment { given: given.clone(), source })?;
             if let Some(namespace) = &args.namespace {
@@ -260,7 +358,9 @@ fn source(args: &Args) -> Result<Source, ConfigError> {
     }
 }
 
-fn fixed(workers: &[String], encrypted: bool) -> Result<Topology, ConfigError> {
+fn fixed(workers: &[String], encrypted: bool, whose: Option<&str>) -> Result<Topology, ConfigError> {
+    let wrong = |given: &str| ConfigError::Identity { given: given.chars().take(120).collect() };
+    let whose = whose.map(|given| given.parse::<member::Deployment>().map_err(|_| wrong(given))).transpose()?;
     let groups: Vec<Vec<String>> = workers.iter().map(|group| group.split(',').map(|a| a.trim().to_owned()).collect()).collect();
     let mut seen = Vec::new();
     for address in groups.iter().flatten() {
@@ -273,12 +373,24 @@ fn fixed(workers: &[String], encrypted: bool) -> Result<Topology, ConfigError> {
         seen.push(address);
     }
     let mut topology = Topology::fixed(&groups);
-    topology.groups.values_mut().for_each(|group| group.encrypted = encrypted);
+    for (number, group) in topology.groups.values_mut().enumerate() {
+        group.encrypted = encrypted;
+        for (pod, spec) in (0..).zip(&mut group.pods) {
+            spec.member = whose.as_ref().map(|whose| whose.member(number.to_string(), pod).to_string().into());
+        }
+    }
     Ok(topology)
 }
 
 fn number(flag: &'static str, given: u64, allowed: &'static str, fits: impl Fn(u64) -> bool) -> Result<(), ConfigError> {
     if fits(given) { Ok(()) } else { Err(ConfigError::Number { flag, given, allowed }) }
+}
+
+/// A time of 1 to `most` seconds.
+fn seconds(flag: &'static str, given: u64, most: u64) -> Result<Duration, ConfigError> {
+    let allowed = if most == 3600 { "1 to 3600" } else { "1 to 86400" };
+    number(flag, given, allowed, |n| (1..=most).contains(&n))?;
+    Ok(Duration::from_secs(given))
 }
 
 fn named(flag: &'static str, given: &str) -> Result<(), ConfigError> {

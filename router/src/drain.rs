@@ -58,10 +58,9 @@ pub async fn closing(app: Arc<App>, stops: Stops) {
     within(delay, &stops).await;
 }
 
-/// Completes when answers under way are cut.
-pub async fn cutting(grace: Grace, stops: Stops) {
-    stops.reached(1).await;
-    within(grace.delay + grace.drain, &stops).await;
+/// Completes, after [`closing`], when answers under way are cut.
+pub async fn cutting(drain: Duration, stops: Stops) {
+    within(drain, &stops).await;
 }
 
 async fn within(time: Duration, stops: &Stops) {

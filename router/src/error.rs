@@ -1,9 +1,7 @@
 //! Every error a client can see, in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`. Messages name the field, what was given and what
 //! is allowed.
 
-use axum::Json;
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use http::StatusCode;
 use serde_json::{Value, json};
 
 /// Seconds after which a client should try again when the queue is full: a sequence of ordinary length ends within about one.
@@ -61,6 +59,8 @@ pub enum ApiError {
         given: String,
         /// The path.
         path: String,
+        /// What would do.
+        allowed: http::Method,
     },
     /// The body is too long.
     #[error("the body is longer than {limit} bytes")]
@@ -68,6 +68,47 @@ pub enum ApiError {
         /// The limit.
         limit: usize,
     },
+    /// The head is none.
+    #[error("the head of the request is not HTTP/1.1")]
+    BadHead,
+    /// The head is too long.
+    #[error("the head of the request is longer than 64 KiB, or has more than 128 headers")]
+    HeadTooLarge,
+    /// The request's target is too long.
+    #[error("the path is longer than 8 KiB")]
+    UriTooLong,
+    /// Another version of HTTP.
+    #[error("HTTP/2 is not spoken here; allowed: HTTP/1.1")]
+    Version,
+    /// The body's length is given in two ways.
+    #[error("Content-Length and Transfer-Encoding: given both, allowed: one of them")]
+    Framing,
+    /// The body comes in another way than in chunks.
+    #[error("Transfer-Encoding: given another, allowed: chunked, once")]
+    Transfer,
+    /// The body is compressed in a way that is not known.
+    #[error("Content-Encoding: given {given:?}, allowed: gzip, identity")]
+    Encoding {
+        /// What was given, cut.
+        given: String,
+    },
+    /// The body came too slowly.
+    #[error("the body was not here after {seconds} seconds; allowed: at least 1 KiB per second, and {most} seconds in all")]
+    TooSlow {
+        /// How long it was waited for.
+        seconds: u64,
+        /// The longest wait.
+        most: u64,
+    },
+    /// No room for one more connection.
+    #[error("{most} connections are open already; try again")]
+    TooManyConnections {
+        /// The bound.
+        most: usize,
+    },
+    /// The client has gone while its request was read; nobody sees this.
+    #[error("the client is gone")]
+    Cancelled,
     /// Too many wait.
     #[error("{waiting} requests wait already; try again")]
     QueueFull {
@@ -92,6 +133,9 @@ pub enum ApiError {
     /// A worker went away, or broke its contract, while it served the request.
     #[error("{0}")]
     WorkerLost(String),
+    /// Every worker that tried the request failed before its first token.
+    #[error("{0}")]
+    Attempts(String),
     /// The router itself failed.
     #[error("{0}")]
     Internal(String),
@@ -128,17 +172,26 @@ impl ApiError {
     /// The HTTP status.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::Malformed(_) | Self::Invalid { .. } | Self::Unsupported { .. } | Self::ContextLength { .. } => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::Malformed(_)
+            | Self::Invalid { .. }
+            | Self::Unsupported { .. }
+            | Self::ContextLength { .. }
+            | Self::BadHead
+            | Self::Framing
+            | Self::Transfer => StatusCode::BAD_REQUEST,
+            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::UriTooLong => StatusCode::URI_TOO_LONG,
+            Self::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            Self::Encoding { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::TooSlow { .. } | Self::Cancelled => StatusCode::REQUEST_TIMEOUT,
             Self::UnknownModel { .. } | Self::UnknownPath(_) => StatusCode::NOT_FOUND,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::QueueFull { .. } | Self::QueueWait { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
-            Self::NotReady(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotReady(_) | Self::TooManyConnections { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::WorkerLost(_) | Self::Engine { .. } => StatusCode::BAD_GATEWAY,
-            Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Attempts(_) | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
@@ -153,22 +206,50 @@ impl ApiError {
             Self::UnknownPath(_) => "unknown_url",
             Self::Method { .. } => "method_not_allowed",
             Self::TooLarge { .. } => "body_too_large",
+            Self::BadHead => "malformed_head",
+            Self::HeadTooLarge => "head_too_large",
+            Self::UriTooLong => "url_too_long",
+            Self::Version => "http_version",
+            Self::Framing | Self::Transfer => "body_length",
+            Self::Encoding { .. } => "unsupported_encoding",
+            Self::TooSlow { .. } => "request_timeout",
+            Self::TooManyConnections { .. } => "too_many_connections",
+            Self::Cancelled => "cancelled",
             Self::QueueFull { .. } => "queue_full",
             Self::QueueWait { .. } => "queue_timeout",
             Self::Unauthorized { .. } => "invalid_api_key",
             Self::NotReady(_) => "not_ready",
             Self::WorkerLost(_) => "worker_lost",
+            Self::Attempts(_) => "attempts_failed",
             Self::Internal(_) => "internal_error",
             Self::Engine { reason, .. } => reason,
         }
     }
 
-    /// Whether the same request may succeed later.
-    pub fn is_transient(&self) -> bool {
+    /// Whether nothing that follows on the connection can be trusted, or was read.
+    pub fn ends_connection(&self) -> bool {
         matches!(
             self,
-            Self::QueueFull { .. } | Self::QueueWait { .. } | Self::NotReady(_) | Self::WorkerLost(_) | Self::Engine { .. }
+            Self::TooLarge { .. }
+                | Self::Encoding { .. }
+                | Self::TooSlow { .. }
+                | Self::Framing
+                | Self::Transfer
+                | Self::Version
+                | Self::BadHead
+                | Self::HeadTooLarge
+                | Self::UriTooLong
+                | Self::TooManyConnections { .. }
         )
+    }
+
+    /// Seconds after which the same request may succeed, where that is known.
+    pub fn retry_after(&self) -> Option<u32> {
+        match self {
+            Self::QueueFull { .. } | Self::QueueWait { .. } => Some(QUEUE_RETRY_SECONDS),
+            Self::NotReady(_) | Self::TooManyConnections { .. } => Some(READY_RETRY_SECONDS),
+            _ => None,
+        }
     }
 
     /// The body.
@@ -188,29 +269,20 @@ impl ApiError {
     }
 }
 
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        let mut response = (self.status(), Json(self.body())).into_response();
-        let retry = match self {
-            Self::QueueFull { .. } | Self::QueueWait { .. } => Some(QUEUE_RETRY_SECONDS),
-            Self::NotReady(_) => Some(READY_RETRY_SECONDS),
-            _ => None,
-        };
-        if let Some(seconds) = retry {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
-        }
-        if matches!(self, Self::Unauthorized { .. }) {
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        }
-        response
-    }
-}
-
 /// A value as a message shows it: at most 64 characters.
 pub fn shown(value: &Value) -> String {
-    let text = value.to_string();
-    match text.char_indices().nth(64) {
+    cut_to(&value.to_string(), 64)
+}
+
+/// What a client or a worker has sent, as a message shows it: at most 100 characters, so that no message of ours has more than 120 of anybody's.
+pub fn cut(text: &str) -> String {
+    cut_to(text, 100)
+}
+
+/// At most so many characters of a text, and two dots where more follow.
+pub fn cut_to(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
         Some((cut, _)) => format!("{}..", text.get(..cut).unwrap_or("")),
-        None => text,
+        None => text.to_owned(),
     }
 }

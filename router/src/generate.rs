@@ -2,38 +2,38 @@
 
 use std::sync::Arc;
 
-use axum::Json;
-use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use hyper::Response;
 use m1_router_core::Counts;
 use m1_text::{Calls, Delta};
 use serde_json::{Value, json};
 
 use crate::App;
 use crate::error::ApiError;
-use crate::fields::{Fields, ids};
 use crate::generation::{End, Generation, Piece, Reading};
+use crate::http::body::Given;
+use crate::http::{Call, Reply, json_reply};
 use crate::metrics::Meter;
-use crate::openai::chat::{conversation, render};
-use crate::order::{Limits, Order};
-use crate::params::Drawing;
+use crate::requests::generate::read;
+use crate::server::Phase;
 use crate::sse::{Dialect, Frames, respond};
 
 /// Answers a request.
 ///
 /// # Errors
 /// Whatever is wrong with the request, the queue or the worker before the answer begins.
-pub async fn answer(app: Arc<App>, body: Value, id: String, mut meter: Meter) -> Result<Response, ApiError> {
-    let prepared = app.blocking(move |app| prepare(app, &body, id)).await;
-    let (order, streamed) = prepared.inspect_err(|error| meter.failed(error))?;
-    let generation = Generation::start(&app, &order, Reading::Parsed(Calls::Keep), meter).await?;
-    let model = app.model.name.clone();
-    if streamed {
-        return Ok(respond(generation, Telling { id: order.id, model }));
+pub async fn answer(app: &Arc<App>, call: Call, body: Given, id: String, mut meter: Meter) -> Result<Response<Reply>, ApiError> {
+    let (model, answer_id) = (app.model.name.clone(), id.clone());
+    let read = app.reading(body, move |context, body| read(context, body, id)).await.inspect_err(|error| meter.failed(error))?;
+    let generation = Generation::start(app, read.order, Reading::Parsed(Calls::Keep), meter)?;
+    if read.streamed {
+        return respond(generation, Telling { id: answer_id, model }, app.config.pace, &call.link).await;
     }
+    call.link.enter(Phase::Whole);
     let (all, end) = generation.whole().await?;
     let routing = routing(&end)?;
     let body = json!({
-        "id": order.id,
+        "id": answer_id,
         "model": model,
         "text": all.content,
         "reasoning": all.reasoning,
@@ -41,74 +41,7 @@ pub async fn answer(app: Arc<App>, body: Value, id: String, mut meter: Meter) ->
         "usage": usage(&end),
         "routing": routing,
     });
-    Ok(Json(body).into_response())
-}
-
-fn prepare(app: &App, body: &Value, id: String) -> Result<(Order, bool), ApiError> {
-    let fields = Fields::of_body(body)?;
-    if let Some(name) = fields.text("model")? {
-        app.model.check_name(name)?;
-    }
-    let drawing = Drawing::read(&fields)?;
-    let asked = fields.integer("max_output_tokens", 1..=u32::MAX)?;
-    let limits = app.limits();
-    limits.check_output(asked.map(|most| ("max_output_tokens", most)))?;
-    // One that is no narrower than what is served does not bind.
-    let bound = fields.integer("context_window", 2..=u32::MAX)?.filter(|bound| *bound < limits.window);
-    let threshold = fields.number("expert_threshold", "a number above 0.5, at most 1", |t| t > 0.5 && t <= 1.0)?;
-    let thinking_budget = fields.integer("thinking_budget", 0..=u32::MAX)?;
-    let streamed = fields.flag("stream")?.unwrap_or(false);
-    let prompt = read_input(app, &fields)?;
-    // The caller's own window cuts the output; the model's is a limit on what may be asked.
-    let max_tokens = match bound {
-        None => limits.room("input", prompt.len(), asked.map(|most| ("max_output_tokens", most)))?,
-        Some(window) => {
-            let left = Limits { window, ..limits }.room("input", prompt.len(), None)?;
-            asked.map_or(left, |asked| asked.min(left))
-        }
-    };
-    let order = Order {
-        id,
-        prompt,
-        max_tokens,
-        temperature: drawing.temperature,
-        top_p: drawing.top_p,
-        seed: drawing.seed.unwrap_or_else(|| app.pool.random()),
-        stops: Vec::new(),
-        logprobs: None,
-        expert_threshold: threshold.unwrap_or(1.0),
-        thinking_budget,
-    };
-    Ok((order, streamed))
-}
-
-/// Text (one user turn), messages, or ids.
-fn read_input(app: &App, fields: &Fields<'_>) -> Result<Vec<u32>, ApiError> {
-    const ALLOWED: &str = "a string, an array of messages, or {\"ids\": [..]}";
-    match fields.get("input") {
-        None => Err(ApiError::missing("input", ALLOWED)),
-        Some(Value::String(text)) => render(&app.model, &conversation(&json!([{"role": "user", "content": text}]), None)?),
-        Some(messages @ Value::Array(_)) => {
-            let conversation = conversation(messages, None).map_err(|error| rename(error, "messages", "input"))?;
-            render(&app.model, &conversation).map_err(|error| rename(error, "messages", "input"))
-        }
-        Some(object @ Value::Object(_)) => {
-            let inner = Fields::of("input".to_owned(), object)?;
-            let items = inner.array("ids")?.ok_or_else(|| ApiError::missing("input.ids", "an array of token ids"))?;
-            ids("input.ids", items, app.model.vocab)
-        }
-        Some(other) => Err(ApiError::invalid("input", other, ALLOWED)),
-    }
-}
-
-/// The same error with the field as this endpoint calls it.
-fn rename(error: ApiError, from: &str, to: &str) -> ApiError {
-    match error {
-        ApiError::Invalid { param, message } if param.starts_with(from) => {
-            ApiError::Invalid { param: param.replacen(from, to, 1), message: message.replacen(from, to, 1) }
-        }
-        other => other,
-    }
+    Ok(json_reply(StatusCode::OK, &body))
 }
 
 fn usage(end: &End) -> Value {

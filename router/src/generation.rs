@@ -2,17 +2,18 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
-use m1_proto::worker::{TokenLogprobs, Tokens};
+use m1_proto::worker::TokenLogprobs;
 use m1_router_core::Counts;
 use m1_text::{Calls, Delta, OutputParser, Phase, StopStrings, TextStream};
 
 use crate::App;
-use crate::dispatch::{Event, Finished, Running, start};
 use crate::error::ApiError;
 use crate::metrics::Meter;
 use crate::model::Model;
 use crate::order::Order;
+use crate::session::{Finished, News, Place, Session};
 
 /// How text is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,47 +93,58 @@ pub enum Step {
     End(End),
 }
 
-/// An answer under way.
+/// An answer under way: a reader of a session's log.
 pub struct Generation {
-    running: Running,
+    session: Session,
     reader: Reader,
+    place: Place,
+    ids: Vec<u32>,
+    logprobs: Vec<TokenLogprobs>,
     end: Option<End>,
 }
 
 impl Generation {
-    /// Starts; returns once the worker has begun to answer.
+    /// Starts.
     ///
     /// # Errors
-    /// As [`start`].
-    pub async fn start(app: &Arc<App>, order: &Order, reading: Reading, meter: Meter) -> Result<Self, ApiError> {
+    /// Stop strings that cannot be used.
+    pub fn start(app: &Arc<App>, order: Order, reading: Reading, meter: Meter) -> Result<Self, ApiError> {
         let stops = StopStrings::new(order.stops.clone())
             .map_err(|error| ApiError::Invalid { param: "stop".into(), message: error.to_string() })?;
-        let running = start(app, order, meter).await?;
-        Ok(Self { running, reader: Reader::new(Arc::clone(&app.model), stops, reading, order.logprobs.is_some()), end: None })
+        let reader = Reader::new(Arc::clone(&app.model), stops, reading, order.logprobs.is_some());
+        let session = Session::start(app, order, meter);
+        Ok(Self { session, reader, place: Place::default(), ids: Vec::new(), logprobs: Vec::new(), end: None })
+    }
+
+    /// The session behind it.
+    pub fn session(&self) -> &Session {
+        &self.session
     }
 
     /// The next step; nothing follows [`Step::End`] or an error.
     ///
     /// # Errors
-    /// As [`Running::next`].
-    pub async fn next(&mut self) -> Result<Step, ApiError> {
+    /// Nobody could serve it, or the worker was lost, broke its contract, or said that it failed.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Step, ApiError>> {
         if let Some(end) = self.end.take() {
-            return Ok(Step::End(end));
+            return Poll::Ready(Ok(Step::End(end)));
         }
         loop {
-            let piece = match self.running.next().await? {
-                Event::Tokens(tokens) => self.reader.take(tokens),
-                Event::Finished(finished) => {
+            let news = ready!(self.session.log().poll(&mut self.place, &mut self.ids, &mut self.logprobs, cx));
+            let piece = match news {
+                News::Tokens => self.reader.take(&self.ids, &mut self.logprobs),
+                News::End(Err(error)) => return Poll::Ready(Err(error)),
+                News::End(Ok(finished)) => {
                     let (piece, end) = self.reader.finish(finished);
                     if piece == Piece::default() {
-                        return Ok(Step::End(end));
+                        return Poll::Ready(Ok(Step::End(end)));
                     }
                     self.end = Some(end);
                     piece
                 }
             };
             if piece != Piece::default() {
-                return Ok(Step::Piece(piece));
+                return Poll::Ready(Ok(Step::Piece(piece)));
             }
         }
     }
@@ -140,14 +152,16 @@ impl Generation {
     /// The whole answer.
     ///
     /// # Errors
-    /// As [`Self::next`].
+    /// As [`Self::poll_next`].
     pub async fn whole(mut self) -> Result<(Whole, End), ApiError> {
         let mut whole = Whole::default();
         loop {
-            match self.next().await? {
+            match std::future::poll_fn(|cx| self.poll_next(cx)).await? {
                 Step::Piece(piece) => whole.add(piece),
                 Step::End(end) => return Ok((whole, end)),
             }
+            // All of a long answer may be there already; others want their turn too.
+            tokio::task::consume_budget().await;
         }
     }
 }
@@ -203,13 +217,13 @@ impl Reader {
         Self { model, text, parser, tokens: 0, reasoning_tokens: 0, reasons: false, marks, bytes_in: 0, chars_in: 0, bytes_out: 0 }
     }
 
-    fn take(&mut self, tokens: Tokens) -> Piece {
+    fn take(&mut self, ids: &[u32], logprobs: &mut Vec<TokenLogprobs>) -> Piece {
         let mut piece = Piece::default();
-        let mut logprobs = tokens.logprobs.into_iter();
-        for id in tokens.ids {
+        let mut logprobs = logprobs.drain(..);
+        for id in ids {
             self.tokens = self.tokens.saturating_add(1);
-            self.mark(id, logprobs.next());
-            let text = self.text.push(id);
+            self.mark(*id, logprobs.next());
+            let text = self.text.push(*id);
             self.read(&text, &mut piece);
         }
         let out = self.bytes_out;

@@ -1,136 +1,195 @@
-//! Paths, keys, bodies, health and metrics. Every answer that is not a success has the shape of [`ApiError`].
+//! Paths, keys, bodies, health and metrics. Every answer that is not a success has the shape of [`ApiError`]; every answer carries `x-request-id`.
+
+pub mod body;
+pub mod cors;
+pub mod reply;
 
 use std::sync::Arc;
 
-use axum::Router;
-use axum::body::Body;
-use axum::extract::{Request, State};
-use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
-use axum::middleware::{Next, from_fn_with_state};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use serde_json::{Value, json};
-use tokio_stream::StreamExt;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
+use hyper::Request;
+use hyper::body::{Body, Incoming};
+use serde_json::json;
 
-use crate::error::{ApiError, READY_RETRY_SECONDS};
-use crate::fields::parse;
+use crate::App;
+use crate::error::{ApiError, READY_RETRY_SECONDS, cut};
 use crate::metrics::{Endpoint, Meter};
 use crate::openai::{chat, completions, models};
-use crate::{App, generate, tokenize};
+use crate::server::{Framing, Link};
+use crate::{generate, requests};
 
-/// A body over the limit is still read up to this many times it, and thrown away, so that a client that is sending sees the 413 and not a reset.
-const DISCARD_FACTOR: usize = 4;
+pub use reply::{Reply, json as json_reply};
 
-type Shared = State<Arc<App>>;
-
-/// The routes.
-pub fn routes(app: Arc<App>) -> Router {
-    Router::new()
-        .route("/health", get(|| async { "ok\n" }))
-        .route("/ready", get(ready))
-        .route("/metrics", get(metrics))
-        .route("/v1/models", get(models::list))
-        .route("/v1/models/{*name}", get(models::one))
-        .route("/v1/chat/completions", post(|app: Shared, body: Body| generate_with(app, body, Endpoint::Chat)))
-        .route("/v1/completions", post(|app: Shared, body: Body| generate_with(app, body, Endpoint::Completions)))
-        .route("/v1/minimax-m1/generate", post(|app: Shared, body: Body| generate_with(app, body, Endpoint::Generate)))
-        .route("/tokenize", post(|app: Shared, body: Body| compute(app, body, tokenize::encode)))
-        .route("/detokenize", post(|app: Shared, body: Body| compute(app, body, tokenize::decode)))
-        .fallback(unknown_path)
-        .method_not_allowed_fallback(wrong_method)
-        .layer(from_fn_with_state(Arc::clone(&app), admit))
-        .with_state(app)
-}
-
+/// Names a request in logs and answers; the client's own is taken where it can be.
+pub const REQUEST_ID: &str = "x-request-id";
+/// Longest id of a client that is taken over.
+const LONGEST_ID: usize = 128;
+/// Bytes of all headers. hyper's own bound is on its buffer, which may hold twice as much.
+const LONGEST_HEAD: usize = 64 << 10;
+/// Longest target of a request.
+const LONGEST_TARGET: usize = 8 << 10;
 /// Paths that need no key: what probes and scrapers ask. All others do, known or not, so that a path added later is not open by oversight.
 const OPEN: [&str; 3] = ["/health", "/ready", "/metrics"];
+/// What a client that speaks HTTP/2 from the start asks first; see [`crate::server`].
+const HTTP_2: &str = "PRI";
 
-async fn admit(State(app): Shared, request: Request, next: Next) -> Response {
-    let Some(keys) = app.keys.as_ref().filter(|_| !OPEN.contains(&request.uri().path())) else { return next.run(request).await };
-    match keys.admit(request.headers()) {
-        Ok(()) => next.run(request).await,
-        Err(error) => {
-            // Read, so that a client that is sending sees the 401 and not a reset.
-            discard(request.into_body(), app.config.body_limit).await;
-            error.into_response()
-        }
+/// What is known of a request beside its body.
+pub struct Call {
+    /// Its connection.
+    pub link: Arc<Link>,
+    /// In answers and logs.
+    pub id: String,
+}
+
+/// Answers one request.
+pub async fn answer(app: Arc<App>, link: Arc<Link>, request: Request<Incoming>) -> hyper::Response<Reply> {
+    let framing = link.begin();
+    let number = app.pool.random();
+    let given = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok());
+    let fits = |id: &&str| (1..=LONGEST_ID).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
+    let id = given.filter(fits).map_or_else(|| format!("req-{number:016x}"), str::to_owned);
+    let origin = request.headers().get(header::ORIGIN).cloned();
+    let allowed = app.config.cors.allows(origin.as_ref());
+    let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
+    let is_version_11 = request.version() == Version::HTTP_11;
+    let call = Call { link: Arc::clone(&link), id: id.clone() };
+    let admitted = admit(&app, &request, framing);
+    if admitted.is_err() && !request.body().is_end_stream() {
+        link.linger();
+    }
+    let mut response = match admitted {
+        Ok(()) if cors::is_preflight(&request) && allowed => cors::preflight(&request),
+        Ok(()) => route(&app, call, request, number).await.unwrap_or_else(|error| reply::error(&error)),
+        Err(error) => reply::error(&error),
+    };
+    let headers = response.headers_mut();
+    if let Ok(id) = HeaderValue::try_from(id) {
+        headers.insert(REQUEST_ID, id);
+    }
+    if let Some(origin) = origin.filter(|_| allowed) {
+        cors::mark(headers, origin, app.config.cors.is_any());
+    }
+    if chunked && is_version_11 {
+        // What follows a chunked body is where another server might see it end elsewhere: nothing follows.
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response.map(|reply| reply.on(link))
+}
+
+/// What is refused before anything of the body is read.
+fn admit(app: &App, request: &Request<Incoming>, framing: Framing) -> Result<(), ApiError> {
+    if request.method().as_str() == HTTP_2 {
+        return Err(ApiError::Version);
+    }
+    let sizes = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
+    if sizes.sum::<usize>() > LONGEST_HEAD {
+        return Err(ApiError::HeadTooLarge);
+    }
+    if request.uri().path_and_query().map_or(0, |target| target.as_str().len()) > LONGEST_TARGET {
+        return Err(ApiError::UriTooLong);
+    }
+    if framing.known && framing.length && framing.encoding {
+        return Err(ApiError::Framing);
+    }
+    let encodings = request.headers().get_all(header::TRANSFER_ENCODING);
+    if encodings.iter().count() > 1 || encodings.iter().any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
+        return Err(ApiError::Transfer);
+    }
+    let is_open = OPEN.contains(&request.uri().path()) || cors::is_preflight(request);
+    match app.keys.as_ref().filter(|_| !is_open) {
+        Some(keys) => keys.admit(request.headers()),
+        None => Ok(()),
     }
 }
 
-async fn generate_with(State(app): Shared, body: Body, endpoint: Endpoint) -> Result<Response, ApiError> {
-    let number = app.pool.random();
-    let id = match endpoint {
-        Endpoint::Chat => format!("chatcmpl-{number:016x}"),
-        Endpoint::Completions => format!("cmpl-{number:016x}"),
-        Endpoint::Generate => format!("gen-{number:016x}"),
+async fn route(app: &Arc<App>, call: Call, request: Request<Incoming>, number: u64) -> Result<hyper::Response<Reply>, ApiError> {
+    let (parts, body) = request.into_parts();
+    let path = parts.uri.path();
+    let endpoint = match path {
+        "/v1/chat/completions" => Some((Endpoint::Chat, "chatcmpl")),
+        "/v1/completions" => Some((Endpoint::Completions, "cmpl")),
+        "/v1/minimax-m1/generate" => Some((Endpoint::Generate, "gen")),
+        _ => None,
     };
-    let mut meter = Meter::start(Arc::clone(&app.metrics), endpoint, id.clone());
-    let body = read(body, app.config.body_limit).await.and_then(|body| parse(&body)).inspect_err(|error| meter.failed(error))?;
+    if let Some((endpoint, prefix)) = endpoint {
+        only(&parts.method, path, &Method::POST)?;
+        return generate(app, call, &parts.headers, body, endpoint, format!("{prefix}-{number:016x}")).await;
+    }
+    match path {
+        "/health" | "/ready" | "/metrics" | "/v1/models" => only(&parts.method, path, &Method::GET)?,
+        "/tokenize" | "/detokenize" => only(&parts.method, path, &Method::POST)?,
+        _ => {}
+    }
+    match path {
+        "/health" => Ok(reply::text("text/plain; charset=utf-8", "ok\n")),
+        "/ready" => Ok(ready(app)),
+        "/metrics" => metrics(app),
+        "/v1/models" => Ok(json_reply(StatusCode::OK, &models::list(app))),
+        "/tokenize" => compute(app, &call, &parts.headers, body, requests::tokenize::encode).await,
+        "/detokenize" => compute(app, &call, &parts.headers, body, requests::tokenize::decode).await,
+        path => match path.strip_prefix("/v1/models/") {
+            Some(name) => {
+                only(&parts.method, path, &Method::GET)?;
+                let name = percent_encoding::percent_decode_str(name).decode_utf8_lossy();
+                Ok(json_reply(StatusCode::OK, &models::one(app, &name)?))
+            }
+            None => Err(ApiError::UnknownPath(cut(path))),
+        },
+    }
+}
+
+fn only(given: &Method, path: &str, allowed: &Method) -> Result<(), ApiError> {
+    if given == allowed || (allowed == Method::GET && given == Method::HEAD) {
+        return Ok(());
+    }
+    Err(ApiError::Method { given: cut(given.as_str()), path: cut(path), allowed: allowed.clone() })
+}
+
+async fn generate(
+    app: &Arc<App>,
+    call: Call,
+    headers: &HeaderMap,
+    body: Incoming,
+    endpoint: Endpoint,
+    id: String,
+) -> Result<hyper::Response<Reply>, ApiError> {
+    let mut meter = Meter::start(Arc::clone(&app.metrics), endpoint, id.clone(), call.id.clone());
+    let body = body::read(headers, body, &app.config.bodies, &app.readers).await.inspect_err(|error| {
+        call.link.linger();
+        meter.failed(error);
+    })?;
     match endpoint {
-        Endpoint::Chat => chat::answer(app, body, id, meter).await,
-        Endpoint::Completions => completions::answer(app, body, id, meter).await,
-        Endpoint::Generate => generate::answer(app, body, id, meter).await,
+        Endpoint::Chat => chat::answer(app, call, body, id, meter).await,
+        Endpoint::Completions => completions::answer(app, call, body, id, meter).await,
+        Endpoint::Generate => generate::answer(app, call, body, id, meter).await,
     }
 }
 
 /// An answer that needs no worker.
 async fn compute(
-    State(app): Shared,
-    body: Body,
-    answer: fn(&App, &Value) -> Result<Response, ApiError>,
-) -> Result<Response, ApiError> {
-    let body = read(body, app.config.body_limit).await?;
-    app.blocking(move |app| answer(app, &parse(&body)?)).await
+    app: &Arc<App>,
+    call: &Call,
+    headers: &HeaderMap,
+    body: Incoming,
+    answer: fn(&requests::Context<'_>, &[u8]) -> Result<Vec<u8>, ApiError>,
+) -> Result<hyper::Response<Reply>, ApiError> {
+    let body = body::read(headers, body, &app.config.bodies, &app.readers).await.inspect_err(|_| call.link.linger())?;
+    let text = app.reading(body, answer).await?;
+    Ok(reply::text("application/json", text))
 }
 
-async fn ready(State(app): Shared) -> Response {
+fn ready(app: &App) -> hyper::Response<Reply> {
     let (workers, leaving) = (app.pool.describe(), app.is_leaving());
     if app.pool.is_ready() && !leaving {
-        return axum::Json(json!({"ready": true, "workers": workers})).into_response();
+        return json_reply(StatusCode::OK, &json!({"ready": true, "workers": workers}));
     }
     let body = json!({"ready": false, "stopping": leaving, "workers": workers});
-    let mut response = (StatusCode::SERVICE_UNAVAILABLE, axum::Json(body)).into_response();
+    let mut response = json_reply(StatusCode::SERVICE_UNAVAILABLE, &body);
     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(READY_RETRY_SECONDS));
     response
 }
 
-async fn metrics(State(app): Shared) -> Result<Response, ApiError> {
+fn metrics(app: &App) -> Result<hyper::Response<Reply>, ApiError> {
     let text = app.metrics.render(&app.pool.view()).map_err(|error| ApiError::Internal(error.to_string()))?;
-    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
-}
-
-async fn unknown_path(uri: Uri) -> ApiError {
-    ApiError::UnknownPath(uri.path().to_owned())
-}
-
-async fn wrong_method(method: Method, uri: Uri) -> ApiError {
-    ApiError::Method { given: method.to_string(), path: uri.path().to_owned() }
-}
-
-async fn read(body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
-    let mut stream = body.into_data_stream();
-    let (mut all, mut length) = (Vec::new(), 0usize);
-    while let Some(part) = stream.next().await {
-        let part = part.map_err(|error| ApiError::Malformed(format!("the body could not be read: {error}")))?;
-        length = length.saturating_add(part.len());
-        if length <= limit {
-            all.extend_from_slice(&part);
-        } else if length > limit.saturating_mul(DISCARD_FACTOR) {
-            break;
-        } else {
-            all = Vec::new();
-        }
-    }
-    if length > limit { Err(ApiError::TooLarge { limit }) } else { Ok(all) }
-}
-
-async fn discard(body: Body, limit: usize) {
-    let mut stream = body.into_data_stream();
-    let mut length = 0usize;
-    while let Some(Ok(part)) = stream.next().await {
-        length = length.saturating_add(part.len());
-        if length > limit {
-            break;
-        }
-    }
+    Ok(reply::text("text/plain; version=0.0.4; charset=utf-8", text))
 }

@@ -1,14 +1,13 @@
 //! The router: HTTP in front (OpenAI's API, M1's own, metrics), workers behind. It owns text and admission; what to decide is `m1-router-core`'s, what
 //! text means is `m1-text`'s. It holds no state that a restart would lose but running answers.
 //!
-//! A request: bytes -> [`fields`] (checked) -> [`order`] -> [`workers`] (queue, lease) -> [`dispatch`] (one worker's stream) -> [`generation`] (text) ->
-//! one body or [`sse`]. Which workers there are comes from [`groups`], now and while it runs.
+//! A request: [`server`] (bytes, in time) -> [`http`] (path, key, body) -> [`requests`] (checked, an [`order`]) -> [`session`] (its owner: queue, lease, one
+//! worker's stream, the log of what came) -> [`generation`] (a reader of that log: text) -> one body or [`sse`]. Which workers there are comes from
+//! [`groups`], now and while it runs.
 
 pub mod config;
-pub mod dispatch;
 pub mod drain;
 pub mod error;
-pub mod fields;
 pub mod generate;
 pub mod generation;
 pub mod groups;
@@ -18,9 +17,11 @@ pub mod metrics;
 pub mod model;
 pub mod openai;
 pub mod order;
-pub mod params;
+pub mod reading;
+pub mod requests;
+pub mod server;
+pub mod session;
 pub mod sse;
-pub mod tokenize;
 pub mod workers;
 
 use std::hash::{BuildHasher, RandomState};
@@ -30,21 +31,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use axum::serve::ListenerExt;
 use m1_router_core::Topology;
 use m1_runtime::tls::{self, Tls, TlsError};
 use m1_weights::source::{Location, Settings, Source, SourceError};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use config::Config;
 use drain::Stops;
-use error::ApiError;
 use keys::{Keys, KeysError};
 use metrics::Metrics;
 use model::{Model, ModelError};
 use order::Limits;
+use reading::Readers;
 use workers::Pool;
 
 /// Why the router cannot run.
@@ -65,9 +66,6 @@ pub enum RouterError {
     /// The metrics' names.
     #[error("cannot register metrics")]
     Metrics(#[from] prometheus::Error),
-    /// The listening socket.
-    #[error("cannot serve HTTP")]
-    Serve(#[from] std::io::Error),
     /// The model or the keys could not be opened for want of a thread.
     #[error("the task that opens the model and the keys died")]
     Task(#[from] tokio::task::JoinError),
@@ -82,7 +80,6 @@ impl RouterError {
             Self::Keys(error) => error.reason(),
             Self::Tls(_) => "BadName",
             Self::Metrics(_) => "BadMetrics",
-            Self::Serve(_) => "ServeFailed",
             Self::Task(_) => "TaskDied",
         }
     }
@@ -100,6 +97,8 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// Who may ask; none: everybody may.
     pub keys: Option<Arc<Keys>>,
+    /// Who reads long requests, and how many at once.
+    pub readers: Readers,
     leaving: AtomicBool,
 }
 
@@ -122,21 +121,6 @@ impl App {
     /// Whether the end is near.
     pub fn is_leaving(&self) -> bool {
         self.leaving.load(Ordering::Relaxed)
-    }
-
-    /// Runs what takes long (parsing and tokenising a million tokens) beside the event loop.
-    ///
-    /// # Errors
-    /// The work's own.
-    pub async fn blocking<T: Send + 'static>(
-        self: &Arc<Self>,
-        work: impl FnOnce(&App) -> Result<T, ApiError> + Send + 'static,
-    ) -> Result<T, ApiError> {
-        let app = Arc::clone(self);
-        match tokio::task::spawn_blocking(move || work(&app)).await {
-            Ok(result) => result,
-            Err(error) => Err(ApiError::Internal(format!("a task died: {error}"))),
-        }
     }
 }
 
@@ -175,23 +159,24 @@ pub async fn serve(
         tasks.spawn(Arc::clone(keys).follow(keys::INTERVAL));
     }
     let grace = config.grace;
-    let app = Arc::new(App { config, model: Arc::new(model), pool, metrics, keys, leaving: AtomicBool::new(false) });
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY refused");
-        }
+    let readers = Readers::new(config.bodies.bytes);
+    let app = Arc::new(App { config, model: Arc::new(model), pool, metrics, keys, readers, leaving: AtomicBool::new(false) });
+    let (closing, cut) = (CancellationToken::new(), CancellationToken::new());
+    let mut served = std::pin::pin!(server::serve(Arc::clone(&app), listener, closing.clone(), cut.clone()));
+    let mut ending = std::pin::pin!(async {
+        drain::closing(app, stops.clone()).await;
+        closing.cancel();
+        drain::cutting(grace.drain, stops).await;
+        tracing::warn!("answers under way are cut");
+        cut.cancel();
+        std::future::pending::<()>().await;
     });
-    let closing = drain::closing(Arc::clone(&app), stops.clone());
-    let server = axum::serve(listener, http::routes(app)).with_graceful_shutdown(closing);
-    let served = tokio::select! {
-        served = async { server.await } => served,
-        () = drain::cutting(grace, stops) => {
-            tracing::warn!("answers under way were cut");
-            Ok(())
-        }
-    };
+    tokio::select! {
+        () = &mut served => {}
+        () = &mut ending => {}
+    }
     tasks.shutdown().await;
-    Ok(served?)
+    Ok(())
 }
 
 /// The folder of config and tokenizer, fetched where they lie elsewhere.

@@ -4,12 +4,12 @@ use anyhow::Context;
 use clap::Parser;
 use m1_router::config::{Args, Config};
 use m1_router::drain::Stops;
-use tokio::net::TcpListener;
+use m1_runtime::listener;
 use tokio::task::JoinSet;
 
 fn main() -> anyhow::Result<()> {
     let config = Config::try_from(Args::parse())?;
-    m1_runtime::logs::init("m1-router")?;
+    let _logs = m1_runtime::logs::init("m1-router")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
     let result = runtime.block_on(run(config));
     // A blocked tokenizer thread must not hold the process.
@@ -19,7 +19,7 @@ fn main() -> anyhow::Result<()> {
 
 async fn run(config: Config) -> anyhow::Result<()> {
     let stops = Stops::of_process();
-    let listener = TcpListener::bind(&config.listen).await.with_context(|| format!("cannot listen on {}", config.listen))?;
+    let listener = listener::listen(config.listen.as_str(), config.listen_fd).await?;
     tracing::info!(address = %listener.local_addr()?, model = config.served_name, "listening");
     let mut followers = JoinSet::new();
     let topologies = config.source.open(&mut followers).await?;

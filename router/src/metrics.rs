@@ -6,7 +6,7 @@ mod meter;
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use m1_router_core::{Counts, CountsError, Geometry};
+use m1_router_core::{Counts, CountsError, Geometry, Load};
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
@@ -27,16 +27,10 @@ const TOKEN_SECONDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075
 pub struct PoolView {
     /// Requests that wait.
     pub queued: usize,
-    /// Leases.
-    pub running: u32,
-    /// KV blocks in use, of all workers.
-    pub kv_used: u64,
-    /// KV blocks of all workers.
-    pub kv_total: u64,
+    /// What the workers say of their load, whichever router it came by.
+    pub load: Load,
     /// The groups, their pods and which are ready.
     pub groups: Vec<Group>,
-    /// Workers that can be reached.
-    pub reachable: usize,
 }
 
 /// The handles.
@@ -49,11 +43,17 @@ pub struct Metrics {
     pub retries: IntCounter,
     /// Answers whose routing counts did not add up.
     pub routing_rejected: IntCounter,
+    log_lines_dropped: IntCounter,
+    /// Open connections of clients.
+    pub connections: IntGauge,
+    /// Connections that were one too many.
+    pub connections_refused: IntCounter,
     queue_depth: IntGauge,
     workers: IntGaugeVec,
     groups: IntGaugeVec,
     waiting: IntGauge,
     running: IntGauge,
+    slots: IntGaugeVec,
     kv_usage: Gauge,
     ttft: Histogram,
     tpot: Histogram,
@@ -79,12 +79,35 @@ impl Metrics {
             )?,
             retries: make.counter("m1_router_retries_total", "Attempts that another worker took over before the first token.")?,
             routing_rejected: make.counter("m1_router_routing_rejected_total", "Answers whose routing counts did not add up.")?,
+            log_lines_dropped: make
+                .counter("m1_router_log_lines_dropped_total", "Lines of the log that were dropped because nobody read them.")?,
+            connections: make.gauge("m1_router_connections", "Open connections of clients.")?,
+            connections_refused: make
+                .counter("m1_router_connections_refused_total", "Connections closed because as many as may be were open.")?,
             queue_depth: make.gauge("m1_router_queue_depth", "Requests that wait for a worker.")?,
-            workers: make.gauges("m1_router_workers", "Workers: configured, reachable, ready.", &["state"])?,
+            workers: make.gauges(
+                "m1_router_workers",
+                "Workers: configured, reachable, ready, and out for failing requests.",
+                &["state"],
+            )?,
             groups: make.gauges("m1_router_groups", "Replica groups: open to new requests, or closed to them.", &["state"])?,
-            waiting: make.gauge("vllm:num_requests_waiting", "Requests that wait for a worker.")?,
-            running: make.gauge("vllm:num_requests_running", "Requests on a worker.")?,
-            kv_usage: make.ratio("vllm:kv_cache_usage_perc", "KV blocks in use, of all workers; 1 is full.")?,
+            waiting: make.gauge(
+                "vllm:num_requests_waiting",
+                "Requests that wait: for a worker here, and on the workers whichever router they came by.",
+            )?,
+            running: make.gauge(
+                "vllm:num_requests_running",
+                "Requests that run, as the workers say, whichever router they came by: every router says the same.",
+            )?,
+            slots: make.gauges(
+                "m1_router_state_slots",
+                "Lightning state slots of all workers, as they say: used, total.",
+                &["state"],
+            )?,
+            kv_usage: make.ratio(
+                "vllm:kv_cache_usage_perc",
+                "KV blocks in use, of all workers, as they say, whichever router it is for; 1 is full.",
+            )?,
             ttft: make.histogram("vllm:time_to_first_token_seconds", "From the request to its first token.", &REQUEST_SECONDS)?,
             tpot: make.histogram("vllm:time_per_output_token_seconds", "Time per token after the first.", &TOKEN_SECONDS)?,
             e2e: make.histogram(
@@ -135,12 +158,18 @@ impl Metrics {
     pub fn render(&self, pool: &PoolView) -> Result<Vec<u8>, prometheus::Error> {
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.queue_depth.set(count(pool.queued));
-        self.waiting.set(count(pool.queued));
-        self.running.set(i64::from(pool.running));
-        self.kv_usage.set(if pool.kv_total == 0 { 0.0 } else { pool.kv_used as f64 / pool.kv_total as f64 });
+        self.log_lines_dropped.inc_by(m1_runtime::logs::dropped().saturating_sub(self.log_lines_dropped.get()));
+        let load = &pool.load;
+        let whole = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        self.waiting.set(count(pool.queued).saturating_add(whole(load.waiting)));
+        self.running.set(whole(load.running));
+        self.kv_usage.set(if load.kv_total == 0 { 0.0 } else { load.kv_used as f64 / load.kv_total as f64 });
+        for (state, slots) in [("used", load.slots_used), ("total", load.slots_total)] {
+            self.slots.with_label_values(&[state]).set(whole(slots));
+        }
         let ready = pool.groups.iter().flat_map(|group| &group.pods).filter(|pod| pod.ready).count();
         let configured = pool.groups.iter().map(|group| group.pods.len()).sum();
-        for (state, workers) in [("configured", configured), ("reachable", pool.reachable), ("ready", ready)] {
+        for (state, workers) in [("configured", configured), ("reachable", load.reachable), ("ready", ready), ("out", load.out)] {
             self.workers.with_label_values(&[state]).set(count(workers));
         }
         let open = pool.groups.iter().filter(|group| group.open).count();

@@ -90,7 +90,7 @@ impl Model {
         if given == self.name {
             return Ok(());
         }
-        Err(ApiError::UnknownModel { given: given.to_owned(), known: self.name.clone() })
+        Err(ApiError::UnknownModel { given: crate::error::cut(given), known: self.name.clone() })
     }
 
     /// Ids of raw text.

@@ -3,8 +3,10 @@
 pub mod chat;
 pub mod completions;
 pub mod models;
-mod unserved;
 
+use std::borrow::Cow;
+
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::generation::{End, Mark};
@@ -25,15 +27,43 @@ fn token_text(model: &Model, id: u32) -> String {
     String::from_utf8_lossy(model.tokenizer.token_bytes(id).unwrap_or_default()).into_owned()
 }
 
-/// `logprobs.content` of a chat answer.
-fn chat_logprobs(model: &Model, marks: &[Mark]) -> Value {
-    let token = |id: u32, logprob: f32| json!({"token": token_text(model, id), "logprob": logprob, "bytes": model.tokenizer.token_bytes(id)});
-    let content = marks.iter().map(|mark| {
-        let mut entry = token(mark.id, mark.logprob);
-        entry["top_logprobs"] = mark.top.iter().map(|(id, logprob)| token(*id, *logprob)).collect();
-        entry
-    });
-    json!({"content": content.collect::<Vec<_>>(), "refusal": null})
+/// A token as `logprobs.content` of a chat answer names it.
+#[derive(Serialize)]
+struct Named<'a> {
+    token: Cow<'a, str>,
+    logprob: f64,
+    bytes: Option<&'a [u8]>,
+}
+
+/// One token of a chat answer, and the most likely ones in its place.
+#[derive(Serialize)]
+struct Marked<'a> {
+    token: Cow<'a, str>,
+    logprob: f64,
+    bytes: Option<&'a [u8]>,
+    top_logprobs: Vec<Named<'a>>,
+}
+
+/// `logprobs` of a chat answer. Written as they are: as values twenty alternatives of a token cost more than all else that is done for it.
+#[derive(Serialize)]
+struct ChatLogprobs<'a> {
+    content: Vec<Marked<'a>>,
+    refusal: Option<&'a str>,
+}
+
+impl<'a> ChatLogprobs<'a> {
+    fn of(model: &'a Model, marks: &[Mark]) -> Self {
+        let named = |id: u32, logprob: f32| {
+            let bytes = model.tokenizer.token_bytes(id);
+            Named { token: String::from_utf8_lossy(bytes.unwrap_or_default()), logprob: logprob.into(), bytes }
+        };
+        let content = marks.iter().map(|mark| {
+            let Named { token, logprob, bytes } = named(mark.id, mark.logprob);
+            let top_logprobs = mark.top.iter().map(|(id, logprob)| named(*id, *logprob)).collect();
+            Marked { token, logprob, bytes, top_logprobs }
+        });
+        Self { content: content.collect(), refusal: None }
+    }
 }
 
 /// `logprobs` of a completion.

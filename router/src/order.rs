@@ -29,11 +29,15 @@ pub struct Order {
     pub expert_threshold: f64,
     /// Tokens after which the reasoning is closed.
     pub thinking_budget: Option<u32>,
+    /// Its last event brings what every expert did.
+    pub want_routing: bool,
+    /// What earlier attempts generated; it follows the prompt.
+    pub said: Vec<u32>,
 }
 
 impl Order {
-    /// As the worker takes it.
-    pub fn to_wire(&self, model: &Model, attempt: u32) -> GenerateRequest {
+    /// As the worker takes it from `router`, whose status stream counts its experts.
+    pub fn to_wire(&self, model: &Model, attempt: u32, router: &str) -> GenerateRequest {
         GenerateRequest {
             request_id: self.id.clone(),
             attempt,
@@ -52,7 +56,10 @@ impl Order {
             thinking: self.thinking_budget.map(|tokens| ThinkingBudget { tokens, close_ids: model.close_ids.clone() }),
             logprobs: self.logprobs.map_or(0, |top| top.saturating_add(1)),
             prefill_chunk: 0,
-            raw_logits: false,
+            said: self.said.clone(),
+            omit_routing: !self.want_routing,
+            router: router.to_owned(),
+            ..GenerateRequest::default()
         }
     }
 }

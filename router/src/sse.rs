@@ -1,19 +1,28 @@
-//! Server-sent events: a generation told in an API's own dialect. Errors after the start are one `data: {"error": ..}` and the end of the stream.
+//! Server-sent events: a generation told in an API's own dialect. The head leaves once a worker has the sequence, or after a while; then something is said
+//! every while, be it a comment, so that proxies do not cut it. Errors from then on are one `data: {"error": ..}` and the end of the stream.
 
-use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
-use axum::body::Body;
-use axum::http::header;
-use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use hyper::Response;
+use serde::Serialize;
 use serde_json::Value;
+use tokio::time::{Instant, Sleep};
 
 use crate::error::ApiError;
 use crate::generation::{End, Generation, Piece, Step};
+use crate::http::reply::{self, Reply, Source};
+use crate::server::{Link, Phase};
+
+/// Says nothing, and shows that somebody is there.
+const COMMENT: &[u8] = b": wait\n\n";
 
 /// How an API tells an answer.
-pub trait Dialect: Send + 'static {
+pub trait Dialect: Send + Unpin + 'static {
     /// Before the first piece.
     fn open(&mut self, _out: &mut Frames) {}
 
@@ -29,71 +38,133 @@ pub trait Dialect: Send + 'static {
 
 /// Events to be sent together.
 #[derive(Debug, Default)]
-pub struct Frames(String);
+pub struct Frames(Vec<u8>);
 
 impl Frames {
     /// An event without a name.
     pub fn data(&mut self, value: &Value) {
-        self.line("data", &value.to_string());
-        self.0.push('\n');
+        self.text("data: ");
+        self.json(value);
+        self.text("\n\n");
     }
 
     /// An event with a name.
     pub fn event(&mut self, name: &str, value: &Value) {
-        self.line("event", name);
+        self.text("event: ");
+        self.text(name);
+        self.text("\n");
         self.data(value);
     }
 
     /// OpenAI's last event.
     pub fn done(&mut self) {
-        self.0.push_str("data: [DONE]\n\n");
+        self.text("data: [DONE]\n\n");
     }
 
-    fn line(&mut self, field: &str, text: &str) {
-        self.0.push_str(field);
-        self.0.push_str(": ");
-        self.0.push_str(text);
-        self.0.push('\n');
+    /// A part of an event, as it is.
+    pub fn text(&mut self, text: &str) {
+        self.0.extend_from_slice(text.as_bytes());
     }
+
+    /// A part of an event, as JSON.
+    pub fn json<T: Serialize + ?Sized>(&mut self, value: &T) {
+        // Writing JSON values into memory does not fail.
+        drop(serde_json::to_writer(&mut self.0, value));
+    }
+}
+
+/// When to say something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// The head leaves after this, whether or not a worker has the sequence.
+    pub head: Duration,
+    /// A comment follows so much silence.
+    pub comment: Duration,
 }
 
 struct Telling<D> {
-    generation: Generation,
+    generation: Option<Generation>,
     dialect: D,
+    first: Option<Frames>,
+    pace: Duration,
+    spoken: Instant,
+    clock: Option<Pin<Box<Sleep>>>,
 }
 
-/// The response. Its body drops the generation, and with it the worker's stream, when the client goes away.
-pub fn respond<D: Dialect>(generation: Generation, mut dialect: D) -> Response {
+/// The response. Its body drops the generation, and with it the worker's sequence, when the client goes away.
+///
+/// # Errors
+/// It ended before the head left.
+pub async fn respond<D: Dialect>(
+    generation: Generation,
+    mut dialect: D,
+    pace: Pace,
+    link: &Arc<Link>,
+) -> Result<Response<Reply>, ApiError> {
+    link.enter(Phase::Stream);
+    let mut late = std::pin::pin!(tokio::time::sleep(pace.head));
+    let begun = std::future::poll_fn(|cx| {
+        // A client that has finished sending is answered at once: that shows whether it is still there.
+        if late.as_mut().poll(cx).is_ready() || link.has_finished() {
+            return Poll::Ready(Ok(()));
+        }
+        generation.session().log().poll_accepted(cx)
+    });
+    begun.await?;
     let mut first = Frames::default();
     dialect.open(&mut first);
-    let start = (Some(Telling { generation, dialect }), first);
-    let body = futures_util::stream::unfold(start, |(telling, first)| async move {
-        if !first.0.is_empty() {
-            return Some((Ok::<_, Infallible>(Bytes::from(first.0)), (telling, Frames::default())));
-        }
-        let (frames, rest) = telling?.advance().await;
-        Some((Ok(Bytes::from(frames.0)), (rest, Frames::default())))
-    });
-    let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
-    (headers, Body::from_stream(body)).into_response()
+    let first = Some(first).filter(|first| !first.0.is_empty());
+    let now = Instant::now();
+    Ok(reply::events(Telling { generation: Some(generation), dialect, first, pace: pace.comment, spoken: now, clock: None }))
+}
+
+impl<D: Dialect> Source for Telling<D> {
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>, probe: bool) -> Poll<Option<Bytes>> {
+        let this = &mut *self;
+        let Some(frames) = std::task::ready!(this.poll_frames(cx, probe)) else { return Poll::Ready(None) };
+        this.spoken = Instant::now();
+        Poll::Ready(Some(Bytes::from(frames)))
+    }
 }
 
 impl<D: Dialect> Telling<D> {
-    /// The next frames, and what is left to tell.
-    async fn advance(mut self) -> (Frames, Option<Self>) {
+    fn poll_frames(&mut self, cx: &mut Context<'_>, probe: bool) -> Poll<Option<Vec<u8>>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(first.0));
+        }
+        let Some(generation) = &mut self.generation else { return Poll::Ready(None) };
+        if probe {
+            return Poll::Ready(Some(COMMENT.to_vec()));
+        }
         let mut frames = Frames::default();
-        let over = match self.generation.next().await {
-            Ok(Step::Piece(piece)) => {
+        let over = match generation.poll_next(cx) {
+            Poll::Ready(Ok(Step::Piece(piece))) => {
                 self.dialect.piece(piece, &mut frames);
-                return (frames, Some(self));
+                return Poll::Ready(Some(frames.0));
             }
-            Ok(Step::End(end)) => self.dialect.end(end, &mut frames),
-            Err(error) => Err(error),
+            Poll::Ready(Ok(Step::End(end))) => self.dialect.end(end, &mut frames),
+            Poll::Ready(Err(error)) => Err(error),
+            Poll::Pending => return self.poll_silence(cx),
         };
         if let Err(error) = over {
             frames.data(&error.body());
         }
-        (frames, None)
+        self.generation = None;
+        Poll::Ready(Some(frames.0))
+    }
+
+    /// A comment, once nothing was said for long.
+    fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<Option<Vec<u8>>> {
+        let due = self.spoken + self.pace;
+        let clock = self.clock.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+        while clock.as_mut().poll(cx).is_ready() {
+            if due <= Instant::now() {
+                self.clock = None;
+                return Poll::Ready(Some(COMMENT.to_vec()));
+            }
+            clock.as_mut().reset(due);
+        }
+        Poll::Pending
     }
 }
 
@@ -106,4 +177,12 @@ pub struct Header {
     pub created: u64,
     /// The model's name.
     pub model: Arc<str>,
+}
+
+impl Header {
+    /// The beginning of every chunk, up to the value of `choices`: the same for a whole answer, so written once.
+    pub fn opening(&self, object: &str) -> String {
+        let (id, model) = (Value::from(self.id.as_str()), Value::from(&*self.model));
+        format!("data: {{\"id\":{id},\"object\":\"{object}\",\"created\":{},\"model\":{model},\"choices\":", self.created)
+    }
 }

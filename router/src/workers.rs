@@ -8,21 +8,22 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use m1_proto::worker::worker_client::WorkerClient;
-use m1_router_core::{Balancer, Entry, Geometry, Phase, Reason, Request, Revision, Rng, TicketId, Topology, WorkerId, WorkerStats};
+use m1_router_core::{
+    Balancer, Counts, Cumulative, Entry, Geometry, Next, Outcome, Phase, Reason, Request, Revision, Rng, Seat, Standing, TicketId,
+    Topology, WorkerId, WorkerStats,
+};
 use m1_runtime::tls::Tls;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
-use tonic::transport::Channel;
 
 use crate::error::ApiError;
 use crate::metrics::{Group, Metrics, Pod, PoolView};
 
 use link::Link;
-pub use link::{geometry, is_address};
+pub use link::{Client, is_address, read_counts};
 
 /// How often refusals are looked at again when nothing else happens.
-const TICK: Duration = Duration::from_millis(250);
+const TICK: Duration = Duration::from_millis(50);
 
 type Answer = Result<Lease, Reason>;
 
@@ -40,6 +41,7 @@ struct Inner {
     links: HashMap<WorkerId, Arc<Link>>,
     waiting: HashMap<TicketId, oneshot::Sender<Answer>>,
     seeds: Rng,
+    cumulative: Cumulative,
 }
 
 /// All workers of all groups.
@@ -49,14 +51,16 @@ pub struct Pool {
     started: Instant,
     patience: Patience,
     tls: Option<Tls>,
+    /// Whose sequences the workers count apart: this router in this life.
+    name: String,
+    counted: Notify,
 }
 
 /// The right to run one sequence on a worker. Ends when dropped; outlives the worker's group.
 pub struct Lease {
     pool: Arc<Pool>,
     link: Arc<Link>,
-    /// Where.
-    pub worker: WorkerId,
+    seat: Seat,
     /// Of the worker's group when the lease began.
     pub revision: Revision,
 }
@@ -68,14 +72,15 @@ impl Lease {
     }
 
     /// The worker's service.
-    pub fn client(&self) -> WorkerClient<Channel> {
+    pub fn client(&self) -> Client {
         self.link.client()
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.pool.lock().balancer.release(self.worker);
+        let now = self.pool.now();
+        self.pool.lock().balancer.release(self.seat, now);
         self.pool.settle();
     }
 }
@@ -104,9 +109,16 @@ impl Pool {
     /// Without any worker; [`Pool::follow`] brings them. `tls` is for groups that speak encrypted.
     pub fn new(patience: Patience, seed: u64, metrics: Arc<Metrics>, tls: Option<Tls>) -> Arc<Self> {
         let balancer = Balancer::new(patience.limit, Rng::new(seed));
-        let seeds = Rng::new(seed.rotate_left(32) ^ 1);
-        let inner = Inner { balancer, links: HashMap::new(), waiting: HashMap::new(), seeds };
-        Arc::new(Self { inner: Mutex::new(inner), metrics, started: Instant::now(), patience, tls })
+        let mut seeds = Rng::new(seed.rotate_left(32) ^ 1);
+        let name = format!("{:016x}", seeds.next_u64());
+        let inner = Inner { balancer, links: HashMap::new(), waiting: HashMap::new(), seeds, cumulative: Cumulative::new() };
+        let counted = Notify::new();
+        Arc::new(Self { inner: Mutex::new(inner), metrics, started: Instant::now(), patience, tls, name, counted })
+    }
+
+    /// As workers know this router.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// 64 random bits, for ids and for requests without a seed.
@@ -124,37 +136,44 @@ impl Pool {
         self.lock().balancer.max_context()
     }
 
-    /// Who is in which phase, in words.
+    /// How many workers are in which phase, in words.
     pub fn describe(&self) -> String {
         let inner = self.lock();
-        let named = inner.balancer.groups().flat_map(|group| {
-            let closed = if group.open { "" } else { " and its group is closed" };
-            let pod = move |pod: m1_router_core::PodView<'_>| {
-                let phase = pod.stats.map_or("unreachable", |stats| stats.phase.as_str());
-                format!("{} is {phase}{closed}", pod.address)
-            };
-            group.pods.into_iter().map(pod)
-        });
-        let named: Vec<String> = named.collect();
-        if named.is_empty() { "there is no replica group".to_owned() } else { named.join(", ") }
+        let (mut groups, mut pods) = (0, 0);
+        let mut phases: Vec<(String, usize)> = Vec::new();
+        for group in inner.balancer.groups(self.now()) {
+            groups += 1;
+            for pod in &group.pods {
+                pods += 1;
+                let phase = match pod.standing {
+                    Standing::Out if pod.stats.is_some() => "out for failing",
+                    _ => pod.stats.map_or("unreachable", |stats| stats.phase.as_str()),
+                };
+                let phase = if group.open { phase.to_owned() } else { format!("{phase} in a closed group") };
+                match phases.iter_mut().find(|(known, _)| *known == phase) {
+                    Some((_, count)) => *count += 1,
+                    None => phases.push((phase, 1)),
+                }
+            }
+        }
+        let counts: Vec<String> = phases.iter().map(|(phase, count)| format!("{count} {phase}")).collect();
+        let plural = |count: usize, word: &str| if count == 1 { format!("1 {word}") } else { format!("{count} {word}s") };
+        match pods {
+            0 => "there is no replica group".to_owned(),
+            _ => format!("{} in {}: {}", plural(pods, "worker"), plural(groups, "replica group"), counts.join(", ")),
+        }
     }
 
     /// What metrics show.
     pub fn view(&self) -> PoolView {
-        let inner = self.lock();
-        let mut view = PoolView { queued: inner.balancer.queued(), running: inner.balancer.running(), ..PoolView::default() };
-        for group in inner.balancer.groups() {
-            let mut pods = Vec::with_capacity(group.pods.len());
-            for pod in group.pods {
+        let (inner, now) = (self.lock(), self.now());
+        let mut view = PoolView { queued: inner.balancer.queued(), load: inner.balancer.load(now), groups: Vec::new() };
+        for group in inner.balancer.groups(now) {
+            let pods = group.pods.into_iter().map(|pod| {
                 let ready = pod.stats.is_some_and(|stats| stats.phase == Phase::Ready);
-                pods.push(Pod { ready, holds: pod.holds.map(Arc::clone) });
-                if let Some(stats) = pod.stats {
-                    view.reachable += 1;
-                    view.kv_used += u64::from(stats.kv_used);
-                    view.kv_total += u64::from(stats.kv_total);
-                }
-            }
-            view.groups.push(Group { open: group.open, pods });
+                Pod { ready, holds: pod.holds.map(Arc::clone) }
+            });
+            view.groups.push(Group { open: group.open, pods: pods.collect() });
         }
         view
     }
@@ -172,8 +191,8 @@ impl Pool {
         let (ticket, answer) = {
             let mut inner = self.lock();
             match inner.balancer.enter(request, urgent, self.now()) {
-                Entry::Run(worker, _) => return self.seat(&inner, worker).map_err(|reason| self.refusal(reason, &inner.balancer)),
-                Entry::Refused(reason) => return Err(self.refusal(reason, &inner.balancer)),
+                Entry::Run(seat, _) => return self.seat(&inner, seat).map_err(|reason| self.refuse(reason, &inner.balancer)),
+                Entry::Refused(reason) => return Err(self.refuse(reason, &inner.balancer)),
                 Entry::Queued(ticket) => {
                     let (sender, receiver) = oneshot::channel();
                     inner.waiting.insert(ticket, sender);
@@ -190,14 +209,41 @@ impl Pool {
             Ok(Err(_)) => return Err(ApiError::NotReady("the router is shutting down".to_owned())),
             Err(_) => return Err(ApiError::QueueWait { seconds: self.patience.wait.as_secs() }),
         };
-        let refusal = self.refusal(reason, &self.lock().balancer);
-        Err(refusal)
+        Err(self.refusal(reason))
     }
 
-    /// A worker had no room after all.
-    pub fn refused(self: &Arc<Self>, worker: WorkerId) {
+    /// Tells what became of an attempt; says what to do with its request.
+    pub fn report(self: &Arc<Self>, lease: &Lease, request: &mut Request, outcome: Outcome) -> Next {
         let now = self.now();
-        self.lock().balancer.refused(worker, now);
+        self.lock().balancer.report(lease.seat, request, outcome, now)
+    }
+
+    /// Whether sequences wait in a lease's worker, by its own word.
+    pub fn queues(&self, lease: &Lease) -> bool {
+        self.lock().balancer.queues(lease.seat.worker)
+    }
+
+    /// Waits until the experts of a sequence that ended on a worker are booked: until that worker has told of so many tokens.
+    pub async fn booked(&self, lease: &Lease, tokens: u64) {
+        loop {
+            let mut counted = std::pin::pin!(self.counted.notified());
+            counted.as_mut().enable();
+            if self.lock().cumulative.tokens(lease.address()) >= tokens {
+                return;
+            }
+            counted.await;
+        }
+    }
+
+    /// A worker says what the experts did for this router's sequences since it started.
+    fn counted(&self, address: &Arc<str>, incarnation: u64, counts: Counts) {
+        let new = self.lock().cumulative.take(address, incarnation, &counts);
+        let booked = new.and_then(|new| new.map_or(Ok(()), |new| self.metrics.book(&new)));
+        if let Err(error) = booked {
+            tracing::error!(worker = &**address, reason = error.reason(), %error, "routing counts refused");
+            self.metrics.routing_rejected.inc();
+        }
+        self.counted.notify_waiters();
     }
 
     /// Looks at refusals again, for as long as the router runs.
@@ -214,6 +260,8 @@ impl Pool {
         let mut came = Vec::new();
         let encrypted = topology.groups.values().filter(|group| group.encrypted).flat_map(|group| &group.pods);
         let encrypted: HashSet<&str> = encrypted.map(|pod| &*pod.address).collect();
+        let pods = topology.groups.values().flat_map(|group| &group.pods);
+        let members: HashMap<&str, &Arc<str>> = pods.filter_map(|pod| Some((&*pod.address, pod.member.as_ref()?))).collect();
         let left = {
             let mut inner = self.lock();
             let changes = inner.balancer.apply(topology);
@@ -224,7 +272,7 @@ impl Pool {
                     tracing::error!(worker = &*address, "speaks encrypted, and this router has no --tls-dir");
                     continue;
                 }
-                match Link::new(Arc::clone(&address), tls) {
+                match Link::new(Arc::clone(&address), members.get(&*address).map(|member| Arc::clone(member)), tls) {
                     Ok(link) => {
                         let link = Arc::new(link);
                         inner.links.insert(worker, Arc::clone(&link));
@@ -261,10 +309,10 @@ impl Pool {
     }
 
     /// Makes the lease that the balancer has booked.
-    fn seat(self: &Arc<Self>, inner: &Inner, worker: WorkerId) -> Answer {
-        let link = inner.links.get(&worker).map(Arc::clone).ok_or(Reason::NoneReady)?;
-        let revision = inner.balancer.revision(worker).cloned().unwrap_or_default();
-        Ok(Lease { pool: Arc::clone(self), link, worker, revision })
+    fn seat(self: &Arc<Self>, inner: &Inner, seat: Seat) -> Answer {
+        let link = inner.links.get(&seat.worker).map(Arc::clone).ok_or(Reason::NoneReady)?;
+        let revision = inner.balancer.revision(seat.worker).cloned().unwrap_or_default();
+        Ok(Lease { pool: Arc::clone(self), link, seat, revision })
     }
 
     /// Wakes whoever can go on.
@@ -274,7 +322,7 @@ impl Pool {
             let mut inner = self.lock();
             for (ticket, entry) in inner.balancer.grants(self.now()) {
                 let answer = match entry {
-                    Entry::Run(worker, _) => self.seat(&inner, worker),
+                    Entry::Run(seat, _) => self.seat(&inner, seat),
                     Entry::Refused(reason) => Err(reason),
                     Entry::Queued(_) => continue,
                 };
@@ -287,11 +335,22 @@ impl Pool {
         }
     }
 
-    fn refusal(&self, reason: Reason, balancer: &Balancer) -> ApiError {
+    /// What a client is told of a request that is not served.
+    pub fn refusal(&self, reason: Reason) -> ApiError {
+        self.refuse(reason, &self.lock().balancer)
+    }
+
+    fn refuse(&self, reason: Reason, balancer: &Balancer) -> ApiError {
         match reason {
             Reason::QueueFull => ApiError::QueueFull { waiting: self.patience.limit },
-            Reason::AllFailed => ApiError::WorkerLost("every ready worker failed this request before its first token".to_owned()),
-            _ => ApiError::NotReady(not_ready(balancer)),
+            Reason::AllFailed | Reason::NoRetries => {
+                ApiError::Attempts("every worker that may try this request failed before its first token".to_owned())
+            }
+            Reason::TooLarge => ApiError::ContextLength {
+                param: "max_tokens",
+                message: "prompt and output together need more KV than any worker has; ask for fewer output tokens".to_owned(),
+            },
+            _ => ApiError::NotReady(not_ready(balancer, self.now())),
         }
     }
 
@@ -305,9 +364,9 @@ impl Pool {
 }
 
 /// Why nobody can serve.
-fn not_ready(balancer: &Balancer) -> String {
+fn not_ready(balancer: &Balancer, now: Duration) -> String {
     let (mut open, mut pods, mut ready) = (0, 0, 0);
-    for group in balancer.groups().filter(|group| group.open) {
+    for group in balancer.groups(now).filter(|group| group.open) {
         open += 1;
         pods += group.pods.len();
         ready += group.pods.iter().filter(|pod| pod.stats.is_some_and(|stats| stats.phase == Phase::Ready)).count();

@@ -22,6 +22,17 @@ fn one_flag_is_one_group() {
 }
 
 #[test]
+fn workers_are_somebodys() {
+    let more = ["--workers", "a:1,b:1", "--workers", "c:1", "--deployment-id", "local/m1/0b54", "--listen-fd", "7"];
+    let config = config(&more).unwrap();
+    assert_eq!(config.listen_fd, Some(7));
+    let Source::Fixed(topology) = config.source else { panic!("they were named") };
+    let members: Vec<&str> =
+        topology.groups.values().flat_map(|group| &group.pods).filter_map(|pod| pod.member.as_deref()).collect();
+    assert_eq!(members, ["local/m1/0b54/0/0", "local/m1/0b54/0/1", "local/m1/0b54/1/0"]);
+}
+
+#[test]
 fn a_deployment_stands_for_workers() {
     let source = |more: &[&str]| config(more).unwrap().source;
     let deployment = |namespace: Option<&str>| {
@@ -40,6 +51,8 @@ fn groups_are_named_in_one_way() {
     assert_eq!(refused(&["--workers", "a:1", "--deployment", "m1"]), ErrorKind::ArgumentConflict);
     assert_eq!(refused(&["--workers", "a:1", "--namespace", "x"]), ErrorKind::ArgumentConflict);
     assert_eq!(refused(&["--namespace", "x"]), ErrorKind::MissingRequiredArgument);
+    assert_eq!(refused(&["--deployment-id", "a/b/c"]), ErrorKind::MissingRequiredArgument);
+    assert_eq!(refused(&["--deployment", "m1", "--deployment-id", "a/b/c"]), ErrorKind::ArgumentConflict);
     let mut both = parse(&["--workers", "a:1"]).unwrap();
     both.deployment = Some("m1".into());
     assert_eq!(Config::try_from(both), Err(ConfigError::Groups("both")));
@@ -52,6 +65,7 @@ fn wrong_arguments_are_named() {
     assert_eq!(message(&["--workers", "a"]), "--workers: given \"a\", allowed: HOST:PORT");
     assert_eq!(message(&["--workers", "a:0"]), "--workers: given \"a:0\", allowed: HOST:PORT");
     assert_eq!(message(&["--workers", "a:1,a:1"]), "--workers: \"a:1\" is given twice");
+    assert_eq!(worker(&["--deployment-id", "m1"]), "--deployment-id: given \"m1\", allowed: NAMESPACE/NAME/UID");
     assert_eq!(worker(&["--listen", ":80"]), "--listen: given \":80\", allowed: HOST:PORT");
     assert_eq!(worker(&["--served-name", " "]), "--served-name: given \" \", allowed: at least one character");
     assert_eq!(worker(&["--queue-wait", "0"]), "--queue-wait: given 0, allowed: 1 to 86400");

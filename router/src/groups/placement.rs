@@ -3,10 +3,12 @@
 
 use std::sync::Arc;
 
+use kube::ResourceExt;
 use kube::core::DynamicObject;
 use m1_arch::ExpertSet;
 use m1_operator_api::Traffic;
 use m1_router_core::{GroupSpec, PodSpec, Revision};
+use m1_runtime::member::Deployment;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -55,8 +57,11 @@ pub fn read(object: &DynamicObject) -> Result<GroupSpec, PlacementError> {
         return Err(PlacementError::new(spec.field("pods"), &Value::Array(pods), "an array with at least one pod"));
     }
     let mut read = Vec::with_capacity(pods.len());
+    let owner = owner(object);
     for (place, value) in pods.iter().enumerate() {
-        let pod = read_pod(&Part { path: format!("spec.pods[{place}]"), value }, layers, experts)?;
+        let pod = Part { path: format!("spec.pods[{place}]"), value };
+        let member = member(owner.as_ref(), &pod, place)?;
+        let pod = PodSpec { member, ..read_pod(&pod, layers, experts)? };
         if read.iter().any(|other: &PodSpec| other.address == pod.address) {
             let given = Value::from(&*pod.address);
             return Err(PlacementError::new(format!("spec.pods[{place}].address"), &given, "one that no other pod has"));
@@ -68,6 +73,25 @@ pub fn read(object: &DynamicObject) -> Result<GroupSpec, PlacementError> {
     Ok(GroupSpec { revision, open, encrypted: encrypted.unwrap_or_default(), pods: read })
 }
 
+/// The deployment that owns the object; none where nobody does who could be named.
+fn owner(object: &DynamicObject) -> Option<Deployment> {
+    let owner =
+        object.owner_references().iter().find(|owner| owner.controller == Some(true) && owner.kind == "MiniMaxM1Deployment")?;
+    let namespace = object.metadata.namespace.clone()?;
+    Some(Deployment { namespace, name: owner.name.clone(), uid: owner.uid.clone() })
+}
+
+/// Who answers in a pod: its group is in its name, its number is its place in the list. None where that is not said.
+fn member(owner: Option<&Deployment>, pod: &Part<'_>, place: usize) -> Result<Option<Arc<str>>, PlacementError> {
+    let name: Option<String> = pod.read("pod", "a pod's name")?;
+    let named = || {
+        let (name, place) = (name?, u16::try_from(place).ok()?);
+        let group = name.strip_suffix(&format!("-{place}"))?;
+        Some(owner?.member(group, place).to_string().into())
+    };
+    Ok(named())
+}
+
 fn read_pod(pod: &Part<'_>, layers: u32, experts: u32) -> Result<PodSpec, PlacementError> {
     let address: String = pod.needed("address", "HOST:PORT")?;
     if !is_address(&address) {
@@ -76,7 +100,7 @@ fn read_pod(pod: &Part<'_>, layers: u32, experts: u32) -> Result<PodSpec, Placem
     let holds: String = pod.needed("holds", "a bitmap in hex")?;
     let set = ExpertSet::from_hex(layers as usize, experts as usize, &holds)
         .map_err(|error| PlacementError::new(pod.field("holds"), &Value::from(holds.as_str()), error.to_string()))?;
-    Ok(PodSpec { address: address.into(), holds: Some(Arc::new(set)) })
+    Ok(PodSpec { address: address.into(), holds: Some(Arc::new(set)), member: None })
 }
 
 /// An object within the object.
@@ -143,6 +167,27 @@ mod tests {
         assert_eq!(addresses, ["m1-0-0.m1:7000", "m1-0-1.m1:7000"]);
         let holds: Vec<String> = group.pods.iter().map(|pod| pod.holds.as_ref().unwrap().to_hex()).collect();
         assert_eq!(holds, ["c8", "37"]);
+    }
+
+    #[test]
+    fn its_owner_says_who_answers_in_its_pods() {
+        let members = |change: &dyn Fn(&mut Value)| {
+            let group = read_changed(|object| {
+                object["metadata"]["namespace"] = json!("serving");
+                object["metadata"]["ownerReferences"] = json!([{
+                    "apiVersion": "serving.minimax-m1.dev/v1alpha1", "kind": "MiniMaxM1Deployment", "name": "m1", "uid": "0b54-11",
+                    "controller": true,
+                }]);
+                change(object);
+            });
+            group.unwrap().pods.iter().map(|pod| pod.member.as_deref().map(str::to_owned)).collect::<Vec<_>>()
+        };
+        let named = |pod: u32| Some(format!("serving/m1/0b54-11/m1-0/{pod}"));
+        assert_eq!(members(&|_| {}), [named(0), named(1)]);
+        // Nobody is named whose name is not certain: such a call means nobody in particular, as before.
+        assert_eq!(members(&|object| object["metadata"]["ownerReferences"] = Value::Null), [None, None]);
+        assert_eq!(members(&|object| object["spec"]["pods"][1]["pod"] = json!("m1-0-7")), [named(0), None]);
+        assert_eq!(read_changed(|object| object["spec"]["pods"][0]["pod"] = json!(7)).unwrap_err().field, "spec.pods[0].pod");
     }
 
     #[test]

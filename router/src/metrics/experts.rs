@@ -106,7 +106,7 @@ impl ExpertSeries {
         let arrays = counts.expert_tokens.iter().zip(&counts.expert_skipped).zip(&counts.expert_lost);
         for (pair, ((executed, skipped), lost)) in self.pairs.iter().zip(arrays) {
             for (counter, tokens) in pair.tokens.iter().zip([executed, skipped, lost]) {
-                counter.inc_by(u64::from(*tokens));
+                counter.inc_by(*tokens);
             }
         }
         Ok(())

@@ -69,15 +69,16 @@ pub struct Meter {
     metrics: Arc<Metrics>,
     endpoint: Endpoint,
     id: String,
+    request: String,
     outcome: Outcome,
     started: Instant,
     last_tokens: Option<Instant>,
 }
 
 impl Meter {
-    /// Starts now; `id` is for the log.
-    pub fn start(metrics: Arc<Metrics>, endpoint: Endpoint, id: String) -> Self {
-        Self { metrics, endpoint, id, outcome: Outcome::Cancelled, started: Instant::now(), last_tokens: None }
+    /// Starts now; `id` of the answer and `request`, its client's word for it, are for the log.
+    pub fn start(metrics: Arc<Metrics>, endpoint: Endpoint, id: String, request: String) -> Self {
+        Self { metrics, endpoint, id, request, outcome: Outcome::Cancelled, started: Instant::now(), last_tokens: None }
     }
 
     /// Tokens came.
@@ -105,6 +106,7 @@ impl Meter {
     /// It ended with an error.
     pub fn failed(&mut self, error: &ApiError) {
         self.outcome = match error {
+            ApiError::Cancelled => Outcome::Cancelled,
             ApiError::NotReady(_) | ApiError::QueueFull { .. } | ApiError::QueueWait { .. } => Outcome::Overloaded,
             error if error.status().is_server_error() => Outcome::Failed,
             _ => Outcome::Invalid,
@@ -121,6 +123,6 @@ impl Drop for Meter {
         if self.outcome != Outcome::Invalid {
             self.metrics.e2e.observe(seconds);
         }
-        tracing::info!(id = self.id, endpoint, outcome, seconds, "request ended");
+        tracing::info!(id = self.id, request = self.request, endpoint, outcome, seconds, "request ended");
     }
 }

@@ -1,26 +1,22 @@
 //! `/v1/models`: the one model that is served, whether or not a worker is ready.
 
-use std::sync::Arc;
-
-use axum::Json;
-use axum::extract::{Path, State};
 use serde_json::{Value, json};
 
 use crate::App;
 use crate::error::ApiError;
 
 /// The list.
-pub async fn list(State(app): State<Arc<App>>) -> Json<Value> {
-    Json(json!({"object": "list", "data": [describe(&app)]}))
+pub fn list(app: &App) -> Value {
+    json!({"object": "list", "data": [describe(app)]})
 }
 
 /// One by its name.
 ///
 /// # Errors
 /// Another name.
-pub async fn one(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
-    app.model.check_name(&name)?;
-    Ok(Json(describe(&app)))
+pub fn one(app: &App, name: &str) -> Result<Value, ApiError> {
+    app.model.check_name(name)?;
+    Ok(describe(app))
 }
 
 fn describe(app: &App) -> Value {

@@ -1,55 +1,78 @@
-//! The connection to one worker, and how its messages read. A connection is made when it is first needed and made again after it broke; each time the
-//! host is looked up anew, so that a name stays good while the pod behind it changes.
+//! The connections to one worker, and how its messages read: one for answers and one for its status, so that neither waits for the other's bytes. A
+//! connection is made when it is first needed and made again after it broke; each time the host is looked up anew, so that a name stays good while the
+//! pod behind it changes. Every call names the member that is meant.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::uri::Authority;
+use http::uri::Authority;
 use m1_proto::worker::worker_client::WorkerClient;
 use m1_proto::worker::{self as wire, StatusResponse};
-use m1_router_core::{Geometry, Phase, WorkerStats};
+use m1_router_core::{Counts, Geometry, Phase, WorkerStats};
+use m1_runtime::member::{MeantFor, Member};
 use m1_runtime::tls::{self, Tls};
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 
 /// A pod that does not accept a connection this fast is treated as gone.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A silent connection is probed after this and given up after as much again, so a pod lost with its node is noticed in four seconds.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
-/// Room for the ids of a long answer whose reader is slow: they wait here, not in a state slot.
-const STREAM_WINDOW: u32 = 4 << 20;
-/// A routing message of 80 layers x 32 experts takes 50 KB; raw logits are never asked for.
+/// Bytes of one answer on the way: its session reads at once, so this is for bursts.
+const STREAM_WINDOW: u32 = 1 << 20;
+/// Bytes of all answers of a worker on the way: as many bursts at once.
+const CONNECTION_WINDOW: u32 = 64 << 20;
+/// Bytes of statuses on the way: the counts of 80 layers x 32 experts take 30 KB.
+const STATUS_WINDOW: u32 = 1 << 20;
+/// A prompt of ten million ids takes 31 MB.
 const MESSAGE_LIMIT: usize = 64 << 20;
+
+/// A worker's service.
+pub type Client = WorkerClient<InterceptedService<Channel, MeantFor>>;
 
 /// The way to one worker.
 #[derive(Debug)]
 pub struct Link {
     /// `HOST:PORT`.
     pub address: Arc<str>,
-    client: WorkerClient<Channel>,
+    /// Who should answer there, where that is known.
+    pub member: Option<Arc<str>>,
+    answers: Client,
+    status: Client,
 }
 
 impl Link {
-    /// Prepares a connection, encrypted with an identity; none is made before it is needed.
+    /// Prepares the connections, encrypted with an identity; none is made before it is needed.
     ///
     /// # Errors
     /// An address that is no authority of a URI.
-    pub fn new(address: Arc<str>, tls: Option<&Tls>) -> Result<Self, tonic::transport::Error> {
+    pub fn new(address: Arc<str>, member: Option<Arc<str>>, tls: Option<&Tls>) -> Result<Self, tonic::transport::Error> {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE)
-            .keep_alive_while_idle(true)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(STREAM_WINDOW.saturating_mul(16));
-        let client = WorkerClient::new(tls::connect_lazy(&endpoint, tls));
-        let client = client.max_decoding_message_size(MESSAGE_LIMIT).max_encoding_message_size(MESSAGE_LIMIT);
-        Ok(Self { address, client })
+            .keep_alive_while_idle(true);
+        let meant = MeantFor::new(member.as_ref().and_then(|member| member.parse::<Member>().ok()).as_ref());
+        let client = |stream_window, connection_window| {
+            let endpoint =
+                endpoint.clone().initial_stream_window_size(stream_window).initial_connection_window_size(connection_window);
+            let client = WorkerClient::with_interceptor(tls::connect_lazy(&endpoint, tls), meant.clone());
+            client.max_decoding_message_size(MESSAGE_LIMIT).max_encoding_message_size(MESSAGE_LIMIT)
+        };
+        let answers = client(STREAM_WINDOW, CONNECTION_WINDOW);
+        let status = client(STATUS_WINDOW, STATUS_WINDOW);
+        Ok(Self { address, member, answers, status })
     }
 
-    /// The worker's service.
-    pub fn client(&self) -> WorkerClient<Channel> {
-        self.client.clone()
+    /// The worker's service, for answers.
+    pub fn client(&self) -> Client {
+        self.answers.clone()
+    }
+
+    /// The worker's service, for its status.
+    pub fn status(&self) -> Client {
+        self.status.clone()
     }
 }
 
@@ -62,6 +85,21 @@ pub fn is_address(text: &str) -> bool {
 /// The model's shape as a routing message has it.
 pub fn geometry(routing: &wire::Routing) -> Geometry {
     Geometry { layers: routing.layers as usize, experts: routing.experts as usize, top_k: routing.top_k as usize }
+}
+
+/// What the experts did, as a message has it.
+pub fn read_counts(routing: wire::Routing) -> Counts {
+    Counts {
+        geometry: geometry(&routing),
+        tokens: routing.tokens,
+        executed: routing.executed,
+        skipped: routing.skipped,
+        lost: routing.lost,
+        expert_tokens: routing.expert_tokens,
+        expert_weight: routing.expert_weight,
+        expert_skipped: routing.expert_skipped,
+        expert_lost: routing.expert_lost,
+    }
 }
 
 /// The part of a status that decisions need.
@@ -79,9 +117,12 @@ pub fn read_status(status: &StatusResponse) -> WorkerStats {
         epoch: status.epoch,
         running: status.running,
         waiting: status.waiting,
+        slots_used: status.state_slots_used,
         slots_total: status.state_slots_total,
         kv_used: status.kv_blocks_used,
+        kv_waiting: status.kv_blocks_waiting,
         kv_total: status.kv_blocks_total,
+        kv_block_tokens: status.kv_block_tokens,
         max_context: status.max_context_tokens,
     }
 }

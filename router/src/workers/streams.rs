@@ -9,11 +9,13 @@ use m1_router_core::{Topology, WorkerId};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::link::{Link, geometry, read_status};
+use super::link::{Link, geometry, read_counts, read_status};
 use super::{Came, Pool};
 
 /// How often a worker may push its status. Also how long a wrong picture lives.
 const STATUS_INTERVAL: Duration = Duration::from_millis(200);
+/// A worker that does not answer a call for its status this fast is as good as gone.
+const ANSWER: Duration = Duration::from_secs(10);
 
 impl Pool {
     /// Applies every topology that comes, for as long as the router runs. When nobody speaks any more the last one stands.
@@ -52,14 +54,30 @@ impl Pool {
     /// Listens to one worker until its stream ends; says why it did.
     async fn listen(self: &Arc<Self>, worker: WorkerId, link: &Link) -> String {
         let interval_ms = u32::try_from(STATUS_INTERVAL.as_millis()).unwrap_or(u32::MAX);
-        let mut stream = match link.client().watch_stats(WatchStatsRequest { interval_ms }).await {
-            Ok(response) => response.into_inner(),
-            Err(status) => return status.to_string(),
+        let request = WatchStatsRequest { interval_ms, router: self.name().to_owned() };
+        let mut stream = match tokio::time::timeout(ANSWER, link.status().watch_stats(request)).await {
+            Ok(Ok(response)) => response.into_inner(),
+            Ok(Err(status)) => return status.to_string(),
+            Err(_) => return "it does not answer".to_owned(),
         };
         let mut phase = None;
         loop {
             match stream.message().await {
-                Ok(Some(status)) => {
+                Ok(Some(mut status)) => {
+                    if let Some(member) =
+                        link.member.as_ref().filter(|member| !status.member.is_empty() && status.member != ***member)
+                    {
+                        tracing::warn!(
+                            worker = &*link.address,
+                            meant = &**member,
+                            there = status.member,
+                            "somebody else answers there"
+                        );
+                        return format!("{} answers there, {member} is meant", status.member);
+                    }
+                    if let Some(experts) = status.experts.take() {
+                        self.counted(&link.address, status.incarnation, read_counts(experts));
+                    }
                     let stats = read_status(&status);
                     if phase.replace(stats.phase) != Some(stats.phase) {
                         let (pod, phase) = (stats.pod, stats.phase.as_str());

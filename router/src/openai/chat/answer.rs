@@ -8,71 +8,93 @@ use serde_json::{Value, json};
 use crate::error::ApiError;
 use crate::generation::{End, Piece, Whole};
 use crate::model::Model;
-use crate::openai::{chat_logprobs, usage};
+use crate::openai::{ChatLogprobs, usage};
 use crate::sse::{Dialect, Frames, Header};
 
 /// What every part of an answer needs.
 pub struct Answer {
-    pub header: Header,
-    pub model: Arc<Model>,
+    header: Header,
+    model: Arc<Model>,
     /// A last chunk with usage is wanted.
-    pub usage: bool,
+    usage: bool,
     /// Log-probabilities are wanted.
-    pub logprobs: bool,
+    logprobs: bool,
+    /// Every chunk begins so.
+    opening: String,
 }
 
 impl Answer {
+    /// The answer `header` names.
+    pub fn new(header: Header, model: Arc<Model>, usage: bool, logprobs: bool) -> Self {
+        let opening = header.opening("chat.completion.chunk");
+        Self { header, model, usage, logprobs, opening }
+    }
+
     fn call_id(&self, index: u32) -> String {
         let hex = self.header.id.strip_prefix("chatcmpl-").unwrap_or(&self.header.id);
         format!("call_{hex}_{index}")
     }
 
-    fn chunk(&self, choices: Value, usage: Value) -> Value {
-        let header = &self.header;
-        let mut chunk = json!({"id": header.id, "object": "chat.completion.chunk", "created": header.created, "model": &*header.model, "choices": choices});
+    /// A chunk with one choice, whose delta `delta` writes.
+    fn choice(&self, out: &mut Frames, delta: impl FnOnce(&mut Frames), logprobs: &Option<ChatLogprobs<'_>>, finish: Option<&str>) {
+        out.text(&self.opening);
+        out.text("[{\"index\":0,\"delta\":");
+        delta(out);
+        out.text(",\"logprobs\":");
+        out.json(logprobs);
+        out.text(",\"finish_reason\":");
+        out.json(&finish);
+        out.text("}]");
+        self.close(out, &Value::Null);
+    }
+
+    fn close(&self, out: &mut Frames, usage: &Value) {
         if self.usage {
-            chunk["usage"] = usage;
+            out.text(",\"usage\":");
+            out.json(usage);
         }
-        chunk
+        out.text("}\n\n");
     }
 
-    fn choice(&self, delta: Value, logprobs: Value, finish: Option<&str>) -> Value {
-        self.chunk(json!([{"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}]), Value::Null)
-    }
-
-    fn delta(&self, delta: Delta) -> Value {
+    fn delta(&self, delta: &Delta, out: &mut Frames) {
+        let mut field = |name: &str, text: &str| {
+            out.text(name);
+            out.json(text);
+            out.text("}");
+        };
         match delta {
-            Delta::Reasoning(text) => json!({"reasoning_content": text}),
-            Delta::Content(text) => json!({"content": text}),
-            Delta::ToolCall { index, name, arguments } => json!({"tool_calls": [
-                {"index": index, "id": self.call_id(index), "type": "function", "function": {"name": name, "arguments": arguments}}
-            ]}),
+            Delta::Reasoning(text) => field("{\"reasoning_content\":", text),
+            Delta::Content(text) => field("{\"content\":", text),
+            Delta::ToolCall { index, name, arguments } => out.json(&json!({"tool_calls": [
+                {"index": index, "id": self.call_id(*index), "type": "function", "function": {"name": name, "arguments": arguments}}
+            ]})),
         }
     }
 }
 
 impl Dialect for Answer {
     fn open(&mut self, out: &mut Frames) {
-        out.data(&self.choice(json!({"role": "assistant", "content": ""}), Value::Null, None));
+        self.choice(out, |out| out.text("{\"role\":\"assistant\",\"content\":\"\"}"), &None, None);
     }
 
     fn piece(&mut self, piece: Piece, out: &mut Frames) {
         // The tokens of a piece go with its first chunk; a chunk of their own where their text is still held back.
-        let mut logprobs =
-            if self.logprobs && !piece.marks.is_empty() { chat_logprobs(&self.model, &piece.marks) } else { Value::Null };
+        let mut logprobs = (self.logprobs && !piece.marks.is_empty()).then(|| ChatLogprobs::of(&self.model, &piece.marks));
         if piece.deltas.is_empty() {
-            out.data(&self.choice(json!({}), logprobs, None));
+            self.choice(out, |out| out.text("{}"), &logprobs, None);
             return;
         }
-        for delta in piece.deltas {
-            out.data(&self.choice(self.delta(delta), logprobs.take(), None));
+        for delta in &piece.deltas {
+            self.choice(out, |out| self.delta(delta, out), &logprobs.take(), None);
         }
     }
 
     fn end(&mut self, end: End, out: &mut Frames) -> Result<(), ApiError> {
-        out.data(&self.choice(json!({}), Value::Null, Some(end.finish.as_str())));
+        self.choice(out, |out| out.text("{}"), &None, Some(end.finish.as_str()));
         if self.usage {
-            out.data(&self.chunk(json!([]), usage(&end)));
+            out.text(&self.opening);
+            out.text("[]");
+            self.close(out, &usage(&end));
         }
         out.done();
         Ok(())
@@ -95,7 +117,7 @@ pub fn whole(answer: &Answer, all: Whole, end: &End) -> Value {
     if !calls.is_empty() {
         message["tool_calls"] = Value::Array(calls);
     }
-    let logprobs = if answer.logprobs { chat_logprobs(&answer.model, &all.marks) } else { Value::Null };
+    let logprobs = answer.logprobs.then(|| json!(ChatLogprobs::of(&answer.model, &all.marks)));
     json!({
         "id": answer.header.id,
         "object": "chat.completion",

@@ -1,16 +1,13 @@
 //! Every bad request gets an error of OpenAI's shape that names the field, and reaches no worker.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-mod common;
-
-use common::{NAME, Stand, chat, completion, merge};
+use crate::common::{NAME, Stand, chat, completion, merge};
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
 const TEXT: &str = "/v1/completions";
 const M1: &str = "/v1/minimax-m1/generate";
 
-fn check(answer: &common::client::Answer, status: u16, code: &str, param: Option<&str>, case: &str) {
+fn check(answer: &crate::common::client::Answer, status: u16, code: &str, param: Option<&str>, case: &str) {
     assert_eq!(answer.status, status, "{case}: {}", answer.text);
     let error = answer.json()["error"].clone();
     assert_eq!(error["code"], code, "{case}: {error}");

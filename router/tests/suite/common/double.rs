@@ -298,7 +298,7 @@ impl Sequence {
 
 /// Counts of so many tokens, dealt out in turn; with a threshold every fourth expert use is skipped.
 fn route(tokens: u32, skip: bool) -> Routing {
-    let zero = vec![0u32; (LAYERS * EXPERTS) as usize];
+    let zero = vec![0u64; (LAYERS * EXPERTS) as usize];
     let mut routing = Routing {
         tokens: u64::from(tokens),
         layers: LAYERS,

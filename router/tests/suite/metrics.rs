@@ -1,9 +1,6 @@
 //! The exposition: every expert's series from readiness on, and sums that agree with the routing logs of the answers.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-mod common;
-
-use common::{Act, Stand, chat, completion};
+use crate::common::{Act, Stand, chat, completion};
 use serde_json::json;
 
 fn rows<'a>(text: &'a str, name: &'a str) -> Vec<(&'a str, f64)> {

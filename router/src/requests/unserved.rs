@@ -3,13 +3,20 @@
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
-use crate::fields::Fields;
-use crate::params::refuse_unserved;
+
+use super::body::Fields;
+use super::params::refuse_unserved;
 
 /// Of `/v1/chat/completions`.
 pub fn of_chat(fields: &Fields<'_>) -> Result<(), ApiError> {
     refuse_unserved(fields)?;
-    fields.refuse("response_format", "{\"type\": \"text\"}", |value| value.get("type") == Some(&json!("text")))?;
+    if let Some(given) = fields.get("response_format") {
+        // Its other fields may be long.
+        let plain = Fields::of("response_format".to_owned(), given, &["type"]).and_then(|format| format.text("type"));
+        if !matches!(plain, Ok(Some(kind)) if kind == "text") {
+            return Err(fields.unsupported("response_format", given, "{\"type\": \"text\"}"));
+        }
+    }
     fields.refuse("audio", "nothing", |_| false)?;
     fields.refuse("modalities", "[\"text\"]", |value| value == &json!(["text"]))?;
     fields.refuse("functions", "nothing; use tools", |_| false)?;

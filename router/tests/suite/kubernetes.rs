@@ -1,10 +1,7 @@
 //! The watch on ExpertPlacements, against an API server that fails in every way it can: what it says becomes topologies, what it fails to say changes nothing.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-mod common;
-
-use common::cluster::Cluster;
-use common::{Double, PATIENCE, chat, config};
+use crate::common::cluster::Cluster;
+use crate::common::{Double, PATIENCE, chat, config};
 use m1_operator_api::{ExpertPlacementSpec, PodHolding, ResourceName, Traffic};
 use m1_router::drain::Stops;
 use m1_router::groups::kubernetes::follow;
@@ -166,7 +163,7 @@ async fn a_router_serves_what_the_cluster_says() {
     let topologies = follower(&cluster);
     let double = Double::start(0);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let client = common::Client::new(listener.local_addr().unwrap());
+    let client = crate::common::Client::new(listener.local_addr().unwrap());
     let (_stops, signals) = watch::channel(0);
     tokio::spawn(m1_router::serve(config(), listener, topologies, Stops::new(signals)));
     assert_eq!(client.get("/ready").await.status, 503);

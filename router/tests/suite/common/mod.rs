@@ -4,6 +4,7 @@
 pub mod client;
 pub mod cluster;
 pub mod double;
+pub mod raw;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,8 +13,12 @@ use m1_router::RouterError;
 use m1_router::config::Config;
 use m1_router::drain::{Grace, Stops};
 use m1_router::groups::Source;
+use m1_router::http::body::Bounds;
+use m1_router::http::cors::Cors;
+use m1_router::server::Times;
+use m1_router::sse::Pace;
 use m1_router::workers::Patience;
-use m1_router_core::Topology;
+use m1_router_core::{Deadlines, Topology};
 use m1_text::Tokenizer;
 use m1_weights::source::Location;
 use serde_json::{Value, json};
@@ -41,6 +46,7 @@ pub fn tokenizer() -> Tokenizer {
 pub fn config() -> Config {
     Config {
         listen: String::new(),
+        listen_fd: None,
         model: Location::Folder(model_dir()),
         fetch: None,
         served_name: NAME.to_owned(),
@@ -50,13 +56,19 @@ pub fn config() -> Config {
         api_keys: None,
         patience: Patience { limit: 8, wait: PATIENCE },
         max_output_tokens: None,
-        body_limit: 64 << 10,
+        bodies: Bounds { bytes: 64 << 10, time: PATIENCE },
+        cors: Cors::Local,
+        deadlines: Deadlines { first: PATIENCE, rate: 200, between: PATIENCE },
+        max_connections: 256,
+        times: Times { head: PATIENCE, idle: PATIENCE, write: PATIENCE },
+        pace: Pace { head: Duration::from_secs(10), comment: Duration::from_secs(10) },
         grace: Grace { delay: Duration::ZERO, drain: PATIENCE },
     }
 }
 
 /// A router over groups of doubles, with a client on it.
 pub struct Stand {
+    pub address: std::net::SocketAddr,
     pub client: Client,
     pub doubles: Vec<Double>,
     pub topologies: watch::Sender<Topology>,
@@ -87,9 +99,10 @@ impl Stand {
         let mut config = config();
         change(&mut config);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let client = Client::new(listener.local_addr().unwrap());
+        let address = listener.local_addr().unwrap();
+        let client = Client::new(address);
         let served = tokio::spawn(m1_router::serve(config, listener, receiver, Stops::new(signals)));
-        Self { client, doubles, topologies, stops, served }
+        Self { address, client, doubles, topologies, stops, served }
     }
 
     pub async fn wait_ready(&self) {

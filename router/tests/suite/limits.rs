@@ -1,11 +1,8 @@
 //! What an operator of the server may bound: waiting, the length of answers, and who may ask.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod common;
 
 use std::time::Duration;
 
-use common::{Act, PATIENCE, Stand, chat, completion, merge};
+use crate::common::{Act, PATIENCE, Stand, chat, completion, merge};
 use serde_json::{Value, json};
 use tonic::Code;
 

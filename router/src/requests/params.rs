@@ -1,9 +1,13 @@
 //! Fields that several endpoints share, read and checked.
 
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::error::ApiError;
-use crate::fields::Fields;
+
+use super::body::{Fields, text};
+use super::echo::invalid;
+use super::ids::element;
 
 /// M1's own sampling, which its evaluations used.
 pub const TEMPERATURE: f64 = 1.0;
@@ -53,10 +57,11 @@ impl Streaming {
     /// A wrong type, or options without `stream`.
     pub fn read(fields: &Fields<'_>) -> Result<Self, ApiError> {
         let on = fields.flag("stream")?.unwrap_or(false);
-        let Some(options) = fields.object("stream_options")? else { return Ok(Self { on, usage: false }) };
-        if !on {
-            let given = fields.get("stream_options").unwrap_or(&Value::Null);
-            return Err(ApiError::invalid("stream_options", given, "nothing unless stream is true"));
+        let Some(options) = fields.object("stream_options", &["include_obfuscation", "include_usage"])? else {
+            return Ok(Self { on, usage: false });
+        };
+        if let (false, Some(given)) = (on, fields.get("stream_options")) {
+            return Err(invalid("stream_options", given, "nothing unless stream is true"));
         }
         options.refuse("include_obfuscation", "false", |value| value == &Value::Bool(false))?;
         Ok(Self { on, usage: options.flag("include_usage")?.unwrap_or(false) })
@@ -68,17 +73,30 @@ impl Streaming {
 /// # Errors
 /// Another type, an empty text, too many.
 pub fn stops(fields: &Fields<'_>) -> Result<Vec<String>, ApiError> {
-    const ALLOWED: &str = "a string, or a list of up to 4, none of them empty";
-    let texts: Option<Vec<String>> = match fields.get("stop") {
-        None => return Ok(Vec::new()),
-        Some(Value::String(text)) => Some(vec![text.clone()]),
-        Some(Value::Array(items)) => items.iter().map(|item| item.as_str().map(str::to_owned)).collect(),
-        Some(_) => None,
+    let Some(given) = fields.get("stop") else { return Ok(Vec::new()) };
+    let texts = match text("stop", given)? {
+        Some(text) => Some(vec![text.into_owned()]),
+        None => several(given)?,
     };
-    match texts.filter(|texts| texts.len() <= MOST_STOPS && texts.iter().all(|text| !text.is_empty())) {
+    match texts.filter(|texts| texts.iter().all(|text| !text.is_empty())) {
         Some(texts) => Ok(texts),
-        None => Err(ApiError::invalid("stop", fields.get("stop").unwrap_or(&Value::Null), ALLOWED)),
+        None => Err(invalid("stop", given, "a string, or a list of up to 4, none of them empty")),
     }
+}
+
+/// The texts of a short list; none where it is longer, or no list of texts.
+fn several(given: &RawValue) -> Result<Option<Vec<String>>, ApiError> {
+    if !given.get().starts_with('[') {
+        return Ok(None);
+    }
+    let mut texts = Vec::new();
+    while let Some(item) = element(given, texts.len()) {
+        match text("stop", item)? {
+            Some(text) if texts.len() < MOST_STOPS => texts.push(text.into_owned()),
+            _ => return Ok(None),
+        }
+    }
+    Ok(Some(texts))
 }
 
 /// Refuses what OpenAI's two generating endpoints know and this server does not serve.

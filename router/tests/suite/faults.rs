@@ -1,9 +1,6 @@
 //! Overload, workers that are not there yet, refuse, break or die, and clients that go away.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-mod common;
-
-use common::{Act, PATIENCE, Stand, chat, completion};
+use crate::common::{Act, PATIENCE, Stand, chat, completion};
 use m1_proto::worker::Phase;
 use serde_json::{Value, json};
 use tonic::Code;
@@ -75,7 +72,7 @@ async fn a_client_that_leaves_the_queue_leaves_no_trace() {
     let client = stand.client.clone();
     let second = tokio::spawn(async move { client.post(CHAT, &chat(json!({}))).await });
     let depth = |n: u32| {
-        move |client: common::Client| async move {
+        move |client: crate::common::Client| async move {
             client.get("/metrics").await.text.contains(&format!("m1_router_queue_depth{MODEL} {n}"))
         }
     };

@@ -1,9 +1,6 @@
 //! M1's own endpoint: inputs, the routing log, and its events.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-mod common;
-
-use common::{Act, NAME, Stand, tokenizer};
+use crate::common::{Act, NAME, Stand, tokenizer};
 use serde_json::{Value, json};
 
 const M1: &str = "/v1/minimax-m1/generate";

@@ -1,13 +1,10 @@
 //! The end of a router: what is still served, for how long, and what is cut. The real process is asked with real signals.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod common;
 
 use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::Duration;
 
-use common::{Act, Client, Double, PATIENCE, Stand, chat, model_dir};
+use crate::common::{Act, Client, Double, PATIENCE, Stand, chat, model_dir};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -31,7 +28,7 @@ impl Process {
         let double = Double::start(0);
         let model = model_dir();
         let mut child = Command::new(env!("CARGO_BIN_EXE_m1-router"))
-            .args(["--listen", "127.0.0.1:0", "--served-name", common::NAME, "--max-context", "4096", "--model"])
+            .args(["--listen", "127.0.0.1:0", "--served-name", crate::common::NAME, "--max-context", "4096", "--model"])
             .arg(model)
             .args(["--workers", &double.address])
             .args(more)

@@ -1,0 +1,169 @@
+//! Connections: how many there may be, how long a client may take over each part, and how they end. HTTP is hyper's; what is asked and answered is
+//! [`crate::http`]'s. HTTP/1.1 only: the OpenAI clients and the proxies in front speak it, and a streamed answer gains nothing from HTTP/2.
+
+mod head;
+mod link;
+mod refusal;
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::App;
+use crate::error::ApiError;
+use crate::http;
+
+pub use head::Framing;
+pub use link::{Client, Io, Link, Phase, Times};
+
+/// Headers of a request; browsers and proxies send thirty.
+const MOST_HEADERS: usize = 128;
+/// A head may have so many bytes. It is also what hyper keeps of a body that is read slower than it comes.
+const BUFFER: usize = 64 << 10;
+/// Bytes that wait in the kernel for a client that is slow: left to itself it takes megabytes, for each of them.
+const KERNEL_BUFFER: usize = 128 << 10;
+/// Pause after the system refused a connection for want of file descriptors.
+const EXHAUSTED: Duration = Duration::from_millis(50);
+/// Clients that are told at once that there is no room for their connection; those beyond are just closed.
+const REFUSALS: usize = 64;
+/// How long telling one may take.
+const REFUSAL: Duration = Duration::from_secs(1);
+
+/// Serves until `closing`; then takes no more connections and lets requests under way end, until `cut`.
+pub async fn serve(app: Arc<App>, listener: TcpListener, closing: CancellationToken, cut: CancellationToken) {
+    let (room, refusals) = (Arc::new(Semaphore::new(app.config.max_connections)), Arc::new(Semaphore::new(REFUSALS)));
+    let connections = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = closing.cancelled() => break,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // One client's trouble, or no descriptors left: both pass.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(EXHAUSTED).await;
+                continue;
+            }
+        };
+        if let Err(error) = prepare(&stream) {
+            tracing::debug!(%error, "a connection could not be set up");
+        }
+        match Arc::clone(&room).try_acquire_owned() {
+            Ok(place) => {
+                let (app, closing, cut) = (Arc::clone(&app), closing.clone(), cut.clone());
+                connections.spawn(async move {
+                    connection(app, stream, closing, cut).await;
+                    drop(place);
+                });
+            }
+            Err(_) => {
+                app.metrics.connections_refused.inc();
+                if let Ok(place) = Arc::clone(&refusals).try_acquire_owned() {
+                    let error = ApiError::TooManyConnections { most: app.config.max_connections };
+                    connections.spawn(async move {
+                        // Whoever does not take it in time is closed all the same.
+                        drop(tokio::time::timeout(REFUSAL, refuse(stream, &error)).await);
+                        drop(place);
+                    });
+                }
+            }
+        }
+    }
+    drop(listener);
+    connections.close();
+    connections.wait().await;
+}
+
+/// Sends at once, and lets the kernel keep little of what a client does not take.
+fn prepare(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    rustix::net::sockopt::set_socket_send_buffer_size(stream, KERNEL_BUFFER)?;
+    Ok(())
+}
+
+async fn refuse(mut stream: TcpStream, error: &ApiError) {
+    let mut scratch = [0u8; 1024];
+    // What was sent is read, so that the client sees the answer and not a reset.
+    drop(stream.readable().await);
+    drop(stream.try_read(&mut scratch));
+    drop(stream.write_all(&refusal::answer(error)).await);
+    drop(stream.shutdown().await);
+}
+
+async fn connection(app: Arc<App>, stream: TcpStream, closing: CancellationToken, cut: CancellationToken) {
+    let link = Link::new(stream, app.config.times);
+    app.metrics.connections.inc();
+    let _counted = Counted(&app);
+    let service = {
+        let (app, link) = (Arc::clone(&app), Arc::clone(&link));
+        service_fn(move |request: hyper::Request<Incoming>| {
+            let (app, link) = (Arc::clone(&app), Arc::clone(&link));
+            async move { Ok::<_, Infallible>(http::answer(app, link, request).await) }
+        })
+    };
+    let mut builder = http1::Builder::new();
+    builder.half_close(true).header_read_timeout(None).max_headers(MOST_HEADERS).max_buf_size(BUFFER);
+    let mut http = pin!(builder.serve_connection(TokioIo::new(Io(Arc::clone(&link))), service));
+    let (mut closing, mut cut) = (pin!(closing.cancelled_owned()), pin!(cut.cancelled_owned()));
+    let mut clock: Option<Pin<Box<Sleep>>> = None;
+    let mut told = false;
+    std::future::poll_fn(|cx| {
+        if !told && closing.as_mut().poll(cx).is_ready() {
+            told = true;
+            http.as_mut().graceful_shutdown();
+        }
+        if cut.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        loop {
+            if http.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            match link.watch(cx) {
+                Client::Same => break,
+                Client::Finished => {}
+                Client::Gone => return Poll::Ready(()),
+            }
+        }
+        let Some(deadline) = link.deadline() else { return Poll::Pending };
+        let clock = clock.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        // A clock that rings too early costs a look, one that is moved at every byte costs more.
+        if deadline < clock.deadline() || clock.is_elapsed() {
+            clock.as_mut().reset(deadline);
+        }
+        while clock.as_mut().poll(cx).is_ready() {
+            match link.deadline() {
+                Some(deadline) if deadline > Instant::now() => clock.as_mut().reset(deadline),
+                Some(_) => return Poll::Ready(()),
+                None => break,
+            }
+        }
+        Poll::Pending
+    })
+    .await;
+}
+
+/// A connection in the gauge.
+struct Counted<'a>(&'a App);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.metrics.connections.dec();
+    }
+}

@@ -1,0 +1,317 @@
+//! One client's connection below HTTP: bytes in and out, what the client is waited for, and whether it is still there. hyper reads and writes through
+//! [`Io`]; the task that owns the connection asks [`Link::watch`] whether the client is gone and [`Link::deadline`] how long it may stay silent.
+//!
+//! While an answer is made hyper does not read. Then this reads ahead, so that a client that has gone is seen whatever it had sent before: a reset ends
+//! the connection; a FIN ends it where a whole answer is made, and makes a stream say something, which a client that is gone answers with a reset.
+
+use std::future::Future;
+use std::io::{self, ErrorKind, IoSlice};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::head::{Framing, Scanner};
+use super::refusal;
+
+/// Bytes read ahead of an answer: a hundred pipelined requests. Of a client that sends more only a reset is seen.
+const AHEAD: usize = 256 << 10;
+/// After an answer that left a body unread the client may go on sending for this long, so that it sees the answer and not a reset.
+const LINGER: Duration = Duration::from_secs(5);
+/// Bytes thrown away in one go then.
+const SCRATCH: usize = 16 << 10;
+
+/// How long a client may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Times {
+    /// To send the head of a request, from its first byte on.
+    pub head: Duration,
+    /// Between requests, and before the first byte.
+    pub idle: Duration,
+    /// To take something of what waits for it.
+    pub write: Duration,
+}
+
+/// What the connection does now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Waits for a request.
+    Idle,
+    /// Reads a head.
+    Head,
+    /// A request is here, its body perhaps not yet; whoever reads that watches the time.
+    Request,
+    /// An answer is made that is sent in one.
+    Whole,
+    /// An answer is sent while it is made.
+    Stream,
+    /// The last answer is out.
+    Closing,
+}
+
+/// What has become of the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Client {
+    /// As before.
+    Same,
+    /// It has finished sending; the stream should say something.
+    Finished,
+    /// Nobody waits for the answer.
+    Gone,
+}
+
+struct State {
+    phase: Phase,
+    since: Instant,
+    blocked: Option<Instant>,
+    scanner: Scanner,
+    ahead: Vec<u8>,
+    fin: bool,
+    probe: bool,
+    /// The client may still send what nobody reads.
+    lingers: bool,
+    /// Completes when the client has reset the connection; only needed while nothing can be read.
+    reset: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+/// A connection.
+pub struct Link {
+    stream: Arc<TcpStream>,
+    times: Times,
+    state: Mutex<State>,
+}
+
+impl Link {
+    /// A connection that was just made.
+    pub fn new(stream: TcpStream, times: Times) -> Arc<Self> {
+        let state = State {
+            phase: Phase::Idle,
+            since: Instant::now(),
+            blocked: None,
+            scanner: Scanner::default(),
+            ahead: Vec::new(),
+            fin: false,
+            probe: false,
+            lingers: false,
+            reset: None,
+        };
+        Arc::new(Self { stream: Arc::new(stream), times, state: Mutex::new(state) })
+    }
+
+    /// What it does from now on.
+    pub fn enter(&self, phase: Phase) {
+        let mut state = self.lock();
+        state.phase = phase;
+        state.since = Instant::now();
+    }
+
+    /// A request's head is complete; how its body is framed, as it was written.
+    pub fn begin(&self) -> Framing {
+        let mut state = self.lock();
+        state.phase = Phase::Request;
+        state.since = Instant::now();
+        std::mem::take(&mut state.scanner).framing()
+    }
+
+    /// A request was answered before all of it was read.
+    pub fn linger(&self) {
+        self.lock().lingers = true;
+    }
+
+    /// Whether a comment is due because the client has finished sending; asked once.
+    pub fn take_probe(&self) -> bool {
+        std::mem::take(&mut self.lock().probe)
+    }
+
+    /// Whether the client has finished sending.
+    pub fn has_finished(&self) -> bool {
+        self.lock().fin
+    }
+
+    /// Until when the client may stay as it is.
+    pub fn deadline(&self) -> Option<Instant> {
+        let state = self.lock();
+        let blocked = state.blocked.map(|since| since + self.times.write);
+        let phase = match state.phase {
+            Phase::Idle => Some(state.since + self.times.idle),
+            Phase::Head => Some(state.since + self.times.head),
+            Phase::Closing => Some(state.since + LINGER),
+            Phase::Request | Phase::Whole | Phase::Stream => None,
+        };
+        match (blocked, phase) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// Looks, while an answer is made, whether the client is still there.
+    pub fn watch(&self, cx: &mut Context<'_>) -> Client {
+        let mut state = self.lock();
+        if !matches!(state.phase, Phase::Whole | Phase::Stream) {
+            return Client::Same;
+        }
+        if state.fin {
+            return if state.phase == Phase::Whole { Client::Gone } else { self.watch_reset(&mut state, cx) };
+        }
+        loop {
+            if state.ahead.len() >= AHEAD {
+                return self.watch_reset(&mut state, cx);
+            }
+            match self.stream.poll_read_ready(cx) {
+                Poll::Pending => return Client::Same,
+                Poll::Ready(Err(_)) => return Client::Gone,
+                Poll::Ready(Ok(())) => {}
+            }
+            let mut scratch = [0u8; 4096];
+            match self.stream.try_read(&mut scratch) {
+                Ok(0) => {
+                    state.fin = true;
+                    if state.phase == Phase::Whole {
+                        return Client::Gone;
+                    }
+                    state.probe = true;
+                    return Client::Finished;
+                }
+                Ok(count) => state.ahead.extend_from_slice(scratch.get(..count).unwrap_or_default()),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => return Client::Gone,
+            }
+        }
+    }
+
+    fn watch_reset(&self, state: &mut State, cx: &mut Context<'_>) -> Client {
+        let stream = &self.stream;
+        let reset = state.reset.get_or_insert_with(|| {
+            let stream = Arc::clone(stream);
+            Box::pin(async move { drop(stream.ready(Interest::ERROR).await) })
+        });
+        if reset.as_mut().poll(cx).is_ready() { Client::Gone } else { Client::Same }
+    }
+
+    fn read(&self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut state = self.lock();
+        if !state.ahead.is_empty() {
+            let count = state.ahead.len().min(out.remaining());
+            let part: Vec<u8> = state.ahead.drain(..count).collect();
+            out.put_slice(&part);
+            state.seen(&mut []);
+            return Poll::Ready(Ok(()));
+        }
+        if state.fin {
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            let space = out.initialize_unfilled();
+            match self.stream.try_read(space) {
+                Ok(0) => {
+                    state.fin = true;
+                    return Poll::Ready(Ok(()));
+                }
+                Ok(count) => {
+                    state.seen(space.get_mut(..count).unwrap_or_default());
+                    out.advance(count);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => ready!(self.stream.poll_read_ready(cx))?,
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    fn write(&self, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        if let Some(body) = parts.first().and_then(|part| refusal::of_hyper(part)) {
+            // hyper's own word on a head that it refuses has no body; nothing follows it but the end.
+            let _ = self.stream.try_write(&body);
+            self.linger();
+            return Poll::Ready(Ok(parts.iter().map(|part| part.len()).sum()));
+        }
+        loop {
+            match self.stream.try_write_vectored(parts) {
+                Ok(count) => {
+                    self.lock().blocked = None;
+                    return Poll::Ready(Ok(count));
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.lock().blocked.get_or_insert_with(Instant::now);
+                    ready!(self.stream.poll_write_ready(cx))?;
+                }
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    /// Says that nothing more comes. Where a request was not read whole, reads what the client still sends until it says so too.
+    fn close(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut state = self.lock();
+        if state.phase != Phase::Closing {
+            state.phase = Phase::Closing;
+            state.since = Instant::now();
+            rustix::net::shutdown(&*self.stream, rustix::net::Shutdown::Write)?;
+        }
+        if !state.lingers && state.ahead.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        let mut scratch = [0u8; SCRATCH];
+        while !state.fin {
+            match self.stream.try_read(&mut scratch) {
+                Ok(0) => state.fin = true,
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => ready!(self.stream.poll_read_ready(cx))?,
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Bytes came that hyper reads now.
+    fn seen(&mut self, bytes: &mut [u8]) {
+        if self.phase == Phase::Idle {
+            self.phase = Phase::Head;
+            self.since = Instant::now();
+        }
+        if self.phase == Phase::Head {
+            self.scanner.feed(bytes);
+        }
+    }
+}
+
+/// A [`Link`] as hyper reads and writes it.
+pub struct Io(pub Arc<Link>);
+
+impl AsyncRead for Io {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.0.read(cx, out)
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.0.write(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.0.write(cx, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.close(cx)
+    }
+}

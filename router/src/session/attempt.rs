@@ -1,0 +1,209 @@
+//! One worker's try at a sequence: its stream, how long it may be silent, and what its errors mean. Addresses of workers stay in the log.
+
+use std::time::Duration;
+
+use m1_proto::worker::generate_event::Event;
+use m1_proto::worker::{self as wire, FinishReason};
+use m1_router_core::{Deadlines, Outcome};
+use tokio::time::Instant;
+use tonic::{Code, Status, Streaming};
+
+use crate::App;
+use crate::error::ApiError;
+use crate::metrics::Meter;
+use crate::order::Order;
+use crate::workers::{Lease, read_counts};
+
+use super::Finished;
+
+/// How long the last event may wait until the experts of its sequence are counted: two status intervals, and some.
+const COUNTED: Duration = Duration::from_secs(1);
+
+/// Why a try ended.
+#[derive(Debug)]
+pub enum Fault {
+    /// Before its first token: another worker may do better.
+    Early(Outcome, String),
+    /// After it.
+    Broken(ApiError),
+    /// The request's own fault.
+    Final(ApiError),
+}
+
+/// A try under way.
+pub struct Attempt<'a> {
+    app: &'a App,
+    lease: &'a Lease,
+    stream: Streaming<wire::GenerateEvent>,
+    deadlines: Deadlines,
+    prompt: u32,
+    accepted: Instant,
+    /// The worker has said anything at all.
+    heard: bool,
+    begun: bool,
+    wants_routing: bool,
+}
+
+impl<'a> Attempt<'a> {
+    /// Sends the sequence and waits until the worker has taken it in.
+    pub async fn open(app: &'a App, order: &Order, number: u32, lease: &'a Lease) -> Result<Self, Fault> {
+        let prompt = u32::try_from(order.prompt.len()).unwrap_or(u32::MAX);
+        let deadlines = app.config.deadlines;
+        let request = order.to_wire(&app.model, number, app.pool.name());
+        let mut client = lease.client();
+        let asked = client.generate(request);
+        let response = match tokio::time::timeout(deadlines.first_token(prompt), asked).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(status)) => return Err(judge(&status)),
+            Err(_) => return Err(Fault::Early(Outcome::Stalled, "it did not take the sequence in".to_owned())),
+        };
+        let (stream, accepted) = (response.into_inner(), Instant::now());
+        Ok(Self { app, lease, stream, deadlines, prompt, accepted, heard: false, begun: false, wants_routing: order.want_routing })
+    }
+
+    /// The first token has come.
+    pub fn has_begun(&mut self) {
+        self.begun = true;
+    }
+
+    /// The next event.
+    pub async fn next(&mut self) -> Result<Event, Fault> {
+        let silence = self.deadlines.next_event(self.prompt, self.accepted.elapsed(), self.begun);
+        match tokio::time::timeout(silence, self.stream.message()).await {
+            Ok(Ok(Some(event))) => {
+                self.heard = true;
+                event.event.ok_or_else(|| self.garbage("an empty event"))
+            }
+            Ok(Ok(None)) => Err(self.fault(Outcome::Failed, "its stream ended early".to_owned())),
+            Ok(Err(status)) if self.begun => Err(self.fault(Outcome::Lost, status.to_string())),
+            Ok(Err(status)) => Err(judge(&status)),
+            // It waits behind other routers' sequences there, and the worker is not to blame.
+            Err(_) if !self.heard && self.app.pool.queues(self.lease) => {
+                Err(Fault::Early(Outcome::Full, "it did not come to its turn".to_owned()))
+            }
+            Err(_) => Err(self.fault(Outcome::Stalled, format!("it was silent for {} seconds", silence.as_secs()))),
+        }
+    }
+
+    /// The worker breaks its contract.
+    pub fn garbage(&self, what: &str) -> Fault {
+        self.fault(Outcome::Failed, format!("it sent {what}"))
+    }
+
+    fn fault(&self, early: Outcome, words: String) -> Fault {
+        if !self.begun {
+            return Fault::Early(early, words);
+        }
+        tracing::warn!(worker = self.lease.address(), words, "lost while it generated");
+        Fault::Broken(match early {
+            Outcome::Stalled => ApiError::WorkerLost("the worker that generated this answer stands still".to_owned()),
+            _ => ApiError::WorkerLost("the worker that generated this answer was lost; the request may be sent again".to_owned()),
+        })
+    }
+
+    /// Reads the last event. What the experts did is booked by then.
+    pub async fn finish(self, finished: wire::Finished, meter: &mut Meter) -> Result<Finished, Fault> {
+        let reason = finished.reason();
+        if reason == FinishReason::FinishError {
+            tracing::warn!(
+                worker = self.lease.address(),
+                reason = finished.error_reason,
+                message = finished.error_message,
+                "a sequence failed"
+            );
+            if !self.begun {
+                return Err(Fault::Early(Outcome::Failed, finished.error_reason));
+            }
+            let message = format!("the worker failed: {}", without_addresses(&finished.error_message));
+            return Err(Fault::Broken(ApiError::Engine { reason: crate::error::cut(&finished.error_reason), message }));
+        }
+        if finished.counted > 0 {
+            // Only the answer that tells of them must not be seen before they are counted.
+            if self.wants_routing {
+                let booked = self.app.pool.booked(self.lease, finished.counted);
+                if tokio::time::timeout(COUNTED, booked).await.is_err() {
+                    tracing::debug!(worker = self.lease.address(), "an answer goes out before its experts are counted");
+                }
+            }
+        }
+        let routing = self.routing(finished.routing, finished.counted > 0);
+        meter.done(finished.prompt_tokens);
+        Ok(Finished {
+            by_length: reason == FinishReason::FinishLength,
+            prompt_tokens: finished.prompt_tokens,
+            output_tokens: finished.output_tokens,
+            routing,
+        })
+    }
+
+    /// Counts of one answer. A worker that does not count for its routers has its answers booked here.
+    fn routing(&self, routing: Option<wire::Routing>, counted: bool) -> Result<m1_router_core::Counts, String> {
+        let Some(routing) = routing.filter(|routing| !routing.expert_tokens.is_empty()) else {
+            return Err("the worker sent no routing counts".to_owned());
+        };
+        let counts = read_counts(routing);
+        let checked = if counted { counts.check() } else { self.app.metrics.book(&counts) };
+        match checked {
+            Ok(()) => Ok(counts),
+            Err(error) => {
+                tracing::error!(worker = self.lease.address(), reason = error.reason(), %error, "routing counts refused");
+                self.app.metrics.routing_rejected.inc();
+                Err(error.to_string())
+            }
+        }
+    }
+}
+
+/// Words of a worker may name its peers; a client has no use for where they are.
+fn without_addresses(words: &str) -> String {
+    let hidden = words.split(' ').map(|word| {
+        let bare = word.trim_matches(|c: char| !c.is_ascii_alphanumeric() && c != '[' && c != ']');
+        if crate::workers::is_address(bare) { word.replace(bare, "a worker") } else { word.to_owned() }
+    });
+    crate::error::cut(&hidden.collect::<Vec<_>>().join(" "))
+}
+
+/// What a status means that came in place of a stream, or before its first token.
+fn judge(status: &Status) -> Fault {
+    let reason = status.metadata().get("m1-reason").and_then(|reason| reason.to_str().ok()).unwrap_or_default();
+    let words = || format!("{}: {}", status.code().description(), status.message());
+    match (status.code(), reason) {
+        (Code::ResourceExhausted, _) => Fault::Early(Outcome::Full, words()),
+        (_, "NotReady" | "Draining" | "Stopping" | "WrongMember") => Fault::Early(Outcome::NotReady, words()),
+        // Too large for a message is the request's own fault too: no other worker takes it.
+        (Code::InvalidArgument | Code::OutOfRange, _) => Fault::Final(ApiError::Invalid {
+            param: "request".to_owned(),
+            message: crate::error::cut_to(&format!("the worker refuses the request: {}", without_addresses(status.message())), 240),
+        }),
+        // What tonic says where the connection broke or could not be made.
+        (Code::Unavailable | Code::Unknown | Code::Cancelled, "") => Fault::Early(Outcome::Lost, words()),
+        _ => Fault::Early(Outcome::Failed, words()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_stay_inside() {
+        assert_eq!(without_addresses("pod 3 (10.0.0.7:9000) is lost"), "pod 3 (a worker) is lost");
+        assert_eq!(without_addresses("m1-0-1.m1-0.models.svc:7000, [::1]:3: gone"), "a worker, a worker: gone");
+        assert_eq!(without_addresses("given 3, allowed: 0 to 2"), "given 3, allowed: 0 to 2");
+    }
+
+    #[test]
+    fn refusals_for_want_of_room_blame_nobody() {
+        let with = |code, reason: &'static str| {
+            let mut status = Status::new(code, "x");
+            status.metadata_mut().insert("m1-reason", tonic::metadata::MetadataValue::from_static(reason));
+            judge(&status)
+        };
+        assert!(matches!(with(Code::ResourceExhausted, "QueueFull"), Fault::Early(Outcome::Full, _)));
+        assert!(matches!(with(Code::Unavailable, "NotReady"), Fault::Early(Outcome::NotReady, _)));
+        assert!(matches!(with(Code::FailedPrecondition, "WrongMember"), Fault::Early(Outcome::NotReady, _)));
+        assert!(matches!(judge(&Status::unavailable("x")), Fault::Early(Outcome::Lost, _)));
+        assert!(matches!(judge(&Status::internal("x")), Fault::Early(Outcome::Failed, _)));
+        assert!(matches!(with(Code::InvalidArgument, "BadPrompt"), Fault::Final(_)));
+    }
+}
