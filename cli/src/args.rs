@@ -339,7 +339,9 @@ pub struct ForwardArgs {
 
 const BENCH_HELP: &str = "\
 Streams /v1/completions. TTFT: time to the first text. TPOT: time per token after the first. ITL: gap between two pieces of \
-text. E2E: whole request. Tokens are counted as the server reports them in usage; an answer that ends early counts as it is.
+text. E2E: whole request. With --rate all of them count from the time at which a request should have been sent, also where it \
+was sent later because --concurrency were in flight (LATE): a server that stands still is charged for everybody who would have \
+come meanwhile. Tokens are counted as the server reports them in usage; an answer that ends early counts as it is.
 
 Examples:
   m1ctl bench --url http://127.0.0.1:8000
@@ -371,7 +373,9 @@ pub struct BenchArgs {
     /// Longest answer in tokens.
     #[arg(long, default_value_t = 128, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_240_000))]
     pub output_tokens: u32,
-    /// Requests that arrive per second, at random times; by default the next one starts when one ends.
+    /// Requests that arrive per second, at random times that no answer moves (a Poisson process); by default the next one starts when one ends.
+    ///
+    /// With --duration all that are due in that time are sent and measured, however late. Give enough --concurrency.
     #[arg(long, value_name = "R", value_parser = rate)]
     pub rate: Option<f64>,
     /// Of prompts and arrival times.

@@ -9,6 +9,7 @@ mod report;
 mod stream;
 
 use serde_json::Value;
+use tokio::time::Instant;
 
 use crate::args::{BenchArgs, OutputForm};
 use crate::error::Failure;
@@ -65,7 +66,11 @@ async fn measure(args: &BenchArgs, console: &Console) -> Result<Vec<Report>, Fai
         };
         let load = Load { concurrency, rate: args.rate, stop };
         console.say(format_args!("bench: {load}"));
-        let (samples, elapsed) = load::run(&target, &load, &prompts, &mut random).await;
+        let (samples, elapsed) = load::run(&load, &mut random, |random, due| {
+            let (target, prompt) = (target.clone(), prompts.next(random));
+            async move { stream::request(&target, prompt, due).await }
+        })
+        .await;
         reports.push(Report::new(load, samples, elapsed));
     }
     Ok(reports)
@@ -92,7 +97,9 @@ async fn first_model(client: &Client, base: &str) -> Result<String, Failure> {
 async fn calibrate(target: &stream::Target, tokens: u32, random: &mut Random) -> Result<Prompts, Failure> {
     let words = Prompts::of_words(WARM_UP_WORDS);
     let target = stream::Target { output_tokens: 1, ..target.clone() };
-    let sample = stream::request(&target, words.next(random)).await.map_err(|error| Failure::new("bench: warm-up", error))?;
+    let sample = stream::request(&target, words.next(random), Instant::now())
+        .await
+        .map_err(|error| Failure::new("bench: warm-up", error))?;
     Ok(Prompts::of_tokens(tokens, f64::from(sample.input_tokens) / WARM_UP_WORDS as f64))
 }
 

@@ -238,6 +238,9 @@ pub fn next_step(reason: Reason, message: &str, name: &str, namespace: &str) -> 
             format!("kubectl -n {namespace} patch m1d {name} --type=merge -p '{{\"spec\":{{\"rollout\":{{\"paused\":false}}}}}}'")
         }
         Reason::ScaledToZero => format!("kubectl -n {namespace} scale m1d {name} --replicas=1"),
+        Reason::PodLost if message.contains("somebody else answers") => {
+            "none: the address has passed to another pod, and the one that has it now refuses what is not meant for it".to_owned()
+        }
         Reason::PodLost => "none: its pods are made anew; kubectl get nodes shows a node that is gone".to_owned(),
         _ => return None,
     })

@@ -6,13 +6,11 @@ mod archive;
 mod prompts;
 
 use m1_proto::worker::generate_event::Event;
-use m1_proto::worker::worker_client::WorkerClient;
 use m1_proto::worker::{FinishReason, Finished, GenerateRequest, RawLogits, Sampling};
-use tonic::transport::Channel;
 
 use crate::args::ForwardArgs;
 use crate::error::Failure;
-use crate::local::{EXPERT_WAIT, Limits, LocalPlan, placement, with_workers};
+use crate::local::{Client, EXPERT_WAIT, Limits, LocalError, LocalPlan, SHORT_GRACE, placement, with_workers};
 use crate::output::Console;
 use crate::progress::Loading;
 use archive::Archive;
@@ -32,7 +30,7 @@ pub async fn run(args: &ForwardArgs, console: &Console) -> Result<(), Failure> {
     let prompts = read(args, vocab)?;
     let archive =
         Archive::create(&args.output, &prompts, args.decode as usize, vocab).map_err(|error| Failure::new("--output", error))?;
-    let plan = LocalPlan::new(&checkpoint, vec![holds], limits(args, &prompts)?)?;
+    let plan = LocalPlan::new(&checkpoint, "forward", vec![holds], limits(args, &prompts)?).map_err(LocalError::from)?;
     let shown = args.verbose.then(|| console.clone());
     let loading = Loading::new(shown.as_ref(), plan.names());
     with_workers(plan, shown, loading, async |mut clients| run_all(args, prompts, vocab, archive, &mut clients).await).await
@@ -52,7 +50,8 @@ fn limits(args: &ForwardArgs, prompts: &[Prompt]) -> Result<Limits, Failure> {
         .and_then(|longest| longest.checked_add(args.decode)?.checked_add(1))
         .ok_or_else(|| Failure::new("--tokens", format_args!("a prompt of {longest} tokens is too long")))?;
     let window = window.max(2);
-    Ok(Limits { slots: SLOTS, kv_tokens: window, max_context: window, prefill_chunk: args.chunk, expert_wait: EXPERT_WAIT })
+    let (prefill_chunk, drain_seconds) = (args.chunk, SHORT_GRACE.as_secs() as u32);
+    Ok(Limits { slots: SLOTS, kv_tokens: window, max_context: window, prefill_chunk, expert_wait: EXPERT_WAIT, drain_seconds })
 }
 
 async fn run_all(
@@ -60,7 +59,7 @@ async fn run_all(
     prompts: Vec<Prompt>,
     vocab: usize,
     mut archive: Archive,
-    clients: &mut [WorkerClient<Channel>],
+    clients: &mut [Client],
 ) -> Result<(), Failure> {
     let pods = clients.len().max(1);
     for (at, prompt) in prompts.into_iter().enumerate() {

@@ -5,14 +5,12 @@ use std::io::{ErrorKind, Write};
 use std::time::{Duration, Instant};
 
 use m1_proto::worker::generate_event::Event;
-use m1_proto::worker::worker_client::WorkerClient;
 use m1_proto::worker::{FinishReason, Finished, GenerateRequest, Sampling};
 use m1_text::{ChatTemplate, StopStrings, TextStream, Tokenizer};
-use tonic::transport::Channel;
 
 use crate::args::GenerateArgs;
 use crate::error::Failure;
-use crate::local::{EXPERT_WAIT, Limits, LocalPlan, chain, placement, with_workers};
+use crate::local::{Client, EXPERT_WAIT, Limits, LocalError, LocalPlan, SHORT_GRACE, chain, placement, with_workers};
 use crate::output::Console;
 use crate::progress::Loading;
 
@@ -32,7 +30,8 @@ pub async fn run(args: &GenerateArgs, console: &Console) -> Result<(), Failure> 
     if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
         return Err(Failure::new("tokenizer", format_args!("id {id} given, allowed: 0 to {}", vocab - 1)));
     }
-    let plan = LocalPlan::new(&checkpoint, vec![holds], limits(ids.len(), args.max_tokens)?)?;
+    let plan =
+        LocalPlan::new(&checkpoint, "generate", vec![holds], limits(ids.len(), args.max_tokens)?).map_err(LocalError::from)?;
     let shown = args.verbose.then(|| console.clone());
     let loading = Loading::new(Some(console).filter(|_| args.verbose || console.is_terminal()), plan.names());
     let seed = args.seed.unwrap_or_else(|| RandomState::new().hash_one(std::process::id()));
@@ -62,7 +61,8 @@ fn prompt_ids(args: &GenerateArgs, folder: &std::path::Path, tokenizer: &Tokeniz
 fn limits(prompt: usize, max_tokens: u32) -> Result<Limits, Failure> {
     let window = u32::try_from(prompt).ok().and_then(|prompt| prompt.checked_add(max_tokens));
     let window = window.ok_or_else(|| Failure::new("prompt", format_args!("{prompt} tokens are too many")))?;
-    Ok(Limits { slots: 1, kv_tokens: window, max_context: window, prefill_chunk: PREFILL_CHUNK, expert_wait: EXPERT_WAIT })
+    let (prefill_chunk, drain_seconds) = (PREFILL_CHUNK, SHORT_GRACE.as_secs() as u32);
+    Ok(Limits { slots: 1, kv_tokens: window, max_context: window, prefill_chunk, expert_wait: EXPERT_WAIT, drain_seconds })
 }
 
 fn request(args: &GenerateArgs, prompt: Vec<u32>, seed: u64, eos: &[u32]) -> GenerateRequest {
@@ -87,11 +87,7 @@ struct Summary {
     reason: &'static str,
 }
 
-async fn answer(
-    mut clients: Vec<WorkerClient<Channel>>,
-    request: GenerateRequest,
-    mut text: TextStream,
-) -> Result<Summary, Failure> {
+async fn answer(mut clients: Vec<Client>, request: GenerateRequest, mut text: TextStream) -> Result<Summary, Failure> {
     let failed = |why: String| Failure::new("generate", why);
     let Some(client) = clients.first_mut() else { return Err(failed("there is no worker".to_owned())) };
     let start = Instant::now();

@@ -4,31 +4,33 @@
 //! The placement is pushed by level, not by event: whenever a worker speaks that has not accepted the group's epoch, it is
 //! told. A worker that was away therefore needs no special case.
 
+mod error;
 pub mod logs;
+pub mod patience;
 pub mod placement;
+mod plan;
 pub mod ports;
 pub mod process;
 mod watch;
 
-use std::net::{IpAddr, Ipv4Addr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use m1_arch::ExpertSet;
-use m1_proto::worker::worker_client::WorkerClient;
 use m1_proto::worker::{Phase, StatusResponse};
-use m1_weights::Checkpoint;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tonic::transport::Channel;
+use tokio::time::{Instant, sleep_until};
 
 use crate::error::Failure;
 use crate::output::Console;
-use crate::progress::Loading;
+use crate::progress::{Loading, word};
+pub use error::LocalError;
 use logs::LineSink;
+use patience::{PATIENCE, Patience, Progress};
 use placement::LocalPod;
+pub use plan::{Limits, LocalPlan};
 use process::{Exit, Launch, Member, Process};
-pub use watch::chain;
+pub use watch::{Client, chain};
 
 /// Events that wait for the group's owner.
 const EVENTS: usize = 256;
@@ -37,6 +39,9 @@ pub const SHORT_GRACE: Duration = Duration::from_secs(5);
 
 /// Seconds that a token waits for a lost expert where a lost worker ends the command anyway.
 pub const EXPERT_WAIT: u32 = 5;
+
+/// A worker that took its placement and still says that it waits, or that it runs an older one, is told again after this.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// What happened in a group.
 #[derive(Debug)]
@@ -55,6 +60,15 @@ pub enum Event {
         /// What it said.
         status: Box<StatusResponse>,
     },
+    /// A worker is not heard, or not any more.
+    Unheard {
+        /// Which one, by seat.
+        seat: usize,
+        /// Why, in words.
+        why: String,
+        /// Whether somebody else answers in its place.
+        stranger: bool,
+    },
     /// A placement was pushed to a worker, or could not be.
     Pushed {
         /// Which one, by seat.
@@ -66,179 +80,42 @@ pub enum Event {
     },
 }
 
-/// Why a local group does not run.
-#[derive(Debug, thiserror::Error)]
-pub enum LocalError {
-    /// A process cannot be started.
-    #[error(transparent)]
-    Process(#[from] process::ProcessError),
-    /// No ports.
-    #[error(transparent)]
-    Ports(#[from] ports::PortError),
-    /// A process ended and is needed.
-    #[error("{name} {how}: {last}")]
-    Died {
-        /// Which one.
-        name: String,
-        /// How.
-        how: String,
-        /// Its last line.
-        last: String,
-    },
-    /// A worker says that it cannot go on.
-    #[error("{name}: {reason}: {message}")]
-    Failed {
-        /// Which one.
-        name: String,
-        /// One CamelCase word.
-        reason: String,
-        /// A sentence.
-        message: String,
-    },
-    /// A worker refused the placement.
-    #[error("{name} refused the placement: {message}")]
-    Refused {
-        /// Which one.
-        name: String,
-        /// Its words.
-        message: String,
-    },
-    /// A worker does not answer.
-    #[error("{name}: {message}")]
-    Unreachable {
-        /// Which one.
-        name: String,
-        /// The transport's words.
-        message: String,
-    },
-    /// SIGINT or SIGTERM.
-    #[error("interrupted")]
-    Interrupted,
-}
-
-impl LocalError {
-    /// The word for conditions and logs.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::Process(_) => "ProcessNotStarted",
-            Self::Ports(_) => "NoPort",
-            Self::Died { .. } => "ProcessDied",
-            Self::Failed { .. } => "WorkerFailed",
-            Self::Refused { .. } => "PlacementRefused",
-            Self::Unreachable { .. } => "WorkerUnreachable",
-            Self::Interrupted => "Interrupted",
-        }
-    }
-
-    /// The process `name` ended and nothing goes on without it.
-    pub fn died(name: &str, exit: &Exit) -> Self {
-        Self::Died { name: name.to_owned(), how: exit.how.clone(), last: exit.last_words().to_owned() }
-    }
-}
-
-impl From<LocalError> for Failure {
-    fn from(error: LocalError) -> Self {
-        match error {
-            LocalError::Failed { name, reason, message } => Self::new(format_args!("{name}: {reason}"), message),
-            LocalError::Interrupted => Self::new("interrupted", "everything it started is stopped"),
-            other => Self::new("local group", other),
-        }
-    }
-}
-
-/// What a worker may use; see `m1-worker serve --help`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
-    /// State slots: sequences at once.
-    pub slots: u32,
-    /// Tokens of the KV pool.
-    pub kv_tokens: u32,
-    /// Window of one sequence.
-    pub max_context: u32,
-    /// Prompt tokens in one step.
-    pub prefill_chunk: u32,
-    /// Seconds that a token waits for an expert that nobody holds.
-    pub expert_wait: u32,
-}
-
-/// Workers that are decided and not started. A worker's place in `pods` is its seat.
-#[derive(Debug, Clone)]
-pub struct LocalPlan {
-    /// Folder of the checkpoint.
-    pub model: PathBuf,
-    /// The pods of all groups.
-    pub pods: Vec<LocalPod>,
-    /// The same for every worker.
-    pub limits: Limits,
-    /// Threads of each worker, where the spec limits them.
-    pub threads: Option<u32>,
-}
-
-impl LocalPlan {
-    /// One entry of `groups` per replica group, with what each of its pods holds. Gives every pod an address and counts
-    /// what it reads.
-    ///
-    /// # Errors
-    /// No port is free.
-    pub fn new(checkpoint: &Checkpoint, groups: Vec<Vec<ExpertSet>>, limits: Limits) -> Result<Self, LocalError> {
-        let many = groups.len() > 1;
-        let count = groups.iter().map(Vec::len).sum();
-        let mut addresses = ports::free(IpAddr::V4(Ipv4Addr::LOCALHOST), count)?.into_iter();
-        let mut pods = Vec::with_capacity(count);
-        for (group, holds) in groups.into_iter().enumerate() {
-            for ((pod, holds), address) in holds.into_iter().enumerate().zip(&mut addresses) {
-                let name = if many { format!("pod {group}/{pod}") } else { format!("pod {pod}") };
-                let bytes = m1_arch::Bytes(m1_weights::plan_read(checkpoint, &holds).bytes);
-                pods.push(LocalPod { group, pod: pod as u16, name, address, holds, bytes });
-            }
-        }
-        Ok(Self { model: checkpoint.dir().to_path_buf(), pods, limits, threads: None })
-    }
-
-    /// Names by seat.
-    pub fn names(&self) -> Vec<String> {
-        self.pods.iter().map(|pod| pod.name.clone()).collect()
-    }
-
-    fn launch(&self, program: &Path, seat: usize) -> Launch {
-        let pod = &self.pods[seat];
-        let threads = self.threads.map_or_else(|| threads_per_worker(cores(), self.pods.len()), |threads| threads as usize);
-        let flags = [
-            ("--pod", pod.pod.to_string()),
-            ("--listen", pod.address.to_string()),
-            ("--threads", threads.to_string()),
-            ("--slots", self.limits.slots.to_string()),
-            ("--kv-tokens", self.limits.kv_tokens.to_string()),
-            ("--max-context", self.limits.max_context.to_string()),
-            ("--prefill-chunk", self.limits.prefill_chunk.to_string()),
-            ("--expert-wait", self.limits.expert_wait.to_string()),
-        ];
-        let mut args = vec!["serve".into(), "--model".into(), self.model.clone().into_os_string()];
-        args.extend(flags.into_iter().flat_map(|(flag, value)| [flag.into(), value.into()]));
-        Launch { member: Member::Worker(seat), program: program.to_path_buf(), args }
-    }
-}
-
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-/// Threads of each of `workers` workers on a machine with `cores` cores.
-fn threads_per_worker(cores: usize, workers: usize) -> usize {
-    (cores / workers.max(1)).max(1)
-}
-
 /// What is known of one worker.
 #[derive(Debug)]
 struct Seat {
     launch: Launch,
     process: Option<Process>,
     status: Option<StatusResponse>,
+    /// Why there is no status.
+    silence: String,
     pushing: bool,
     /// The placement it has accepted; 0 for none.
     accepted: u64,
+    /// When it did.
+    told: Option<Instant>,
     /// The placement of its group.
     epoch: u64,
+}
+
+impl Seat {
+    fn new(launch: Launch) -> Self {
+        let silence = "it has not answered yet".to_owned();
+        Self { launch, process: None, status: None, silence, pushing: false, accepted: 0, told: None, epoch: 1 }
+    }
+
+    /// Whether a worker that says this is to be told its placement. What it says counts, not what it is believed to know: a process that took the place
+    /// of one that was told knows nothing.
+    fn is_due(&self, status: &StatusResponse, now: Instant) -> bool {
+        let ignorant = match status.phase() {
+            Phase::Unspecified | Phase::Waiting => true,
+            Phase::Connecting | Phase::Ready => status.epoch < self.accepted,
+            // The epoch that it loads for is told once it is applied.
+            Phase::Loading | Phase::Failed => false,
+            Phase::Draining => return false,
+        };
+        let rested = self.told.is_none_or(|told| now >= told + AGAIN);
+        !self.pushing && (self.accepted < self.epoch || (ignorant && rested))
+    }
 }
 
 /// Running workers. Dropping them kills their processes.
@@ -246,6 +123,7 @@ struct Seat {
 pub struct Workers {
     plan: LocalPlan,
     seats: Vec<Seat>,
+    patience: Patience,
     shown: Option<Console>,
     sender: mpsc::Sender<Event>,
     events: mpsc::Receiver<Event>,
@@ -258,16 +136,18 @@ impl Workers {
     /// # Errors
     /// `m1-worker` is not there or does not start.
     pub fn start(plan: LocalPlan, shown: Option<Console>) -> Result<Self, LocalError> {
-        let program = process::find("m1-worker")?;
+        Self::run(plan, &process::find("m1-worker")?, PATIENCE, shown)
+    }
+
+    fn run(plan: LocalPlan, program: &Path, patience: Duration, shown: Option<Console>) -> Result<Self, LocalError> {
         let (sender, events) = mpsc::channel(EVENTS);
         let mut tasks = JoinSet::new();
         for (seat, pod) in plan.pods.iter().enumerate() {
-            tasks.spawn(watch::follow(seat, pod.address, sender.clone()));
+            tasks.spawn(watch::follow(seat, pod.address, plan.member(seat), sender.clone()));
         }
-        let seat =
-            |seat| Seat { launch: plan.launch(&program, seat), process: None, status: None, pushing: false, accepted: 0, epoch: 1 };
-        let seats = (0..plan.pods.len()).map(seat).collect();
-        let mut workers = Self { plan, seats, shown, sender, events, tasks };
+        let seats: Vec<Seat> = (0..plan.pods.len()).map(|seat| Seat::new(plan.launch(program, seat))).collect();
+        let patience = Patience::new(patience, seats.len(), Instant::now());
+        let mut workers = Self { plan, seats, patience, shown, sender, events, tasks };
         for seat in 0..workers.seats.len() {
             workers.spawn(seat)?;
         }
@@ -289,9 +169,9 @@ impl Workers {
     fn spawn(&mut self, seat: usize) -> Result<(), LocalError> {
         let sink = LineSink::new(self.plan.pods[seat].name.clone(), seat, self.shown.clone());
         let known = &mut self.seats[seat];
-        known.status = None;
-        known.accepted = 0;
+        (known.status, known.accepted, known.told) = (None, 0, None);
         known.process = Some(Process::start(&known.launch, sink, self.sender.clone())?);
+        self.patience.begins(seat, Instant::now());
         Ok(())
     }
 
@@ -334,6 +214,35 @@ impl Workers {
         (0..self.seats.len()).all(|seat| self.is_ready(seat))
     }
 
+    /// When the workers that run and do not serve are given up, unless something moves before; none where all serve.
+    pub fn gives_up_at(&self) -> Option<Instant> {
+        self.waited_for().next().map(|_| self.patience.ends())
+    }
+
+    /// The worker that has come least far of those that run and do not serve, and what is wrong with it.
+    pub fn stuck(&self) -> Option<(usize, LocalError)> {
+        let seat = self.patience.last(self.waited_for())?;
+        let (pod, known) = (&self.plan.pods[seat], &self.seats[seat]);
+        let why = match &known.status {
+            Some(status) => [format!("it is {}", word(status.phase())), status.reason.clone(), status.message.clone()],
+            None => [format!("nobody is heard at {}", pod.address), known.silence.clone(), String::new()],
+        };
+        let why = why.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(": ");
+        Some((seat, LocalError::Stuck { name: pod.name.clone(), why, seconds: self.patience.limit().as_secs() }))
+    }
+
+    fn waited_for(&self) -> impl Iterator<Item = usize> {
+        (0..self.seats.len()).filter(|&seat| self.seats[seat].process.is_some() && !self.is_ready(seat))
+    }
+
+    /// Kills a worker; its end is told like any other.
+    pub fn kill(&mut self, seat: usize) {
+        if let Some(process) = &self.seats[seat].process {
+            process.kill();
+            self.patience.begins(seat, Instant::now());
+        }
+    }
+
     /// Waits for the next event, having kept its own books and pushed the placement where it is due.
     ///
     /// # Errors
@@ -348,6 +257,10 @@ impl Workers {
             }
             Event::Exited { member: Member::Router, .. } => {}
             Event::Status { seat, status } => self.heard(*seat, status)?,
+            Event::Unheard { seat, why, .. } => {
+                let known = &mut self.seats[*seat];
+                (known.status, known.silence) = (None, why.clone());
+            }
             Event::Pushed { seat, epoch, result } => self.pushed(*seat, *epoch, result)?,
         }
         Ok(event)
@@ -360,15 +273,16 @@ impl Workers {
             return Ok(());
         }
         known.status = Some(status.clone());
+        let now = Instant::now();
+        self.patience.reached(seat, Progress::of(status), now);
         if status.phase() == Phase::Failed {
             let (reason, message) = (status.reason.clone(), status.message.clone());
             return Err(LocalError::Failed { name: pod.name.clone(), reason, message });
         }
-        let due = known.accepted < known.epoch && status.phase() != Phase::Draining;
-        if due && !known.pushing {
+        if known.is_due(status, now) {
             known.pushing = true;
             let request = placement::request(known.epoch, pod.group, &self.plan.pods);
-            self.tasks.spawn(watch::push(seat, pod.address, request, self.sender.clone()));
+            self.tasks.spawn(watch::push((seat, pod.address), self.plan.member(seat), request, self.sender.clone()));
         }
         Ok(())
     }
@@ -379,7 +293,7 @@ impl Workers {
         known.pushing = false;
         match result {
             // A newer number than the one accepted makes the next status push again.
-            Ok(()) => known.accepted = epoch,
+            Ok(()) => (known.accepted, known.told) = (epoch, Some(Instant::now())),
             Err(status) if !watch::is_transient(status) => {
                 let name = self.plan.pods[seat].name.clone();
                 return Err(LocalError::Refused { name, message: status.message().to_owned() });
@@ -392,13 +306,21 @@ impl Workers {
     /// Waits until every worker serves.
     ///
     /// # Errors
-    /// A worker ended or failed.
+    /// A worker ended, failed, or does not come up.
     pub async fn ready(&mut self, loading: &mut Loading) -> Result<(), LocalError> {
         while !self.all_ready() {
-            match self.next().await? {
+            let until = self.gives_up_at();
+            let event = tokio::select! {
+                event = self.next() => event?,
+                () = at(until) => match self.stuck() {
+                    Some((_, error)) => return Err(error),
+                    None => continue,
+                },
+            };
+            match event {
                 Event::Exited { member, exit } => return Err(LocalError::died(self.name(member), &exit)),
                 Event::Status { seat, status } => loading.update(seat, &status),
-                Event::Pushed { .. } => {}
+                Event::Pushed { .. } | Event::Unheard { .. } => {}
             }
         }
         loading.finish();
@@ -420,10 +342,10 @@ impl Workers {
     ///
     /// # Errors
     /// It does not answer.
-    pub async fn client(&self, seat: usize) -> Result<WorkerClient<Channel>, LocalError> {
+    pub async fn client(&self, seat: usize) -> Result<Client, LocalError> {
         let pod = &self.plan.pods[seat];
         let failed = |error| LocalError::Unreachable { name: pod.name.clone(), message: chain(&error) };
-        watch::connect(pod.address).await.map_err(failed)
+        watch::connect(pod.address, &self.plan.member(seat)).await.map_err(failed)
     }
 
     /// Ends every worker: SIGTERM, then SIGKILL after `grace` or as soon as `hurry` completes.
@@ -468,7 +390,7 @@ pub async fn with_workers<T>(
     plan: LocalPlan,
     shown: Option<Console>,
     mut loading: Loading,
-    work: impl AsyncFnOnce(Vec<WorkerClient<Channel>>) -> Result<T, Failure>,
+    work: impl AsyncFnOnce(Vec<Client>) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
     let signal = m1_runtime::shutdown::signal();
     let mut workers = Workers::start(plan, shown)?;
@@ -493,38 +415,70 @@ pub async fn with_workers<T>(
     result
 }
 
+/// Completes at a time; never where none is given.
+pub async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
     use super::*;
 
-    #[test]
-    fn cores_are_shared() {
-        assert_eq!(threads_per_worker(16, 2), 8);
-        assert_eq!(threads_per_worker(2, 4), 1);
-        assert_eq!(threads_per_worker(7, 2), 3);
+    fn says(phase: Phase, epoch: u64) -> StatusResponse {
+        StatusResponse { phase: phase.into(), epoch, ..StatusResponse::default() }
     }
 
     #[test]
-    fn a_launch_is_the_workers_command_line() {
-        let pod = LocalPod {
-            group: 0,
-            pod: 1,
-            name: "pod 1".into(),
-            address: SocketAddr::from(([127, 0, 0, 1], 20_001)),
-            holds: ExpertSet::full(8, 32),
-            bytes: m1_arch::Bytes(1),
-        };
-        let limits = Limits { slots: 4, kv_tokens: 100, max_context: 90, prefill_chunk: 8, expert_wait: 30 };
-        let plan = LocalPlan { model: "/m".into(), pods: vec![pod], limits, threads: Some(3) };
-        let launch = plan.launch(Path::new("/bin/m1-worker"), 0);
-        let line = launch.args.join(std::ffi::OsStr::new(" ")).into_string().unwrap();
-        assert_eq!(
-            line,
-            "serve --model /m --pod 1 --listen 127.0.0.1:20001 --threads 3 --slots 4 --kv-tokens 100 \
-                 --max-context 90 --prefill-chunk 8 --expert-wait 30"
-        );
+    fn a_worker_that_waits_is_told_again_whatever_was_believed() {
+        let now = Instant::now();
+        let launch = Launch { member: Member::Worker(0), program: "m1-worker".into(), args: Vec::new(), socket: None };
+        let mut seat = Seat::new(launch);
+        assert!(seat.is_due(&says(Phase::Waiting, 0), now), "it was told nothing yet");
+        (seat.accepted, seat.told) = (1, Some(now));
+        assert!(!seat.is_due(&says(Phase::Waiting, 0), now), "said before it was told");
+        let later = now + AGAIN;
+        assert!(seat.is_due(&says(Phase::Waiting, 0), later), "another process answers at its address");
+        assert!(!seat.is_due(&says(Phase::Loading, 0), later), "it does what it was told");
+        assert!(!seat.is_due(&says(Phase::Ready, 1), later));
+        seat.epoch = 2;
+        assert!(seat.is_due(&says(Phase::Ready, 1), now), "there is a newer one");
+        assert!(!seat.is_due(&says(Phase::Draining, 1), later), "it takes nothing any more");
+        (seat.accepted, seat.told) = (2, Some(now));
+        assert!(seat.is_due(&says(Phase::Connecting, 1), later), "what it took is lost");
+        seat.pushing = true;
+        assert!(!seat.is_due(&says(Phase::Waiting, 0), later), "it is being told");
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_never_answers_is_given_up_by_name() {
+        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/silent-worker.sh");
+        let sockets = ports::free(std::net::IpAddr::from([127, 0, 0, 1]), 2).unwrap();
+        let pods: Vec<LocalPod> = (0..2)
+            .map(|pod| LocalPod {
+                group: 0,
+                pod,
+                name: format!("pod {pod}"),
+                address: sockets[usize::from(pod)].address(),
+                holds: m1_arch::ExpertSet::full(1, 1),
+                bytes: m1_arch::Bytes(1),
+            })
+            .collect();
+        let address = pods[0].address;
+        let limits = Limits { slots: 1, kv_tokens: 9, max_context: 9, prefill_chunk: 1, expert_wait: 1, drain_seconds: 1 };
+        let whose = "local/m1/0b54".parse().unwrap();
+        let plan = LocalPlan { model: "/m".into(), whose, pods, sockets, limits, threads: None };
+        let mut workers = Workers::run(plan, &program, Duration::from_millis(300), None).unwrap();
+        let mut loading = Loading::new(None, Vec::new());
+        let waited = tokio::time::timeout(Duration::from_secs(20), workers.ready(&mut loading));
+        let error = waited.await.expect("not for ever").unwrap_err();
+        assert_eq!(error.reason(), "WorkerStuck");
+        let expected =
+            format!("pod 0 does not come up: nobody is heard at {address}: it has not answered yet; nothing has moved for 0 s");
+        assert_eq!(error.to_string(), expected);
+        workers.stop(Duration::ZERO, std::future::pending::<()>()).await;
     }
 
     #[test]

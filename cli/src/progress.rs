@@ -90,7 +90,8 @@ fn step(pod: Pod) -> u64 {
     (pod.loaded.saturating_mul(STEPS)).checked_div(pod.total).unwrap_or(0)
 }
 
-fn word(phase: Phase) -> &'static str {
+/// A phase in words.
+pub fn word(phase: Phase) -> &'static str {
     match phase {
         Phase::Unspecified | Phase::Waiting => "starting",
         Phase::Loading => "loading",

@@ -7,6 +7,7 @@ mod supervisor;
 
 use std::error::Error;
 use std::path::Path;
+use std::time::Duration;
 
 use m1_arch::Bytes;
 use m1_operator_plan::{Checked, Environment, Plan, Runtime};
@@ -24,6 +25,9 @@ use supervisor::{Care, Supervisor};
 /// Fields that the planner lists as meaningless to a local runtime, and that this one obeys.
 const OBEYED: [&str; 2] = ["spec.worker.drainSeconds", "spec.worker.restartBudget"];
 
+/// Beyond the drain, before SIGKILL: what was cut at its end still says so.
+const BEYOND_DRAIN: Duration = Duration::from_secs(5);
+
 /// Runs the command until a signal or until something fails for good.
 ///
 /// # Errors
@@ -36,9 +40,10 @@ pub async fn run(args: &UpArgs, console: &Console) -> Result<(), Failure> {
     }
     let plan = local_plan(args, &checked)?;
     openable(&args.file, &plan.model)?;
-    let listen = ports::listen(args.listen).map_err(|error| Failure::new("--listen", error))?;
+    let socket = ports::listen(args.listen).map_err(|error| Failure::new("--listen", error))?;
+    let listen = socket.address();
     let program = process::find("m1-router").map_err(LocalError::from)?;
-    let router = router::launch(program, &checked.served_name, &plan, listen);
+    let router = router::launch(program, &checked.served_name, &plan, socket);
     let state = args.state_dir.as_deref().map(StateFile::new).transpose()?;
     let care = Care::of(&checked.spec().worker);
 
@@ -53,7 +58,7 @@ pub async fn run(args: &UpArgs, console: &Console) -> Result<(), Failure> {
             // Taken before anything else is done, so that a second signal is not missed.
             let hurry = signal();
             console.say("draining; Ctrl-C again to kill");
-            supervisor.stop(care.drain, hurry).await;
+            supervisor.stop(care.drain + BEYOND_DRAIN, hurry).await;
             console.say("stopped");
             Ok(())
         }
@@ -98,7 +103,9 @@ fn local_plan(args: &UpArgs, checked: &Checked) -> Result<LocalPlan, Failure> {
         max_context: args_of_all.max_context,
         prefill_chunk: args_of_all.prefill_chunk,
         expert_wait: checked.spec().experts.loss.wait_seconds,
+        drain_seconds: checked.spec().worker.drain_seconds,
     };
     let groups = plan.groups.into_iter().map(|group| group.pods.into_iter().map(|pod| pod.holds).collect()).collect();
-    Ok(LocalPlan { threads: args_of_all.threads, ..LocalPlan::new(&checkpoint, groups, limits)? })
+    let plan = LocalPlan::new(&checkpoint, checked.name.as_str(), groups, limits).map_err(LocalError::from)?;
+    Ok(LocalPlan { threads: args_of_all.threads, ..plan })
 }

@@ -6,7 +6,7 @@ use m1_operator::config::{Args, Config};
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    m1_runtime::logs::init("m1-operator")?;
+    let _logs = m1_runtime::logs::init("m1-operator")?;
     let config = Config::try_from(args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the async runtime")?;
     runtime.block_on(m1_operator::run::run(config))

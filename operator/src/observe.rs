@@ -76,7 +76,8 @@ fn groups(family: &Family, workers: &Workers, cache: &Cache, (key, uid): (&Key, 
         let Some((name, labelled)) = group_of(&pod.seen.name).zip(pod.group.as_ref()) else { continue };
         let orphaned = || GroupSeen { deleting: true, orphaned: true, ..empty(name, labelled, now) };
         let group = groups.entry(name.to_owned()).or_insert_with(orphaned);
-        group.pods.push(PodSeen { worker: workers.seen(key, &pod.seen.name, &pod.uid), ..on_node(pod, cache) });
+        let (worker, stranger) = workers.seen(key, &pod.seen.name, &pod.uid);
+        group.pods.push(PodSeen { worker, stranger, ..on_node(pod, cache) });
     }
     for (name, object) in family.of_kind(Kind::ExpertPlacement).filter(|(_, object)| owner_uid(object) == Some(uid)) {
         if let Some(group) = groups.get_mut(name) {

@@ -1,5 +1,6 @@
 //! The workers' own words, and placements pushed to them. One task follows each worker pod that has an address; a placement is pushed
-//! by level: whenever a worker speaks that has not accepted the group's newest, it is told.
+//! by level: whenever a worker speaks that has not accepted the group's newest, it is told. An address proves nothing, because it may have passed to somebody
+//! else's pod: every call says whom it means, and whoever else answers is not believed.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,11 +12,13 @@ use m1_operator_plan::render::{WORKER, WORKER_PORT};
 use m1_operator_plan::{Kind, WorkerPhase, WorkerSeen};
 use m1_proto::worker::worker_client::WorkerClient;
 use m1_proto::worker::{ApplyPlacementRequest, Phase, PodPlacement, StatusResponse, WatchStatsRequest};
+use m1_runtime::member::{Deployment, MeantFor, Member, is_for_another};
 use m1_runtime::tls::{self, Tls};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::Code;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
 
 use crate::cache::{Family, Key};
 use crate::cluster::placement_spec;
@@ -27,6 +30,8 @@ const REPORTS: Duration = Duration::from_millis(500);
 const CONNECT: Duration = Duration::from_secs(2);
 /// A silent connection is probed after this: a node that is gone sends no FIN.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// A device answers between two turns. One that has not within this is asked again after its next report.
+const PUSH: Duration = Duration::from_secs(30);
 /// Shortest and longest pause between attempts.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(15));
 /// How often loading alone makes the operator look again: the pace of `status.weights`.
@@ -40,11 +45,38 @@ struct Life {
     address: String,
     /// Whether it is spoken to with TLS.
     encrypted: bool,
+    /// Who should answer there; none where nobody says whose the pod is.
+    member: Option<Member>,
+}
+
+/// The way to one worker. Every call says whom it means.
+type Client = WorkerClient<InterceptedService<Channel, MeantFor>>;
+
+/// Why a worker is not heard any more.
+#[derive(Debug, thiserror::Error)]
+enum Lost {
+    /// It is not there, or its connection broke.
+    #[error("{0}")]
+    Gone(String),
+    /// Somebody else answers in its place.
+    #[error("{0}")]
+    Stranger(String),
+}
+
+impl From<Status> for Lost {
+    fn from(status: Status) -> Self {
+        match is_for_another(&status) {
+            true => Self::Stranger(status.message().to_owned()),
+            false => Self::Gone(status.to_string()),
+        }
+    }
 }
 
 struct Link {
     placement: watch::Sender<Option<Arc<ApplyPlacementRequest>>>,
     seen: Option<WorkerSeen>,
+    /// Who answers in its place, in words.
+    stranger: Option<String>,
     refusal: Option<String>,
     told: Timestamp,
     _task: DropGuard,
@@ -78,11 +110,12 @@ impl Workers {
         Self { fleets: Arc::default(), changes }
     }
 
-    /// What a worker said last, in the pod's present life.
-    pub fn seen(&self, key: &Key, pod: &str, uid: &str) -> Option<WorkerSeen> {
+    /// What a worker said last, in the pod's present life, and who answers in its place where somebody else does.
+    pub fn seen(&self, key: &Key, pod: &str, uid: &str) -> (Option<WorkerSeen>, Option<String>) {
         let fleets = self.lock();
-        let mut links = fleets.get(key)?.links.iter();
-        links.find(|(life, _)| life.pod == pod && life.uid == uid)?.1.seen.clone()
+        let mut links = fleets.get(key).into_iter().flat_map(|fleet| &fleet.links);
+        let link = links.find(|(life, _)| life.pod == pod && life.uid == uid);
+        link.map(|(_, link)| (link.seen.clone(), link.stranger.clone())).unwrap_or_default()
     }
 
     /// Bytes per second that a deployment's workers read of late; none where they do not.
@@ -98,7 +131,7 @@ impl Workers {
         let placements = placements(family);
         let encrypted =
             |pod: &KnownPod| group_of(&pod.seen.name).and_then(|group| placements.get(group)).is_some_and(|it| it.encrypted);
-        let lives = family.component(WORKER).filter_map(|pod| life(pod, encrypted(pod)));
+        let lives = family.component(WORKER).filter_map(|pod| life(pod, encrypted(pod), member(key, family, pod)));
         // Without an identity there is nothing to say to those that want one.
         let lives: HashSet<Life> = lives.filter(|life| !life.encrypted || tls.is_some()).collect();
         if lives.is_empty() {
@@ -153,7 +186,7 @@ impl Workers {
                 () = follower.run() => {}
             }
         });
-        Link { placement: sender, seen: None, refusal: None, told: Timestamp::UNIX_EPOCH, _task: stop.drop_guard() }
+        Link { placement: sender, seen: None, stranger: None, refusal: None, told: Timestamp::UNIX_EPOCH, _task: stop.drop_guard() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Fleets> {
@@ -177,57 +210,71 @@ impl Follower {
         loop {
             let began = tokio::time::Instant::now();
             // In a box of its own, which takes no room between two attempts.
-            match Box::pin(self.follow()).await {
-                Ok(()) => tracing::debug!(pod = self.life.pod, "the worker ended its reports"),
-                Err(error) => tracing::debug!(pod = self.life.pod, error, "the worker cannot be reached"),
-            }
-            self.lost().await;
+            let stranger = match Box::pin(self.follow()).await {
+                Ok(()) => {
+                    tracing::debug!(pod = self.life.pod, "the worker ended its reports");
+                    None
+                }
+                Err(Lost::Gone(error)) => {
+                    tracing::debug!(pod = self.life.pod, error, "the worker cannot be reached");
+                    None
+                }
+                Err(Lost::Stranger(words)) => Some(words),
+            };
+            self.lost(stranger).await;
             // A connection that lasted starts the pauses anew.
             pause = if began.elapsed() > PAUSES.1 { PAUSES.0 } else { (pause * 2).min(PAUSES.1) };
             tokio::time::sleep(pause).await;
         }
     }
 
-    async fn follow(&mut self) -> Result<(), String> {
-        let mut client = connect(&self.life.address, self.tls.as_ref()).await.map_err(|error| error.to_string())?;
-        let request = WatchStatsRequest { interval_ms: REPORTS.as_millis() as u32 };
-        let mut stream = client.watch_stats(request).await.map_err(|status| status.to_string())?.into_inner();
+    async fn follow(&mut self) -> Result<(), Lost> {
+        let mut client = connect(&self.life, self.tls.as_ref()).await.map_err(|error| Lost::Gone(error.to_string()))?;
+        let request = WatchStatsRequest { interval_ms: REPORTS.as_millis() as u32, ..WatchStatsRequest::default() };
+        let mut stream = client.watch_stats(request).await?.into_inner();
         let mut last: Option<StatusResponse> = None;
         loop {
             tokio::select! {
-                message = stream.message() => match message.map_err(|status| status.to_string())? {
+                message = stream.message() => match message? {
                     Some(status) => {
+                        if let Some(other) = self.life.member.as_ref().and_then(|member| member.instead(&status.member)) {
+                            return Err(Lost::Stranger(format!("{other} answers")));
+                        }
                         self.heard(&status).await;
                         last = Some(status);
                     }
                     None => return Ok(()),
                 },
-                changed = self.placement.changed() => changed.map_err(|_| "the deployment is gone".to_owned())?,
+                changed = self.placement.changed() => changed.map_err(|_| Lost::Gone("the deployment is gone".to_owned()))?,
             }
             if let Some(status) = &last {
-                self.push(&mut client, status).await;
+                self.push(&mut client, status).await?;
             }
         }
     }
 
-    /// Pushes the group's placement to a worker that runs another.
-    async fn push(&mut self, client: &mut WorkerClient<Channel>, status: &StatusResponse) {
-        let Some(placement) = self.placement.borrow_and_update().clone() else { return };
+    /// Pushes the group's placement to a worker that runs another. Only what it says counts: a process that took the place of one that was told knows
+    /// nothing, at the same address and in the same pod.
+    async fn push(&mut self, client: &mut Client, status: &StatusResponse) -> Result<(), Lost> {
+        let Some(placement) = self.placement.borrow_and_update().clone() else { return Ok(()) };
         let waits = status.phase() == Phase::Waiting;
         if !(waits || status.epoch < placement.epoch) || matches!(status.phase(), Phase::Failed | Phase::Draining) {
-            return;
+            return Ok(());
         }
-        match client.apply_placement(placement.as_ref().clone()).await {
+        let told = tokio::time::timeout(PUSH, client.apply_placement(placement.as_ref().clone())).await;
+        match told.unwrap_or_else(|_| Err(Status::deadline_exceeded("it does not answer"))) {
             Ok(_) => {
                 tracing::info!(pod = self.life.pod, epoch = placement.epoch, "placement applied");
                 self.refused(None).await;
             }
+            Err(status) if is_for_another(&status) => return Err(status.into()),
             Err(status) => {
                 tracing::debug!(pod = self.life.pod, epoch = placement.epoch, error = status.message(), "placement refused");
                 let final_word = matches!(status.code(), Code::InvalidArgument | Code::FailedPrecondition);
                 self.refused(final_word.then(|| status.message().to_owned())).await;
             }
         }
+        Ok(())
     }
 
     /// Changes what is known of this worker; where `with` says that it matters, its deployment is looked at.
@@ -270,6 +317,7 @@ impl Follower {
             let loading = link.seen.as_ref().is_none_or(|known| known.bytes_loaded != seen.bytes_loaded);
             let due = now.duration_since(link.told).as_secs() >= PROGRESS;
             link.seen = Some(seen);
+            let same = link.stranger.take().is_none() && same;
             let tell = !same || (loading && due);
             if tell {
                 link.told = now;
@@ -280,8 +328,22 @@ impl Follower {
         .await;
     }
 
-    async fn lost(&self) {
-        self.note(|fleet| Some(fleet.links.get_mut(&self.life)?.seen.take().is_some())).await;
+    /// Notes that the worker is not heard, and who answers in its place.
+    async fn lost(&self, stranger: Option<String>) {
+        self.note(|fleet| {
+            let link = fleet.links.get_mut(&self.life)?;
+            let changed = link.stranger != stranger;
+            if let Some(words) = stranger.as_ref().filter(|_| changed) {
+                tracing::warn!(
+                    pod = self.life.pod,
+                    address = self.life.address,
+                    "somebody else answers at the pod's address: {words}"
+                );
+            }
+            link.stranger = stranger;
+            Some(link.seen.take().is_some() || changed)
+        })
+        .await;
     }
 }
 
@@ -298,10 +360,19 @@ impl Fleet {
 }
 
 /// The life of a worker pod whose process runs and has an address.
-fn life(pod: &KnownPod, encrypted: bool) -> Option<Life> {
+fn life(pod: &KnownPod, encrypted: bool, member: Option<Member>) -> Option<Life> {
     let ip = pod.address.as_ref()?;
     let host = if ip.contains(':') { format!("[{ip}]") } else { ip.clone() };
-    Some(Life { pod: pod.seen.name.clone(), uid: pod.uid.clone(), address: format!("{host}:{WORKER_PORT}"), encrypted })
+    Some(Life { pod: pod.seen.name.clone(), uid: pod.uid.clone(), address: format!("{host}:{WORKER_PORT}"), encrypted, member })
+}
+
+/// Who should answer in a pod: of the deployment that owns its group, which a deployment of the same name that is gone may be.
+fn member(key: &Key, family: &Family, pod: &KnownPod) -> Option<Member> {
+    let group = group_of(&pod.seen.name)?;
+    let kinds = [Kind::StatefulSet, Kind::ExpertPlacement];
+    let uid = kinds.into_iter().find_map(|kind| family.objects.get(&(kind, group.to_owned()))?.owner())?;
+    let deployment = Deployment { namespace: key.namespace.clone(), name: key.name.clone(), uid: uid.to_owned() };
+    Some(deployment.member(group, u16::try_from(pod.seen.index).ok()?))
 }
 
 /// What a group's workers are told, and how.
@@ -351,12 +422,16 @@ fn read(status: &StatusResponse) -> WorkerSeen {
     }
 }
 
-async fn connect(address: &str, tls: Option<&Tls>) -> Result<WorkerClient<Channel>, tonic::transport::Error> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))?
+async fn connect(life: &Life, tls: Option<&Tls>) -> Result<Client, tonic::transport::Error> {
+    let endpoint = Endpoint::from_shared(format!("http://{}", life.address))?
         .connect_timeout(CONNECT)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)
         .keep_alive_while_idle(true);
-    Ok(WorkerClient::new(tls::connect(endpoint, tls).await?))
+    let channel = tls::connect(endpoint, tls).await?;
+    Ok(WorkerClient::with_interceptor(channel, MeantFor::new(life.member.as_ref())))
 }
+
+#[cfg(test)]
+mod tests;

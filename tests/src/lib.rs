@@ -7,9 +7,13 @@ pub mod tensors;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+
+/// A start takes a second or two; many at once on few cores take longer.
+const START: Duration = Duration::from_secs(400);
 
 /// The root of the repository.
 pub fn root() -> PathBuf {
@@ -37,7 +41,7 @@ pub struct Up {
     pub url: String,
     /// Everything it writes on stderr.
     pub log: PathBuf,
-    _scratch: tempfile::TempDir,
+    scratch: tempfile::TempDir,
 }
 
 impl Up {
@@ -49,7 +53,9 @@ impl Up {
         let log = scratch.path().join("up.log");
         let stderr = std::fs::File::create(&log).expect("the log is created");
         let mut child = Command::new(binary("m1ctl"))
-            .args(["up", "--listen", "127.0.0.1:0", "-f"])
+            .args(["up", "--listen", "127.0.0.1:0", "--state-dir"])
+            .arg(scratch.path())
+            .arg("-f")
             .arg(&cr)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -57,11 +63,36 @@ impl Up {
             .spawn()
             .expect("m1ctl starts");
         let lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
-        let url = lines.map_while(Result::ok).find_map(|l| l.strip_prefix("ready ").map(str::to_owned));
-        match url {
-            Some(url) => Self { child, url, log, _scratch: scratch },
-            None => panic!("`m1ctl up` ended without `ready`:\n{}", std::fs::read_to_string(&log).unwrap_or_default()),
+        // On a thread of its own: a read has no limit, and a test must have one.
+        let (sender, url) = mpsc::channel();
+        std::thread::spawn(move || {
+            if let Some(url) = lines.map_while(Result::ok).find_map(|l| l.strip_prefix("ready ").map(str::to_owned)) {
+                let _ = sender.send(url);
+            }
+        });
+        let mut up = Self { child, url: String::new(), log, scratch };
+        match url.recv_timeout(START) {
+            Ok(url) => up.url = url,
+            Err(why) => panic!("`m1ctl up`: no `ready` ({why}):\n{}", up.read_log()),
         }
+        up
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What runs where: its `group.json`.
+    pub fn state(&self) -> Value {
+        let text = std::fs::read_to_string(self.scratch.path().join("group.json")).expect("it is there while m1ctl runs");
+        serde_json::from_str(&text).expect("JSON")
+    }
+
+    /// Addresses of its workers, in the order of their pods.
+    pub fn workers(&self) -> Vec<String> {
+        let pods = self.state()["pods"].as_array().expect("pods").clone();
+        pods.iter().map(|pod| pod["address"].as_str().expect("an address").to_owned()).collect()
     }
 
     /// Sends SIGTERM and waits; panics unless it ends with success. Returns the processes it had started.
@@ -167,6 +198,12 @@ pub fn eventually(what: &str, limit: Duration, mut condition: impl FnMut() -> bo
         assert!(began.elapsed() < limit, "not seen within {limit:?}: {what}");
         std::thread::park_timeout(Duration::from_millis(20));
     }
+}
+
+/// Ends a process at once: SIGKILL.
+pub fn kill(process: u32) {
+    let pid = rustix::process::Pid::from_raw(process as i32).expect("a process id");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it runs");
 }
 
 /// Whether a process with this id runs (a zombie does not).

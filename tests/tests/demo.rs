@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use m1_tests::{Up, alive, demo, endless, eventually, root};
+use m1_tests::{Up, alive, demo, endless, eventually, kill, root};
 use serde_json::{Value, json};
 
 const MODEL: &str = "MiniMax-M1-demo";
@@ -147,11 +147,6 @@ fn worker(up: &Up, pod: u32) -> u32 {
     let flag = format!("--pod\u{0}{pod}\u{0}");
     let is = |process: &u32| std::fs::read_to_string(format!("/proc/{process}/cmdline")).is_ok_and(|line| line.contains(&flag));
     up.processes().into_iter().find(is).expect("the pod runs")
-}
-
-fn kill(process: u32) {
-    let pid = rustix::process::Pid::from_raw(process as i32).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
 }
 
 #[test]

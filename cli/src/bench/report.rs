@@ -77,16 +77,18 @@ impl Report {
         self.first_error.as_deref().unwrap_or("no request was sent")
     }
 
-    /// (name, distribution) of every latency.
-    fn spreads(&self) -> [(&'static str, Spread); 4] {
+    /// (name, distribution) of every latency; at a rate also of how late requests were sent, which is in all others.
+    fn spreads(&self) -> Vec<(&'static str, Spread)> {
         let ttft = self.samples.iter().filter_map(|sample| sample.pieces.first().copied());
         let gaps = self.samples.iter().flat_map(|sample| sample.pieces.windows(2).map(|pair| pair[1] - pair[0]));
-        [
+        let late = self.load.rate.map(|_| ("late", Spread::of(self.samples.iter().map(|sample| sample.late))));
+        let spreads = [
             ("ttft", Spread::of(ttft)),
             ("tpot", Spread::of(self.samples.iter().filter_map(tpot))),
             ("itl", Spread::of(gaps)),
             ("e2e", Spread::of(self.samples.iter().map(|sample| sample.whole))),
-        ]
+        ];
+        late.into_iter().chain(spreads).collect()
     }
 
     fn tokens(&self, count: impl Fn(&Sample) -> u32) -> u64 {
@@ -166,7 +168,7 @@ mod tests {
     }
 
     fn sample(pieces: &[f64], output_tokens: u32) -> Sample {
-        Sample { pieces: pieces.to_vec(), whole: 1.0, input_tokens: 100, output_tokens }
+        Sample { late: 0.05, pieces: pieces.to_vec(), whole: 1.0, input_tokens: 100, output_tokens }
     }
 
     #[test]
@@ -207,6 +209,14 @@ IN FLIGHT  LATENCY (ms)     MEAN      P50      P90      P99
 2 in flight: the stream ended without usage
 ";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn at_a_rate_it_is_said_how_late_requests_were_sent() {
+        let load = Load { rate: Some(4.0), ..load() };
+        let report = Report::new(load, vec![Ok(sample(&[0.1], 1))], Duration::from_secs(1));
+        assert_eq!(report.to_json()["late_ms"]["p99"], 50.0);
+        assert!(table(&[report]).contains("LATE"));
     }
 
     #[test]

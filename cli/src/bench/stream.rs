@@ -1,8 +1,7 @@
 //! One request: streamed, and timed by what the client sees.
 
-use std::time::Instant;
-
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::http::{self, Client, HttpError};
 
@@ -19,9 +18,11 @@ pub struct Target {
     pub output_tokens: u32,
 }
 
-/// What one request took. Times are in seconds since it was sent.
+/// What one request took. Times are in seconds since it should have been sent.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Sample {
+    /// When it was sent.
+    pub late: f64,
     /// When each piece of text came.
     pub pieces: Vec<f64>,
     /// When the answer ended.
@@ -46,11 +47,11 @@ pub enum RequestError {
     Short(&'static str),
 }
 
-/// Sends one request and reads its answer to the end.
+/// Sends one request, which was `due` at a time that may have passed, and reads its answer to the end.
 ///
 /// # Errors
 /// No answer, or not a whole one.
-pub async fn request(target: &Target, prompt: String) -> Result<Sample, RequestError> {
+pub async fn request(target: &Target, prompt: String, due: Instant) -> Result<Sample, RequestError> {
     let body = json!({
         "model": target.model,
         "prompt": prompt,
@@ -59,13 +60,12 @@ pub async fn request(target: &Target, prompt: String) -> Result<Sample, RequestE
         "stream": true,
         "stream_options": {"include_usage": true},
     });
-    let start = Instant::now();
+    let mut sample = Sample { late: due.elapsed().as_secs_f64(), ..Sample::default() };
     let mut answer = target.client.post(&target.url, body.to_string()).await?;
     let mut events = SseBuffer::default();
-    let mut sample = Sample::default();
     let (mut usage, mut done) = (false, false);
     while let Some(bytes) = http::next(&mut answer).await? {
-        let now = start.elapsed().as_secs_f64();
+        let now = due.elapsed().as_secs_f64();
         events.push(&bytes);
         while let Some(event) = events.next() {
             match read(&event) {
@@ -80,7 +80,7 @@ pub async fn request(target: &Target, prompt: String) -> Result<Sample, RequestE
             }
         }
     }
-    sample.whole = start.elapsed().as_secs_f64();
+    sample.whole = due.elapsed().as_secs_f64();
     match (usage, done) {
         (_, false) => Err(RequestError::Short("[DONE]")),
         (false, true) => Err(RequestError::Short("usage")),

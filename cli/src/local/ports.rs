@@ -1,10 +1,13 @@
-//! Addresses of local processes. Chosen here and not by the processes, so that an address survives a restart.
+//! Addresses of local processes: sockets that m1ctl binds, holds for as long as it runs, and hands down to the processes that serve on them. So no address
+//! is chosen twice, however many m1ctl start at once, and an address survives its process: whoever connects meanwhile waits in the kernel's queue for the next
+//! one. With m1ctl the kernel ends its children, so nobody is left who holds an address.
 //!
-//! Ports lie below the kernel's ephemeral range: a port inside it could be given to an outgoing connection while its
-//! owner is down, and a client that reconnects to a dead port of that range can even connect to itself.
+//! Ports lie below the kernel's ephemeral range: those inside it are given to outgoing connections.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
 
 /// First port that is tried: below it stand well-known services.
 const LOWEST: u16 = 20_000;
@@ -36,36 +39,66 @@ pub enum PortError {
     },
 }
 
-/// `count` different addresses on `host` that nobody listens on.
+/// A socket that listens. It does so until the last clone is dropped, here and in the process it was handed down to.
+#[derive(Debug, Clone)]
+pub struct Held {
+    listener: Arc<TcpListener>,
+    address: SocketAddr,
+}
+
+impl Held {
+    fn bind(address: SocketAddr) -> std::io::Result<Self> {
+        // Whether it is bound and listens is one question: of two who bind at the same moment one is refused here.
+        let listener = TcpListener::bind(address)?;
+        let address = listener.local_addr()?;
+        Ok(Self { listener: Arc::new(listener), address })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its number, in this process and in those that inherit it.
+    pub fn number(&self) -> RawFd {
+        self.listener.as_raw_fd()
+    }
+}
+
+impl AsFd for Held {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
+/// `count` sockets on `host`, each on a port of its own.
 ///
 /// # Errors
 /// Fewer are free.
-pub fn free(host: IpAddr, count: usize) -> Result<Vec<SocketAddr>, PortError> {
+pub fn free(host: IpAddr, count: usize) -> Result<Vec<Held>, PortError> {
     let high = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")
         .ok()
         .and_then(|text| first_ephemeral(&text))
         .unwrap_or(EPHEMERAL);
     let start = RandomState::new().hash_one(std::process::id());
-    // Held until all are found, so that no port is found twice.
-    let held: Vec<TcpListener> =
-        candidates(start, high).filter_map(|port| TcpListener::bind((host, port)).ok()).take(count).collect();
-    if held.len() < count {
-        return Err(PortError::None { host, high, found: held.len(), wanted: count });
+    let bound = candidates(start, high).filter_map(|port| Held::bind((host, port).into()).ok());
+    let held: Vec<Held> = bound.take(count).collect();
+    match held.len() < count {
+        true => Err(PortError::None { host, high, found: held.len(), wanted: count }),
+        false => Ok(held),
     }
-    Ok(held.iter().filter_map(|listener| listener.local_addr().ok()).collect())
 }
 
-/// The address to listen on: `asked`, or a free port where its port is 0.
+/// A socket on the address that was asked for, or on a free port of its host where the port is 0.
 ///
 /// # Errors
 /// Nothing can listen there.
-pub fn listen(asked: SocketAddr) -> Result<SocketAddr, PortError> {
-    if asked.port() != 0 {
-        TcpListener::bind(asked).map_err(|source| PortError::Taken { address: asked, source })?;
-        return Ok(asked);
+pub fn listen(asked: SocketAddr) -> Result<Held, PortError> {
+    let taken = |source| PortError::Taken { address: asked, source };
+    match asked.port() {
+        0 => free(asked.ip(), 1)?.pop().ok_or_else(|| taken(std::io::ErrorKind::AddrNotAvailable.into())),
+        _ => Held::bind(asked).map_err(taken),
     }
-    let found = free(asked.ip(), 1)?;
-    Ok(found.first().copied().unwrap_or(asked))
 }
 
 fn first_ephemeral(text: &str) -> Option<u16> {
@@ -99,11 +132,15 @@ mod tests {
     }
 
     #[test]
-    fn ports_differ_and_are_free() {
+    fn no_port_is_chosen_twice_however_many_choose_at_once() {
         let host = IpAddr::from([127, 0, 0, 1]);
-        let found = free(host, 3).unwrap();
-        assert_eq!(found.len(), 3);
-        assert!(found[0] != found[1] && found[1] != found[2] && found[0] != found[2]);
+        let held: Vec<Held> = std::thread::scope(|scope| {
+            let choosing: Vec<_> = (0..16).map(|_| scope.spawn(|| free(host, 8).unwrap())).collect();
+            choosing.into_iter().flat_map(|chosen| chosen.join().unwrap()).collect()
+        });
+        let ports: std::collections::BTreeSet<u16> = held.iter().map(|held| held.address().port()).collect();
+        assert_eq!(ports.len(), 16 * 8);
+        assert!(held.iter().all(|held| Held::bind(held.address()).is_err()), "they are held, not only found");
     }
 
     #[test]
@@ -112,5 +149,6 @@ mod tests {
         let address = taken.local_addr().unwrap();
         let error = listen(address).unwrap_err().to_string();
         assert!(error.starts_with(&format!("cannot listen on {address}: ")), "{error}");
+        assert_ne!(listen("127.0.0.1:0".parse().unwrap()).unwrap().address().port(), 0);
     }
 }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
@@ -18,6 +19,7 @@ use tokio::task::JoinHandle;
 
 use super::Event;
 use super::logs::LineSink;
+use super::ports::Held;
 
 /// How long the output of a dead process is still read: somebody else may hold the pipe open.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -59,8 +61,10 @@ pub struct Launch {
     pub member: Member,
     /// The binary.
     pub program: PathBuf,
-    /// Its arguments.
+    /// Its arguments; `--listen-fd` is added.
     pub args: Vec<OsString>,
+    /// What it serves on.
+    pub socket: Option<Held>,
 }
 
 /// How a process ended.
@@ -122,6 +126,10 @@ impl Process {
         let failed = |source| ProcessError::Start { program: launch.program.clone(), source };
         let mut command = Command::new(&launch.program);
         command.args(&launch.args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        if let Some(socket) = &launch.socket {
+            command.arg("--listen-fd").arg(socket.number().to_string());
+            hand_down(&mut command, socket.clone());
+        }
         command.process_group(0).kill_on_drop(true);
         die_with_parent(&mut command);
         share_cores(&mut command);
@@ -219,6 +227,14 @@ fn share_cores(command: &mut Command) {
     }
 }
 
+/// Leaves a socket open in the child, under the number that it has here. All others of this process are closed there.
+fn hand_down(command: &mut Command, socket: Held) {
+    let open = move || Ok(fcntl_setfd(&socket, FdFlags::empty())?);
+    // SAFETY: the closure runs in the forked child before exec. It makes one plain system call (fcntl), touches no lock, allocates nothing and unwinds
+    // nowhere; the socket is dropped here, not there.
+    unsafe { command.pre_exec(open) };
+}
+
 #[cfg(target_os = "linux")]
 fn die_with_parent(command: &mut Command) {
     let parent = rustix::process::getpid();
@@ -263,7 +279,7 @@ mod tests {
     use super::*;
 
     fn shell(script: &str) -> Launch {
-        Launch { member: Member::Worker(3), program: "/bin/sh".into(), args: vec!["-c".into(), script.into()] }
+        Launch { member: Member::Worker(3), program: "/bin/sh".into(), args: vec!["-c".into(), script.into()], socket: None }
     }
 
     fn start(script: &str) -> (Process, mpsc::Receiver<Event>) {
@@ -299,6 +315,19 @@ mod tests {
         process.kill();
         assert_eq!(exit(&mut received).await.how, "was killed (SIGKILL)");
         process.gone().await;
+    }
+
+    #[tokio::test]
+    async fn a_process_inherits_its_socket_and_no_other() {
+        let host = std::net::IpAddr::from([127, 0, 0, 1]);
+        let held = crate::local::ports::free(host, 2).unwrap();
+        let (own, other) = (held[0].number(), held[1].number());
+        let seen = format!("[ -S /proc/self/fd/{own} ] && [ ! -e /proc/self/fd/{other} ] && echo \"$0\" \"$@\"");
+        let launch = Launch { socket: Some(held[0].clone()), ..shell(&seen) };
+        let (events, mut received) = mpsc::channel(4);
+        let _process = Process::start(&launch, LineSink::new("pod 3".into(), 0, None), events).unwrap();
+        let exit = exit(&mut received).await;
+        assert_eq!((exit.code, exit.tail), (Some(0), vec![format!("--listen-fd {own}")]));
     }
 
     #[tokio::test]

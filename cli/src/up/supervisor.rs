@@ -3,10 +3,11 @@
 use std::io::Write;
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use m1_operator_api::Worker;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use super::restarts::Restarts;
 use super::router;
@@ -14,9 +15,12 @@ use super::state::StateFile;
 use crate::error::Failure;
 use crate::local::logs::LineSink;
 use crate::local::process::{Exit, Launch, Member, Process};
-use crate::local::{Event, LocalError, LocalPlan, Workers, placement, stop_all};
+use crate::local::{Event, LocalError, LocalPlan, Workers, at, placement, stop_all};
 use crate::output::Console;
 use crate::progress::Loading;
+
+/// A router that is not ready this long after all workers serve never will be: it looks at them many times a second.
+const ROUTER_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How much is done for a process before it is given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +59,10 @@ pub struct Supervisor {
     router: Option<Process>,
     router_life: Life,
     listen: SocketAddr,
+    /// Whether the router has said once that a group serves.
+    announced: bool,
+    /// Since when all workers serve and the router does not say so.
+    late: Option<Instant>,
     state: Option<StateFile>,
     loading: Loading,
     console: Console,
@@ -76,7 +84,9 @@ impl Supervisor {
         let lives = plan.pods.iter().map(|_| life()).collect();
         let loading = Loading::new(Some(&console), plan.names());
         let workers = Workers::start(plan, Some(console.clone()))?;
-        let mut supervisor = Self { workers, lives, launch, router: None, router_life: life(), listen, state, loading, console };
+        let (router, announced, late) = (None, false, None);
+        let router_life = life();
+        let mut supervisor = Self { workers, lives, launch, router, router_life, listen, announced, late, state, loading, console };
         supervisor.start_router()?;
         supervisor.show()?;
         Ok(supervisor)
@@ -84,17 +94,23 @@ impl Supervisor {
 
     /// Supervises until something fails for good.
     pub async fn run(&mut self) -> Failure {
-        let mut ready = pin!(router::ready(self.listen));
-        let mut announced = false;
+        let said = Mutex::new(String::new());
+        let mut ready = pin!(router::ready(self.listen, &said));
         loop {
-            let due = self.next_due();
+            let (due, stuck, late) = (self.next_due(), self.workers.gives_up_at(), self.late.map(|late| late + ROUTER_PATIENCE));
             let step = tokio::select! {
-                () = &mut ready, if !announced => {
-                    announced = true;
+                () = &mut ready, if !self.announced => {
+                    (self.announced, self.late) = (true, None);
                     self.announce();
                     Ok(())
                 }
                 () = at(due) => self.restart_due(Instant::now()),
+                () = at(stuck) => self.give_up(),
+                () = at(late) => {
+                    let words = said.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                    let name = self.workers.name(Member::Router).to_owned();
+                    Err(LocalError::Stuck { name, why: words, seconds: ROUTER_PATIENCE.as_secs() }.into())
+                }
                 event = self.workers.next() => match event {
                     Ok(event) => self.take(event),
                     Err(error) => Err(error.into()),
@@ -103,6 +119,20 @@ impl Supervisor {
             if let Err(failure) = step {
                 return failure;
             }
+            self.late = self.late.or(Some(Instant::now())).filter(|_| !self.announced && self.workers.all_ready());
+        }
+    }
+
+    /// Nothing moves any more. Before anything was served that is the end; afterwards others may still serve, and the one that holds them up begins anew.
+    fn give_up(&mut self) -> Result<(), Failure> {
+        match self.workers.stuck() {
+            Some((_, error)) if !self.announced => Err(error.into()),
+            Some((seat, error)) => {
+                self.console.say(format_args!("{error}: it is killed"));
+                self.workers.kill(seat);
+                Ok(())
+            }
+            None => Ok(()),
         }
     }
 
@@ -144,6 +174,13 @@ impl Supervisor {
             Event::Status { seat, status } => {
                 self.loading.update(seat, &status);
                 self.say_recovery(seat);
+                Ok(())
+            }
+            Event::Unheard { seat, why, stranger } => {
+                if stranger {
+                    let name = self.workers.name(Member::Worker(seat));
+                    self.console.say(format_args!("{name} is not there: {why}; trying again"));
+                }
                 Ok(())
             }
             Event::Pushed { .. } => Ok(()),
@@ -244,13 +281,6 @@ fn next_life(life: &mut Life, name: &str, exit: &Exit) -> Result<Duration, Failu
             Ok(pause)
         }
         None => Err(LocalError::died(name, exit).into()),
-    }
-}
-
-async fn at(time: Option<Instant>) {
-    match time {
-        Some(time) => sleep_until(time).await,
-        None => std::future::pending().await,
     }
 }
 

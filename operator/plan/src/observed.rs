@@ -117,6 +117,8 @@ pub struct PodSeen {
     pub beside: Option<BesideSeen>,
     /// What the worker in it says.
     pub worker: Option<WorkerSeen>,
+    /// Who answers at its address instead, in words.
+    pub stranger: Option<String>,
 }
 
 /// A node, as far as a pod on it cares.

@@ -268,6 +268,19 @@ fn a_worker_of_another_model_is_named() {
 }
 
 #[test]
+fn somebody_else_at_a_pods_address_is_named() {
+    let mut world = World::new();
+    let checked = spec("replicas: 1");
+    world.step(&checked);
+    let name = world.group(0).pods[0].name.clone();
+    world.group(0).pods[0].stranger = Some("the call is meant for a; this is b".into());
+    world.step(&checked);
+    let ready = condition(&world.status, ConditionType::Ready).unwrap();
+    let words = format!("pod {name}: somebody else answers at its address: the call is meant for a; this is b");
+    assert_eq!((ready.reason, ready.message.contains(&words)), (Reason::PodLost, true), "{}", ready.message);
+}
+
+#[test]
 fn a_container_that_somebody_put_beside_ours_is_named() {
     let mut world = World::new();
     let checked = spec("replicas: 1");

@@ -134,6 +134,11 @@ impl Known {
         &self.stored.uid
     }
 
+    /// Uid of the deployment that owns it.
+    pub fn owner(&self) -> Option<&str> {
+        self.stored.owner.as_deref()
+    }
+
     /// Whether this state of it was found to be what is wished for.
     pub fn fulfils(&self, wish: Wish) -> bool {
         self.stored.fulfilled.load(Ordering::Relaxed) == wish.0

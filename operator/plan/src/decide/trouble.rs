@@ -50,7 +50,7 @@ pub fn of(group: &GroupSeen) -> Option<Trouble> {
         return Some(Trouble::help(Reason::PodsRefused, message));
     }
     let found = pods_in_trouble(group).or_else(|| unscheduled(group)).or_else(|| failed(group)).or_else(|| ending(group));
-    let found = found.or_else(|| refusing(group));
+    let found = found.or_else(|| refusing(group)).or_else(|| mistaken(group));
     Some(found.unwrap_or_else(|| passing(group, &name)))
 }
 
@@ -139,6 +139,15 @@ fn refusing(group: &GroupSeen) -> Option<Trouble> {
         let refusal = pod.worker.as_ref()?.refusal.as_ref()?;
         let message = format!("pod {}: refuses its placement: {refusal}; spec.model.config must describe the checkpoint", pod.name);
         Some(Trouble::help(Reason::ArchitectureMismatch, message))
+    })
+}
+
+/// An address at which somebody else answers: it has passed to another pod, and nobody here has heard of that yet.
+fn mistaken(group: &GroupSeen) -> Option<Trouble> {
+    group.pods.iter().filter(|pod| !pod.deleting).find_map(|pod| {
+        let stranger = pod.stranger.as_ref()?;
+        let message = format!("pod {}: somebody else answers at its address: {stranger}", pod.name);
+        Some(Trouble::passing(Reason::PodLost, message))
     })
 }
 

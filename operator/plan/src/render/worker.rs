@@ -133,6 +133,8 @@ fn container(scene: &Scene<'_>, group: &GroupRef, pod: &PodPlan, (args, mounts):
         "args": args,
         "env": [
             {"name": "M1_POD_INDEX", "valueFrom": index},
+            // Not a flag: an image of a version before must start with it.
+            {"name": "M1_MEMBER", "value": format!("{}/{}/{}/{name}", scene.namespace, scene.checked.name.as_str(), scene.uid)},
             // LeaderWorkerSet's names, which tools and people know.
             {"name": "LWS_LEADER_ADDRESS", "value": leader},
             {"name": "LWS_GROUP_SIZE", "value": group.size.to_string()},
