@@ -1,7 +1,7 @@
 # The four commands of this project. Each says in one line what is missing on this machine.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build quickstart test e2e scale check lint clean
+.PHONY: help setup build quickstart test e2e scale bench-router check lint clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,12 +22,17 @@ test: build ## build and pass all tests
 	scripts/test-e2e.sh prepare
 	cargo test --workspace
 	scripts/test-e2e.sh
+	scripts/hostile.sh --short
+	scripts/adjacent.sh
 
 e2e: build ## the same on a real cluster: builds one, or uses KUBECONFIG
 	scripts/e2e.sh
 
 scale: ## what the operator and LeaderWorkerSet cost with 1,000 deployments and 10,000 pods (an hour; not part of CI)
 	M1_SCALE_LWS=1 scripts/scale.sh
+
+bench-router: ## the router's speed beside smg, vllm-router and nginx (docs/benchmarks.md; not part of CI)
+	scripts/bench-router.sh
 
 lint:
 	cargo fmt --all --check

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Router and workers of adjacent commits understand each other: builds the commit that tests/adjacent/commit names, and lets its router stand before
+# today's workers, today's router before its workers, and one worker of each share a model. Needs `make build`; takes some minutes the first time.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+commit=$(cat tests/adjacent/commit)
+before="$PWD/target/adjacent/$commit"
+if [ ! -x "$before/bin/m1-worker" ]; then
+  git cat-file -e "$commit^{commit}" 2>/dev/null || { echo "adjacent: commit $commit is not in this clone (git fetch --unshallow)" >&2; exit 1; }
+  rm -rf target/adjacent
+  mkdir -p "$before/source" "$before/target/debug" "$before/bin"
+  git archive "$commit" | tar -x -C "$before/source"
+  # What both have of other crates is built already; the same LIBTORCH keeps its C++ side so.
+  for part in deps build .fingerprint; do cp -a "target/debug/$part" "$before/target/debug/"; done
+  # Crates of the project go by their place in it, so today's would pass for those of before.
+  (cd "$before/target/debug" && rm -rf .fingerprint/{m1-,m1ctl-,xtask-}* build/m1-* deps/*m1_* deps/*m1ctl* deps/*xtask*)
+  (cd "$before/source" && LIBTORCH="$OLDPWD/target/libtorch" CARGO_TARGET_DIR="$before/target" cargo build --workspace --bins)
+  for name in m1ctl m1-router m1-worker; do cp "$before/target/debug/$name" "$before/bin/"; done
+  rm -rf "$before/target" "$before/source"
+fi
+python3 tests/adjacent/test_adjacent.py "$before/bin" target/debug
