@@ -15,7 +15,7 @@ use crate::App;
 use crate::error::{ApiError, READY_RETRY_SECONDS, cut};
 use crate::metrics::{Endpoint, Meter};
 use crate::openai::{chat, completions, models};
-use crate::server::{Framing, Link};
+use crate::server::{Framing, Link, Phase};
 use crate::{generate, requests};
 
 pub use reply::{Reply, json as json_reply};
@@ -158,6 +158,7 @@ async fn generate(
         call.link.linger();
         meter.failed(error);
     })?;
+    call.link.enter(Phase::Reading);
     match endpoint {
         Endpoint::Chat => chat::answer(app, call, body, id, meter).await,
         Endpoint::Completions => completions::answer(app, call, body, id, meter).await,
@@ -174,6 +175,7 @@ async fn compute(
     answer: fn(&requests::Context<'_>, &[u8]) -> Result<Vec<u8>, ApiError>,
 ) -> Result<hyper::Response<Reply>, ApiError> {
     let body = body::read(headers, body, &app.config.bodies, &app.readers).await.inspect_err(|_| call.link.linger())?;
+    call.link.enter(Phase::Whole);
     let text = app.reading(body, answer).await?;
     Ok(reply::text("application/json", text))
 }

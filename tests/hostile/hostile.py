@@ -19,7 +19,7 @@ import workers  # noqa: F401
 import process  # noqa: F401
 import floods  # noqa: F401
 
-TRIES = 3  # of a case in which nothing but others' times was off: a busy machine looks like that too
+TRIES = 3  # of a case in which nothing but others' times was off, in the short form of any that failed: a busy machine looks like that too
 
 
 def shown(result):
@@ -44,8 +44,13 @@ def on_stand(key, cases, short):
                     result = table.run(one, stand, calm, short)
                 except (stage.Violation, raw.Cut, RuntimeError, OSError) as problem:
                     result = table.Result(one, violations=[f"the stand: {problem}"])
-                if not table.is_noise(result) or attempt == TRIES - 1:
+                # The short form runs beside whatever else a test machine does: there a limit may be missed once.
+                again = result.violations if short else table.is_noise(result)
+                if not again or attempt == TRIES - 1:
                     break
+                if stand and not table.is_noise(result):
+                    stand.stop()
+                    stand = None
             results.append(result)
             print(shown(result), flush=True)
             if result.violations and stand:
@@ -90,7 +95,8 @@ def main():
     start, results = time.monotonic(), []
     for key in dict.fromkeys(one.stand for one in chosen):
         results += on_stand(key, [one for one in chosen if one.stand == key], given.short)
-    failed = [result for result in results if result.violations]
+    # Times are told, and judged where there is a machine for it: not in a test.
+    failed = [result for result in results if result.violations and not (given.short and table.is_noise(result))]
     print(f"hostile: {len(results)} cases in {time.monotonic() - start:.0f} s, {len(failed)} with violations")
     if given.write:
         write(results)

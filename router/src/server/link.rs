@@ -45,6 +45,8 @@ pub enum Phase {
     Head,
     /// A request is here, its body perhaps not yet; whoever reads that watches the time.
     Request,
+    /// The request is read; how it will be answered is not known yet.
+    Reading,
     /// An answer is made that is sent in one.
     Whole,
     /// An answer is sent while it is made.
@@ -107,6 +109,8 @@ impl Link {
         let mut state = self.lock();
         state.phase = phase;
         state.since = Instant::now();
+        // It had finished sending before it was known that this is a stream.
+        state.probe |= state.fin && phase == Phase::Stream;
     }
 
     /// A request's head is complete; how its body is framed, as it was written.
@@ -140,7 +144,7 @@ impl Link {
             Phase::Idle => Some(state.since + self.times.idle),
             Phase::Head => Some(state.since + self.times.head),
             Phase::Closing => Some(state.since + LINGER),
-            Phase::Request | Phase::Whole | Phase::Stream => None,
+            Phase::Request | Phase::Reading | Phase::Whole | Phase::Stream => None,
         };
         match (blocked, phase) {
             (Some(a), Some(b)) => Some(a.min(b)),
@@ -151,7 +155,7 @@ impl Link {
     /// Looks, while an answer is made, whether the client is still there.
     pub fn watch(&self, cx: &mut Context<'_>) -> Client {
         let mut state = self.lock();
-        if !matches!(state.phase, Phase::Whole | Phase::Stream) {
+        if !matches!(state.phase, Phase::Reading | Phase::Whole | Phase::Stream) {
             return Client::Same;
         }
         if state.fin {
@@ -170,10 +174,11 @@ impl Link {
             match self.stream.try_read(&mut scratch) {
                 Ok(0) => {
                     state.fin = true;
-                    if state.phase == Phase::Whole {
-                        return Client::Gone;
+                    match state.phase {
+                        Phase::Whole => return Client::Gone,
+                        Phase::Stream => state.probe = true,
+                        _ => {}
                     }
-                    state.probe = true;
                     return Client::Finished;
                 }
                 Ok(count) => state.ahead.extend_from_slice(scratch.get(..count).unwrap_or_default()),
