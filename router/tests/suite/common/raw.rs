@@ -49,9 +49,9 @@ impl Raw {
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, read).await.expect("it came, or the end did");
+        let in_time = tokio::time::timeout(PATIENCE, read).await.is_ok();
         let all = String::from_utf8_lossy(&all).into_owned();
-        assert!(all.contains(text), "no {text:?} in {all:?}");
+        assert!(all.contains(text), "no {text:?} in {all:?}{}", if in_time { ", and it ended" } else { ", and then nothing" });
         all
     }
 
