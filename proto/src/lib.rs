@@ -1,5 +1,7 @@
-//! Generated types of the wire: `proto/proto/**.proto` says what each message means. Holds no code of its own.
+//! Generated types of the wire: `proto/proto/**.proto` says what each message means. Of its own it has the codec.
 #![allow(missing_docs, clippy::all)]
+
+mod codec;
 
 /// `m1.worker.v1`: what routers, the operator and m1ctl ask of a worker.
 pub mod worker {

@@ -18,6 +18,9 @@ use crate::server::Times;
 use crate::sse::Pace;
 use crate::workers::{Patience, is_address};
 
+/// More serve no more requests before other things end: a connection of each to every worker has its price.
+const MOST_THREADS: usize = 4;
+
 /// Serves MiniMax-M1 over HTTP: OpenAI's API, M1's own, and metrics, all on one address.
 ///
 /// It sends every request to a worker of a replica group. Which groups there are is said once with --workers, or followed in Kubernetes with --deployment;
@@ -128,6 +131,9 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 40, help_heading = "Workers")]
     pub token_wait: u64,
 
+    /// Threads that serve clients, 1 to 256. Default: as many as there are cores, and 4 at most: one serves some thousand answers a second.
+    #[arg(long, help_heading = "Connections")]
+    pub threads: Option<usize>,
     /// Clients' connections at once; one more is answered 503.
     #[arg(long, value_name = "CONNECTIONS", default_value_t = 20_000, help_heading = "Connections")]
     pub max_connections: usize,
@@ -260,6 +266,8 @@ pub struct Config {
     pub cors: Cors,
     /// How long workers may be silent.
     pub deadlines: Deadlines,
+    /// Threads that serve.
+    pub threads: usize,
     /// Connections at once.
     pub max_connections: usize,
     /// How long clients may take.
@@ -286,6 +294,8 @@ impl TryFrom<Args> for Config {
         number("body-limit", args.body_limit as u64, "1024 and more", |n| n >= 1024)?;
         number("prompt-rate", args.prompt_rate.into(), "1 and more", |n| n >= 1)?;
         number("max-connections", args.max_connections as u64, "1 to 1000000", |n| (1..=1_000_000).contains(&n))?;
+        let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS));
+        number("threads", threads as u64, "1 to 256", |n| (1..=256).contains(&n))?;
         let times = Times {
             head: seconds("header-timeout", args.header_timeout, 3600)?,
             idle: seconds("idle-timeout", args.idle_timeout, 86_400)?,
@@ -323,6 +333,7 @@ impl TryFrom<Args> for Config {
             bodies,
             cors: args.cors,
             deadlines,
+            threads,
             max_connections: args.max_connections,
             times,
             pace,

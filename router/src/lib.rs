@@ -5,6 +5,7 @@
 //! worker's stream, the log of what came) -> [`generation`] (a reader of that log: text) -> one body or [`sse`]. Which workers there are comes from
 //! [`groups`], now and while it runs.
 
+pub mod alarm;
 pub mod config;
 pub mod drain;
 pub mod error;
@@ -13,6 +14,7 @@ pub mod generation;
 pub mod groups;
 pub mod http;
 pub mod keys;
+pub mod loops;
 pub mod metrics;
 pub mod model;
 pub mod openai;
@@ -42,6 +44,7 @@ use tokio_util::sync::CancellationToken;
 use config::Config;
 use drain::Stops;
 use keys::{Keys, KeysError};
+use loops::Loops;
 use metrics::Metrics;
 use model::{Model, ModelError};
 use order::Limits;
@@ -66,6 +69,9 @@ pub enum RouterError {
     /// The metrics' names.
     #[error("cannot register metrics")]
     Metrics(#[from] prometheus::Error),
+    /// The threads that serve.
+    #[error("cannot start a thread")]
+    Threads(#[from] std::io::Error),
     /// The model or the keys could not be opened for want of a thread.
     #[error("the task that opens the model and the keys died")]
     Task(#[from] tokio::task::JoinError),
@@ -80,6 +86,7 @@ impl RouterError {
             Self::Keys(error) => error.reason(),
             Self::Tls(_) => "BadName",
             Self::Metrics(_) => "BadMetrics",
+            Self::Threads(_) => "NoThread",
             Self::Task(_) => "TaskDied",
         }
     }
@@ -152,7 +159,8 @@ pub async fn serve(
     if let (Some(tls), Some((folder, _))) = (&tls, &config.tls) {
         tasks.spawn(tls.clone().follow(folder.clone(), tls::INTERVAL));
     }
-    let pool = Pool::new(config.patience, seed, Arc::clone(&metrics), tls);
+    let loops = Arc::new(Loops::start(config.threads)?);
+    let pool = Pool::new(config.patience, seed, Arc::clone(&metrics), Arc::clone(&loops), tls);
     tasks.spawn(Arc::clone(&pool).follow(topologies));
     tasks.spawn(Arc::clone(&pool).tick());
     if let Some(keys) = &keys {
@@ -162,7 +170,7 @@ pub async fn serve(
     let readers = Readers::new(config.bodies.bytes);
     let app = Arc::new(App { config, model: Arc::new(model), pool, metrics, keys, readers, leaving: AtomicBool::new(false) });
     let (closing, cut) = (CancellationToken::new(), CancellationToken::new());
-    let mut served = std::pin::pin!(server::serve(Arc::clone(&app), listener, closing.clone(), cut.clone()));
+    let mut served = std::pin::pin!(server::serve(Arc::clone(&app), &loops, listener, closing.clone(), cut.clone()));
     let mut ending = std::pin::pin!(async {
         drain::closing(app, stops.clone()).await;
         closing.cancel();

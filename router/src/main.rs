@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 fn main() -> anyhow::Result<()> {
     let config = Config::try_from(Args::parse())?;
     let _logs = m1_runtime::logs::init("m1-router")?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
     let result = runtime.block_on(run(config));
     // A blocked tokenizer thread must not hold the process.
     runtime.shutdown_background();

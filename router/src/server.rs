@@ -7,7 +7,7 @@ mod refusal;
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -19,13 +19,14 @@ use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::App;
+use crate::alarm::Alarm;
 use crate::error::ApiError;
 use crate::http;
+use crate::loops::Loops;
 
 pub use head::Framing;
 pub use link::{Client, Io, Link, Phase, Times};
@@ -44,7 +45,7 @@ const REFUSALS: usize = 64;
 const REFUSAL: Duration = Duration::from_secs(1);
 
 /// Serves until `closing`; then takes no more connections and lets requests under way end, until `cut`.
-pub async fn serve(app: Arc<App>, listener: TcpListener, closing: CancellationToken, cut: CancellationToken) {
+pub async fn serve(app: Arc<App>, loops: &Loops, listener: TcpListener, closing: CancellationToken, cut: CancellationToken) {
     let (room, refusals) = (Arc::new(Semaphore::new(app.config.max_connections)), Arc::new(Semaphore::new(REFUSALS)));
     let connections = TaskTracker::new();
     loop {
@@ -61,14 +62,21 @@ pub async fn serve(app: Arc<App>, listener: TcpListener, closing: CancellationTo
                 continue;
             }
         };
-        if let Err(error) = prepare(&stream) {
-            tracing::debug!(%error, "a connection could not be set up");
-        }
+        let stream = match prepare(stream) {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::debug!(%error, "a connection could not be set up");
+                continue;
+            }
+        };
         match Arc::clone(&room).try_acquire_owned() {
             Ok(place) => {
                 let (app, closing, cut) = (Arc::clone(&app), closing.clone(), cut.clone());
-                connections.spawn(async move {
-                    connection(app, stream, closing, cut).await;
+                loops.spawn(&connections, async move {
+                    match TcpStream::from_std(stream) {
+                        Ok(stream) => connection(app, stream, closing, cut).await,
+                        Err(error) => tracing::warn!(%error, "a connection could not be taken over"),
+                    }
                     drop(place);
                 });
             }
@@ -76,9 +84,11 @@ pub async fn serve(app: Arc<App>, listener: TcpListener, closing: CancellationTo
                 app.metrics.connections_refused.inc();
                 if let Ok(place) = Arc::clone(&refusals).try_acquire_owned() {
                     let error = ApiError::TooManyConnections { most: app.config.max_connections };
-                    connections.spawn(async move {
-                        // Whoever does not take it in time is closed all the same.
-                        drop(tokio::time::timeout(REFUSAL, refuse(stream, &error)).await);
+                    loops.spawn(&connections, async move {
+                        if let Ok(stream) = TcpStream::from_std(stream) {
+                            // Whoever does not take it in time is closed all the same.
+                            drop(tokio::time::timeout(REFUSAL, refuse(stream, &error)).await);
+                        }
                         drop(place);
                     });
                 }
@@ -90,11 +100,11 @@ pub async fn serve(app: Arc<App>, listener: TcpListener, closing: CancellationTo
     connections.wait().await;
 }
 
-/// Sends at once, and lets the kernel keep little of what a client does not take.
-fn prepare(stream: &TcpStream) -> std::io::Result<()> {
+/// Sends at once, lets the kernel keep little of what a client does not take, and is free to go to any loop.
+fn prepare(stream: TcpStream) -> std::io::Result<std::net::TcpStream> {
     stream.set_nodelay(true)?;
-    rustix::net::sockopt::set_socket_send_buffer_size(stream, KERNEL_BUFFER)?;
-    Ok(())
+    rustix::net::sockopt::set_socket_send_buffer_size(&stream, KERNEL_BUFFER)?;
+    stream.into_std()
 }
 
 async fn refuse(mut stream: TcpStream, error: &ApiError) {
@@ -114,14 +124,15 @@ async fn connection(app: Arc<App>, stream: TcpStream, closing: CancellationToken
         let (app, link) = (Arc::clone(&app), Arc::clone(&link));
         service_fn(move |request: hyper::Request<Incoming>| {
             let (app, link) = (Arc::clone(&app), Arc::clone(&link));
-            async move { Ok::<_, Infallible>(http::answer(app, link, request).await) }
+            // In a box of its own, which is gone while an answer streams: hyper keeps the room for it as long as the connection lives.
+            Box::pin(async move { Ok::<_, Infallible>(http::answer(app, link, request).await) })
         })
     };
     let mut builder = http1::Builder::new();
     builder.half_close(true).header_read_timeout(None).max_headers(MOST_HEADERS).max_buf_size(BUFFER);
     let mut http = pin!(builder.serve_connection(TokioIo::new(Io(Arc::clone(&link))), service));
     let (mut closing, mut cut) = (pin!(closing.cancelled_owned()), pin!(cut.cancelled_owned()));
-    let mut clock: Option<Pin<Box<Sleep>>> = None;
+    let mut alarm = Alarm::default();
     let mut told = false;
     std::future::poll_fn(|cx| {
         if !told && closing.as_mut().poll(cx).is_ready() {
@@ -141,20 +152,10 @@ async fn connection(app: Arc<App>, stream: TcpStream, closing: CancellationToken
                 Client::Gone => return Poll::Ready(()),
             }
         }
-        let Some(deadline) = link.deadline() else { return Poll::Pending };
-        let clock = clock.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-        // A clock that rings too early costs a look, one that is moved at every byte costs more.
-        if deadline < clock.deadline() || clock.is_elapsed() {
-            clock.as_mut().reset(deadline);
+        match link.deadline() {
+            Some(deadline) => alarm.poll(deadline, cx),
+            None => Poll::Pending,
         }
-        while clock.as_mut().poll(cx).is_ready() {
-            match link.deadline() {
-                Some(deadline) if deadline > Instant::now() => clock.as_mut().reset(deadline),
-                Some(_) => return Poll::Ready(()),
-                None => break,
-            }
-        }
-        Poll::Pending
     })
     .await;
 }

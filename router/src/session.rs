@@ -98,7 +98,9 @@ impl Owner {
         let mut cause = String::new();
         loop {
             let asked = Instant::now();
-            let lease = self.app.pool.lease(request.clone(), urgent, patience).await.map_err(|error| again(error, &cause))?;
+            // What is over before the first token is in a box: an open stream is small.
+            let lease = Box::pin(self.app.pool.lease(request.clone(), urgent, patience)).await;
+            let lease = lease.map_err(|error| again(error, &cause))?;
             // Waiting counts, work on a worker does not.
             patience = patience.saturating_sub(asked.elapsed());
             urgent = true;
@@ -141,7 +143,7 @@ impl Owner {
     /// One worker's try, to its end.
     async fn attempt(&mut self, lease: &Lease, request: &mut Request) -> Result<Finished, Fault> {
         self.attempts += 1;
-        let mut attempt = Attempt::open(&self.app, &self.order, self.attempts, lease).await?;
+        let mut attempt = Box::pin(Attempt::open(&self.app, &self.order, self.attempts, lease)).await?;
         self.log.accept();
         let (mut served, mut signs) = (false, 0usize);
         loop {
@@ -168,7 +170,7 @@ impl Owner {
                     }
                 }
                 wire::generate_event::Event::Finished(finished) => {
-                    let finished = attempt.finish(finished, &mut self.meter).await?;
+                    let finished = Box::pin(attempt.finish(finished, &mut self.meter)).await?;
                     self.app.pool.report(lease, request, Outcome::Whole);
                     return Ok(finished);
                 }

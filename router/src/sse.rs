@@ -7,19 +7,20 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 use hyper::Response;
 use serde::Serialize;
 use serde_json::Value;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
+use crate::alarm::Alarm;
 use crate::error::ApiError;
 use crate::generation::{End, Generation, Piece, Step};
 use crate::http::reply::{self, Reply, Source};
 use crate::server::{Link, Phase};
 
 /// Says nothing, and shows that somebody is there.
-const COMMENT: &[u8] = b": wait\n\n";
+const COMMENT: Bytes = Bytes::from_static(b": wait\n\n");
 
 /// How an API tells an answer.
 pub trait Dialect: Send + Unpin + 'static {
@@ -36,9 +37,9 @@ pub trait Dialect: Send + Unpin + 'static {
     fn end(&mut self, end: End, out: &mut Frames) -> Result<(), ApiError>;
 }
 
-/// Events to be sent together.
+/// Events to be sent together. What was sent gives its room to what comes next.
 #[derive(Debug, Default)]
-pub struct Frames(Vec<u8>);
+pub struct Frames(BytesMut);
 
 impl Frames {
     /// An event without a name.
@@ -69,7 +70,12 @@ impl Frames {
     /// A part of an event, as JSON.
     pub fn json<T: Serialize + ?Sized>(&mut self, value: &T) {
         // Writing JSON values into memory does not fail.
-        drop(serde_json::to_writer(&mut self.0, value));
+        drop(serde_json::to_writer((&mut self.0).writer(), value));
+    }
+
+    /// What was written since the last time.
+    fn take(&mut self) -> Bytes {
+        self.0.split().freeze()
     }
 }
 
@@ -85,10 +91,10 @@ pub struct Pace {
 struct Telling<D> {
     generation: Option<Generation>,
     dialect: D,
-    first: Option<Frames>,
     pace: Duration,
     spoken: Instant,
-    clock: Option<Pin<Box<Sleep>>>,
+    frames: Frames,
+    alarm: Alarm,
 }
 
 /// The response. Its body drops the generation, and with it the worker's sequence, when the client goes away.
@@ -111,11 +117,10 @@ pub async fn respond<D: Dialect>(
         generation.session().log().poll_accepted(cx)
     });
     begun.await?;
-    let mut first = Frames::default();
-    dialect.open(&mut first);
-    let first = Some(first).filter(|first| !first.0.is_empty());
-    let now = Instant::now();
-    Ok(reply::events(Telling { generation: Some(generation), dialect, first, pace: pace.comment, spoken: now, clock: None }))
+    let mut frames = Frames::default();
+    dialect.open(&mut frames);
+    let (pace, spoken) = (pace.comment, Instant::now());
+    Ok(reply::events(Telling { generation: Some(generation), dialect, frames, pace, spoken, alarm: Alarm::default() }))
 }
 
 impl<D: Dialect> Source for Telling<D> {
@@ -123,48 +128,40 @@ impl<D: Dialect> Source for Telling<D> {
         let this = &mut *self;
         let Some(frames) = std::task::ready!(this.poll_frames(cx, probe)) else { return Poll::Ready(None) };
         this.spoken = Instant::now();
-        Poll::Ready(Some(Bytes::from(frames)))
+        Poll::Ready(Some(frames))
     }
 }
 
 impl<D: Dialect> Telling<D> {
-    fn poll_frames(&mut self, cx: &mut Context<'_>, probe: bool) -> Poll<Option<Vec<u8>>> {
-        if let Some(first) = self.first.take() {
-            return Poll::Ready(Some(first.0));
+    fn poll_frames(&mut self, cx: &mut Context<'_>, probe: bool) -> Poll<Option<Bytes>> {
+        if !self.frames.0.is_empty() {
+            return Poll::Ready(Some(self.frames.take()));
         }
         let Some(generation) = &mut self.generation else { return Poll::Ready(None) };
         if probe {
-            return Poll::Ready(Some(COMMENT.to_vec()));
+            return Poll::Ready(Some(COMMENT));
         }
-        let mut frames = Frames::default();
+        let frames = &mut self.frames;
         let over = match generation.poll_next(cx) {
             Poll::Ready(Ok(Step::Piece(piece))) => {
-                self.dialect.piece(piece, &mut frames);
-                return Poll::Ready(Some(frames.0));
+                self.dialect.piece(piece, frames);
+                return Poll::Ready(Some(frames.take()));
             }
-            Poll::Ready(Ok(Step::End(end))) => self.dialect.end(end, &mut frames),
+            Poll::Ready(Ok(Step::End(end))) => self.dialect.end(end, frames),
             Poll::Ready(Err(error)) => Err(error),
             Poll::Pending => return self.poll_silence(cx),
         };
         if let Err(error) = over {
             frames.data(&error.body());
         }
+        let last = frames.take();
         self.generation = None;
-        Poll::Ready(Some(frames.0))
+        Poll::Ready(Some(last))
     }
 
     /// A comment, once nothing was said for long.
-    fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<Option<Vec<u8>>> {
-        let due = self.spoken + self.pace;
-        let clock = self.clock.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
-        while clock.as_mut().poll(cx).is_ready() {
-            if due <= Instant::now() {
-                self.clock = None;
-                return Poll::Ready(Some(COMMENT.to_vec()));
-            }
-            clock.as_mut().reset(due);
-        }
-        Poll::Pending
+    fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        self.alarm.poll(self.spoken + self.pace, cx).map(|()| Some(COMMENT))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The workers as the router reaches them: one connection each, a status stream each, and the lease that a running request holds. Deciding is
+//! The workers as the router reaches them: a connection each for every loop, a status stream each, and the lease that a running request holds. Deciding is
 //! `m1-router-core`'s; this file books and wakes, `link` sends, `streams` listens.
 
 mod link;
@@ -17,6 +17,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use crate::error::ApiError;
+use crate::loops::Loops;
 use crate::metrics::{Group, Metrics, Pod, PoolView};
 
 use link::Link;
@@ -48,6 +49,7 @@ struct Inner {
 pub struct Pool {
     inner: Mutex<Inner>,
     metrics: Arc<Metrics>,
+    loops: Arc<Loops>,
     started: Instant,
     patience: Patience,
     tls: Option<Tls>,
@@ -71,7 +73,7 @@ impl Lease {
         &self.link.address
     }
 
-    /// The worker's service.
+    /// The worker's service, over the connection of the loop that runs this.
     pub fn client(&self) -> Client {
         self.link.client()
     }
@@ -107,13 +109,13 @@ struct Came {
 
 impl Pool {
     /// Without any worker; [`Pool::follow`] brings them. `tls` is for groups that speak encrypted.
-    pub fn new(patience: Patience, seed: u64, metrics: Arc<Metrics>, tls: Option<Tls>) -> Arc<Self> {
+    pub fn new(patience: Patience, seed: u64, metrics: Arc<Metrics>, loops: Arc<Loops>, tls: Option<Tls>) -> Arc<Self> {
         let balancer = Balancer::new(patience.limit, Rng::new(seed));
         let mut seeds = Rng::new(seed.rotate_left(32) ^ 1);
         let name = format!("{:016x}", seeds.next_u64());
         let inner = Inner { balancer, links: HashMap::new(), waiting: HashMap::new(), seeds, cumulative: Cumulative::new() };
         let counted = Notify::new();
-        Arc::new(Self { inner: Mutex::new(inner), metrics, started: Instant::now(), patience, tls, name, counted })
+        Arc::new(Self { inner: Mutex::new(inner), metrics, loops, started: Instant::now(), patience, tls, name, counted })
     }
 
     /// As workers know this router.
@@ -272,7 +274,7 @@ impl Pool {
                     tracing::error!(worker = &*address, "speaks encrypted, and this router has no --tls-dir");
                     continue;
                 }
-                match Link::new(Arc::clone(&address), members.get(&*address).map(|member| Arc::clone(member)), tls) {
+                match Link::new(Arc::clone(&address), members.get(&*address).map(|member| Arc::clone(member)), tls, &self.loops) {
                     Ok(link) => {
                         let link = Arc::new(link);
                         inner.links.insert(worker, Arc::clone(&link));

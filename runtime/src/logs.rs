@@ -2,16 +2,16 @@
 //!
 //! Nobody waits for whoever reads stderr: lines go through a bounded queue to a thread of their own, and those that find it full are counted and dropped.
 
+mod writer;
+
 use std::str::FromStr;
 use std::sync::OnceLock;
 
-use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
-/// Lines that wait to be written: some megabytes, and a second of a process that says a line for everything it does.
-const LINES: usize = 16_384;
+use writer::{Guard, Writer};
 
-static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+static WRITER: OnceLock<Writer> = OnceLock::new();
 
 /// Why logs cannot be set up.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -22,6 +22,9 @@ pub enum LogError {
     /// `RUST_LOG` does not parse.
     #[error("RUST_LOG is {0:?}; allowed: a level or target=level pairs, comma separated")]
     Filter(String),
+    /// No thread for them.
+    #[error("cannot start the thread that writes logs: {0}")]
+    Thread(String),
     /// A subscriber is set already.
     #[error("logs are set up already")]
     Twice,
@@ -33,6 +36,7 @@ impl LogError {
         match self {
             Self::Format(_) => "BadLogFormat",
             Self::Filter(_) => "BadLogFilter",
+            Self::Thread(_) => "NoThread",
             Self::Twice => "LogsAlreadySet",
         }
     }
@@ -62,11 +66,11 @@ impl FromStr for Format {
 /// The logs of this process. Dropping it writes what waits, for at most a second.
 #[derive(Debug)]
 #[must_use]
-pub struct Logs(#[expect(dead_code, reason = "its end writes what waits")] WorkerGuard);
+pub struct Logs(#[expect(dead_code, reason = "its end writes what waits")] Guard);
 
 /// Lines that were dropped because nobody read them.
 pub fn dropped() -> u64 {
-    DROPPED.get().map_or(0, |counter| counter.dropped_lines() as u64)
+    WRITER.get().map_or(0, Writer::dropped)
 }
 
 /// Sets up the logs of this process and says that `component` starts.
@@ -76,15 +80,15 @@ pub fn dropped() -> u64 {
 pub fn init(component: &'static str) -> Result<Logs, LogError> {
     let format = std::env::var("M1_LOG_FORMAT").unwrap_or_default().parse()?;
     let filter = filter(&std::env::var("RUST_LOG").unwrap_or_default())?;
-    let (writer, guard) = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES).finish(std::io::stderr());
-    let counter = writer.error_counter();
-    let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
+    let (writer, guard) = writer::start(std::io::stderr()).map_err(|error| LogError::Thread(error.to_string()))?;
+    let lines = writer.clone();
+    let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(move || lines.clone());
     let set = match format {
         Format::Text => base.with_ansi(false).try_init(),
         Format::Json => base.json().flatten_event(true).try_init(),
     };
     set.map_err(|_| LogError::Twice)?;
-    DROPPED.get_or_init(|| counter);
+    WRITER.get_or_init(|| writer);
     tracing::info!(component, version = env!("CARGO_PKG_VERSION"), "starting");
     Ok(Logs(guard))
 }

@@ -209,16 +209,16 @@ impl Link {
         if state.fin {
             return Poll::Ready(Ok(()));
         }
+        let before = out.filled().len();
         loop {
-            let space = out.initialize_unfilled();
-            match self.stream.try_read(space) {
+            // Into room that nobody has written to: most of hyper's buffer never becomes memory.
+            match self.stream.try_read_buf(out) {
                 Ok(0) => {
                     state.fin = true;
                     return Poll::Ready(Ok(()));
                 }
-                Ok(count) => {
-                    state.seen(space.get_mut(..count).unwrap_or_default());
-                    out.advance(count);
+                Ok(_) => {
+                    state.seen(out.filled_mut().get_mut(before..).unwrap_or_default());
                     return Poll::Ready(Ok(()));
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => ready!(self.stream.poll_read_ready(cx))?,

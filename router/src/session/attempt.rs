@@ -1,14 +1,18 @@
 //! One worker's try at a sequence: its stream, how long it may be silent, and what its errors mean. Addresses of workers stay in the log.
 
+use std::pin::Pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use m1_proto::worker::generate_event::Event;
 use m1_proto::worker::{self as wire, FinishReason};
 use m1_router_core::{Deadlines, Outcome};
 use tokio::time::Instant;
+use tokio_stream::Stream;
 use tonic::{Code, Status, Streaming};
 
 use crate::App;
+use crate::alarm::Alarm;
 use crate::error::ApiError;
 use crate::metrics::Meter;
 use crate::order::Order;
@@ -35,6 +39,7 @@ pub struct Attempt<'a> {
     app: &'a App,
     lease: &'a Lease,
     stream: Streaming<wire::GenerateEvent>,
+    alarm: Alarm,
     deadlines: Deadlines,
     prompt: u32,
     accepted: Instant,
@@ -58,7 +63,8 @@ impl<'a> Attempt<'a> {
             Err(_) => return Err(Fault::Early(Outcome::Stalled, "it did not take the sequence in".to_owned())),
         };
         let (stream, accepted) = (response.into_inner(), Instant::now());
-        Ok(Self { app, lease, stream, deadlines, prompt, accepted, heard: false, begun: false, wants_routing: order.want_routing })
+        let (alarm, wants_routing) = (Alarm::default(), order.want_routing);
+        Ok(Self { app, lease, stream, alarm, deadlines, prompt, accepted, heard: false, begun: false, wants_routing })
     }
 
     /// The first token has come.
@@ -68,20 +74,26 @@ impl<'a> Attempt<'a> {
 
     /// The next event.
     pub async fn next(&mut self) -> Result<Event, Fault> {
-        let silence = self.deadlines.next_event(self.prompt, self.accepted.elapsed(), self.begun);
-        match tokio::time::timeout(silence, self.stream.message()).await {
-            Ok(Ok(Some(event))) => {
+        let now = Instant::now();
+        let silence = self.deadlines.next_event(self.prompt, now - self.accepted, self.begun);
+        let (stream, alarm) = (&mut self.stream, &mut self.alarm);
+        let next = std::future::poll_fn(|cx| match Pin::new(&mut *stream).poll_next(cx) {
+            Poll::Ready(event) => Poll::Ready(Some(event)),
+            Poll::Pending => alarm.poll(now + silence, cx).map(|()| None),
+        });
+        match next.await {
+            Some(Some(Ok(event))) => {
                 self.heard = true;
                 event.event.ok_or_else(|| self.garbage("an empty event"))
             }
-            Ok(Ok(None)) => Err(self.fault(Outcome::Failed, "its stream ended early".to_owned())),
-            Ok(Err(status)) if self.begun => Err(self.fault(Outcome::Lost, status.to_string())),
-            Ok(Err(status)) => Err(judge(&status)),
+            Some(None) => Err(self.fault(Outcome::Failed, "its stream ended early".to_owned())),
+            Some(Some(Err(status))) if self.begun => Err(self.fault(Outcome::Lost, status.to_string())),
+            Some(Some(Err(status))) => Err(judge(&status)),
             // It waits behind other routers' sequences there, and the worker is not to blame.
-            Err(_) if !self.heard && self.app.pool.queues(self.lease) => {
+            None if !self.heard && self.app.pool.queues(self.lease) => {
                 Err(Fault::Early(Outcome::Full, "it did not come to its turn".to_owned()))
             }
-            Err(_) => Err(self.fault(Outcome::Stalled, format!("it was silent for {} seconds", silence.as_secs()))),
+            None => Err(self.fault(Outcome::Stalled, format!("it was silent for {} seconds", silence.as_secs()))),
         }
     }
 

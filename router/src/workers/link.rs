@@ -1,4 +1,4 @@
-//! The connections to one worker, and how its messages read: one for answers and one for its status, so that neither waits for the other's bytes. A
+//! The connections to one worker, and how its messages read: one of each loop for answers and one for its status, so that neither waits for the other's bytes. A
 //! connection is made when it is first needed and made again after it broke; each time the host is looked up anew, so that a name stays good while the
 //! pod behind it changes. Every call names the member that is meant.
 
@@ -13,6 +13,8 @@ use m1_runtime::member::{MeantFor, Member};
 use m1_runtime::tls::{self, Tls};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
+
+use crate::loops::{self, Loops};
 
 /// A pod that does not accept a connection this fast is treated as gone.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -37,7 +39,8 @@ pub struct Link {
     pub address: Arc<str>,
     /// Who should answer there, where that is known.
     pub member: Option<Arc<str>>,
-    answers: Client,
+    /// One for each loop.
+    answers: Box<[Client]>,
     status: Client,
 }
 
@@ -46,7 +49,12 @@ impl Link {
     ///
     /// # Errors
     /// An address that is no authority of a URI.
-    pub fn new(address: Arc<str>, member: Option<Arc<str>>, tls: Option<&Tls>) -> Result<Self, tonic::transport::Error> {
+    pub fn new(
+        address: Arc<str>,
+        member: Option<Arc<str>>,
+        tls: Option<&Tls>,
+        loops: &Loops,
+    ) -> Result<Self, tonic::transport::Error> {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
@@ -60,14 +68,15 @@ impl Link {
             let client = WorkerClient::with_interceptor(tls::connect_lazy(&endpoint, tls), meant.clone());
             client.max_decoding_message_size(MESSAGE_LIMIT).max_encoding_message_size(MESSAGE_LIMIT)
         };
-        let answers = client(STREAM_WINDOW, CONNECTION_WINDOW);
+        let answers = loops.each(|| client(STREAM_WINDOW, CONNECTION_WINDOW));
         let status = client(STATUS_WINDOW, STATUS_WINDOW);
         Ok(Self { address, member, answers, status })
     }
 
-    /// The worker's service, for answers.
+    /// The worker's service, for answers on the loop that runs this.
     pub fn client(&self) -> Client {
-        self.answers.clone()
+        // Beside the loops, where no request is served, the other connection will do.
+        self.answers.get(loops::here()).unwrap_or(&self.status).clone()
     }
 
     /// The worker's service, for its status.

@@ -59,6 +59,7 @@ pub fn config() -> Config {
         bodies: Bounds { bytes: 64 << 10, time: PATIENCE },
         cors: Cors::Local,
         deadlines: Deadlines { first: PATIENCE, rate: 200, between: PATIENCE },
+        threads: 2,
         max_connections: 256,
         times: Times { head: PATIENCE, idle: PATIENCE, write: PATIENCE },
         pace: Pace { head: Duration::from_secs(10), comment: Duration::from_secs(10) },
