@@ -1,10 +1,13 @@
-//! Generated types of the wire: `proto/proto/**.proto` says what each message means. Of its own it has the codec.
+//! Generated types of the wire: `proto/proto/**.proto` says what each message means. Of its own it has the codec and one message that stays bytes.
 #![allow(missing_docs, clippy::all)]
 
 mod codec;
+mod logprobs;
 
 /// `m1.worker.v1`: what routers, the operator and m1ctl ask of a worker.
 pub mod worker {
+    pub use crate::logprobs::TokenLogprobs;
+
     tonic::include_proto!("m1.worker.v1");
 }
 

@@ -289,7 +289,7 @@ impl Reader {
         // Every character has one byte that is no continuation.
         self.chars_in += bytes.iter().filter(|byte| **byte & 0xC0 != 0x80).count();
         let logprobs = logprobs.unwrap_or_default();
-        let top = logprobs.top_ids.into_iter().zip(logprobs.top_logprobs).collect();
+        let top = logprobs.top().collect();
         marks.push_back(Mark { id, logprob: logprobs.logprob, top, offset, bytes: start..self.bytes_in });
     }
 }

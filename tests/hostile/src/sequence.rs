@@ -126,9 +126,7 @@ impl Sequence {
             self.output += 1;
             out.ids.push(id);
             if self.request.logprobs > 0 {
-                let top_ids: Vec<u32> = (1..self.request.logprobs).map(|n| id + n).collect();
-                let top_logprobs = top_ids.iter().map(|_| -0.5).collect();
-                out.logprobs.push(TokenLogprobs { logprob: -0.5, top_ids, top_logprobs });
+                out.logprobs.push(TokenLogprobs::new(-0.5, (1..self.request.logprobs).map(|n| (id + n, -0.5))));
             }
         }
         self.send(Event::Tokens(out)).await

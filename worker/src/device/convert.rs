@@ -30,11 +30,7 @@ pub fn routing(counts: &RoutingCounts) -> pb::Routing {
 
 /// Log-probabilities as the wire has them.
 pub fn logprobs(logprobs: &TokenLogprobs) -> pb::TokenLogprobs {
-    pb::TokenLogprobs {
-        logprob: logprobs.logprob,
-        top_ids: logprobs.top.iter().map(|(id, _)| *id).collect(),
-        top_logprobs: logprobs.top.iter().map(|(_, p)| *p).collect(),
-    }
+    pb::TokenLogprobs::new(logprobs.logprob, logprobs.top.iter().copied())
 }
 
 /// The end of a sequence as the wire has it, of which no tally knows.

@@ -257,9 +257,7 @@ impl Sequence {
             self.output.push(*id);
             out.ids.push(*id);
             if self.request.logprobs > 0 {
-                let top_ids: Vec<u32> = (0..self.request.logprobs - 1).map(|n| id + n).collect();
-                let top_logprobs = top_ids.iter().map(|_| -0.5).collect();
-                out.logprobs.push(TokenLogprobs { logprob: -0.5, top_ids, top_logprobs });
+                out.logprobs.push(TokenLogprobs::new(-0.5, (0..self.request.logprobs - 1).map(|n| (id + n, -0.5))));
             }
             let text = self.stage.tokenizer.decode(&self.output);
             let stop = self.request.stop_strings.iter().find(|stop| text.contains(stop.as_str())).cloned();
