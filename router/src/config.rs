@@ -107,6 +107,9 @@ pub struct Args {
     /// Longest wait for a worker with room, 1 to 86400; then the request is answered 429 with Retry-After.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, help_heading = "Requests")]
     pub queue_wait: u64,
+    /// When the last ready worker is lost, requests wait so long for one to come back, 0 to 3600; then they are answered 503 with Retry-After.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, help_heading = "Requests")]
+    pub comeback_wait: u64,
     /// Most tokens one answer may have; a request for more is answered 400. Default: what the window leaves.
     ///
     /// A request that does not say how many it wants ends at this.
@@ -288,6 +291,7 @@ impl TryFrom<Args> for Config {
         }
         number("max-context", args.max_context.into(), "2 and more", |n| n >= 2)?;
         number("queue-wait", args.queue_wait, "1 to 86400", |n| (1..=86_400).contains(&n))?;
+        number("comeback-wait", args.comeback_wait, "0 to 3600", |n| n <= 3600)?;
         number("max-output-tokens", args.max_output_tokens.unwrap_or(1).into(), "1 and more", |n| n >= 1)?;
         number("shutdown-delay", args.shutdown_delay, "0 to 3600", |n| n <= 3600)?;
         number("drain-seconds", args.drain_seconds, "0 to 86400", |n| n <= 86_400)?;
@@ -328,7 +332,11 @@ impl TryFrom<Args> for Config {
             source,
             tls: args.tls_dir.zip(args.tls_name),
             api_keys: args.api_keys,
-            patience: Patience { limit: args.queue_limit, wait: Duration::from_secs(args.queue_wait) },
+            patience: Patience {
+                limit: args.queue_limit,
+                wait: Duration::from_secs(args.queue_wait),
+                comeback: Duration::from_secs(args.comeback_wait),
+            },
             max_output_tokens: args.max_output_tokens,
             bodies,
             cors: args.cors,

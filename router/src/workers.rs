@@ -35,6 +35,8 @@ pub struct Patience {
     pub limit: usize,
     /// How long one may wait, all its attempts together.
     pub wait: Duration,
+    /// How long of that for a worker to come back, when the last one was lost.
+    pub comeback: Duration,
 }
 
 struct Inner {
@@ -110,7 +112,7 @@ struct Came {
 impl Pool {
     /// Without any worker; [`Pool::follow`] brings them. `tls` is for groups that speak encrypted.
     pub fn new(patience: Patience, seed: u64, metrics: Arc<Metrics>, loops: Arc<Loops>, tls: Option<Tls>) -> Arc<Self> {
-        let balancer = Balancer::new(patience.limit, Rng::new(seed));
+        let balancer = Balancer::new(patience.limit, patience.comeback, Rng::new(seed));
         let mut seeds = Rng::new(seed.rotate_left(32) ^ 1);
         let name = format!("{:016x}", seeds.next_u64());
         let inner = Inner { balancer, links: HashMap::new(), waiting: HashMap::new(), seeds, cumulative: Cumulative::new() };

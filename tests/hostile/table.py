@@ -7,7 +7,7 @@ from raw import Cut
 from stage import Stage, Violation, Worker, p99
 
 # Timers of the stands, in seconds: short, so that a case shows in seconds what takes half a minute by default.
-TIMERS = {"--header-timeout": 1, "--body-timeout": 2, "--idle-timeout": 2, "--write-timeout": 2, "--queue-wait": 3}
+TIMERS = {"--header-timeout": 1, "--body-timeout": 2, "--idle-timeout": 2, "--write-timeout": 2, "--queue-wait": 3, "--comeback-wait": 1}
 # Beyond what a timer says: a loaded machine, and a look once a second.
 SLACK = 2.5
 # Others' p99 may double; below this many milliseconds a difference is noise. The lateness of the others' own timer comes on top: that is the machine.

@@ -48,6 +48,10 @@ struct Waiter {
 /// The router's picture of its workers and its queue.
 #[derive(Debug)]
 pub struct Balancer {
+    /// How long requests wait for a worker after the last one that was ready was lost.
+    comeback: Duration,
+    last_ready: Option<Duration>,
+    last_context: Option<u32>,
     table: Table,
     queue: VecDeque<Waiter>,
     limit: usize,
@@ -57,9 +61,11 @@ pub struct Balancer {
 }
 
 impl Balancer {
-    /// Without any group; `limit` bounds the queue.
-    pub fn new(limit: usize, rng: Rng) -> Self {
-        Self { table: Table::default(), queue: VecDeque::new(), limit, tickets: 0, retries: RetryBudget::default(), rng }
+    /// Without any group; `limit` bounds the queue. When the last ready worker is lost, requests wait `comeback` for one before they are refused: a process
+    /// that was killed is back in a second.
+    pub fn new(limit: usize, comeback: Duration, rng: Rng) -> Self {
+        let (table, retries) = (Table::default(), RetryBudget::default());
+        Self { comeback, last_ready: None, last_context: None, table, queue: VecDeque::new(), limit, tickets: 0, retries, rng }
     }
 
     /// Takes a whole topology for the one before. Leases go on, also on workers that leave; [`Balancer::grants`] says who of the queue can go on.
@@ -96,6 +102,10 @@ impl Balancer {
     /// Takes from the queue whoever can go on now, or can no longer be served.
     pub fn grants(&mut self, now: Duration) -> Vec<(TicketId, Entry)> {
         let (mut out, mut waiting) = (Vec::new(), VecDeque::new());
+        if self.is_ready() {
+            self.last_ready = Some(now);
+            self.last_context = self.max_context();
+        }
         if self.queue.is_empty() {
             return out;
         }
@@ -216,19 +226,28 @@ impl Balancer {
         self.table.stats(worker).is_some_and(|stats| stats.waiting > 0)
     }
 
-    /// The shortest window of the workers that take new requests, where they say one.
+    /// The shortest window of the workers that take new requests, where they say one; of those that did last while there are none.
     pub fn max_context(&self) -> Option<u32> {
-        self.table.serving().map(|(_, stats)| stats.max_context).filter(|tokens| *tokens > 0).min()
+        let mut serving = self.table.serving().map(|(_, stats)| stats.max_context).peekable();
+        if serving.peek().is_none() {
+            return self.last_context;
+        }
+        serving.filter(|tokens| *tokens > 0).min()
     }
 
     fn decide(&mut self, candidates: &[Candidate], request: &Request, turn: Turn<'_>) -> Decision {
         // A request never crosses revisions while its own could still take it. Closed for good, it would otherwise never be served.
-        match request.revision.as_ref().filter(|revision| self.table.has_open(revision)) {
+        let decision = match request.revision.as_ref().filter(|revision| self.table.has_open(revision)) {
             Some(revision) => {
                 let own: Vec<Candidate> = candidates.iter().filter(|c| c.revision == *revision).cloned().collect();
                 choose(&own, request, turn, &mut self.rng)
             }
             None => choose(candidates, request, turn, &mut self.rng),
+        };
+        let comes_back = self.last_ready.is_some_and(|ready| turn.now < ready + self.comeback) && self.table.is_any_open();
+        match decision.reason {
+            Reason::NoneReady if comes_back => Decision { choice: Choice::Wait(None), reason: Reason::ComesBack },
+            _ => decision,
         }
     }
 }

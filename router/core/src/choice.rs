@@ -68,6 +68,8 @@ pub enum Reason {
     AllFull,
     /// No worker is ready.
     NoneReady,
+    /// None is ready now, but one was a moment ago.
+    ComesBack,
     /// It needs more tokens than any ready worker can ever hold.
     TooLarge,
     /// All workers that may have tried this request have failed it.
@@ -89,6 +91,7 @@ impl Reason {
             Self::WaitsThere => "waits_there",
             Self::AllFull => "all_full",
             Self::NoneReady => "none_ready",
+            Self::ComesBack => "comes_back",
             Self::TooLarge => "too_large",
             Self::AllFailed => "all_failed",
             Self::NoRetries => "no_retries",

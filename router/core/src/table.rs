@@ -205,6 +205,11 @@ impl Table {
         self.groups.values().any(|group| group.open && group.revision == *revision)
     }
 
+    /// Whether new requests may go to any group, be it ready or not.
+    pub fn is_any_open(&self) -> bool {
+        self.groups.values().any(|group| group.open)
+    }
+
     /// The revision of a worker's group.
     pub fn revision(&self, worker: WorkerId) -> Option<&Revision> {
         let group = self.groups.values().find(|group| group.pods.iter().any(|pod| pod.worker == worker));

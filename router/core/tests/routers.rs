@@ -83,7 +83,7 @@ struct Sim {
 fn run(seed: u64, routers: usize, workers: usize, rate: f64, large: usize) -> Seen {
     let pods: Vec<String> = (0..workers).map(|n| format!("w{n}:1")).collect();
     let router = |n: u64| {
-        let mut balancer = Balancer::new(100_000, Rng::new(seed * 31 + n));
+        let mut balancer = Balancer::new(100_000, Duration::ZERO, Rng::new(seed * 31 + n));
         balancer.apply(&Topology::fixed(std::slice::from_ref(&pods)));
         balancer
     };

@@ -149,6 +149,22 @@ async fn a_whole_answer_whose_worker_dies_is_a_502() {
 }
 
 #[tokio::test]
+async fn requests_wait_for_a_worker_that_was_lost_a_moment_ago() {
+    let stand = Stand::with(1, |config| config.patience.comeback = PATIENCE).await;
+    stand.wait_ready().await;
+    stand.doubles[0].status(|status| status.phase = Phase::Loading.into());
+    stand.until(|client| async move { client.get("/ready").await.status == 503 }).await;
+    let client = stand.client.clone();
+    let asked = tokio::spawn(async move { client.post(TEXT, &completion(json!({}))).await });
+    stand
+        .until(|client| async move { client.get("/metrics").await.text.contains(&format!("vllm:num_requests_waiting{MODEL} 1")) })
+        .await;
+    stand.doubles[0].status(|status| status.phase = Phase::Ready.into());
+    let answer = tokio::time::timeout(PATIENCE, asked).await.unwrap().unwrap();
+    assert_eq!(answer.status, 200);
+}
+
+#[tokio::test]
 async fn before_the_first_token_another_worker_takes_over() {
     let stand = Stand::ready(2).await;
     stand.doubles[1].status(|status| status.running = 3);

@@ -22,7 +22,7 @@ fn sizes(groups: &[usize]) -> Topology {
 
 /// A balancer of such groups with a queue of two.
 fn balancer(groups: &[usize]) -> Balancer {
-    let mut balancer = Balancer::new(2, Rng::new(5));
+    let mut balancer = Balancer::new(2, Duration::ZERO, Rng::new(5));
     balancer.apply(&sizes(groups));
     balancer
 }
@@ -108,6 +108,39 @@ fn those_who_wait_are_told_when_nobody_is_left() {
     let Entry::Queued(ticket) = enter(&mut balancer) else { panic!("it waits") };
     balancer.lost(WorkerId(0));
     assert_eq!(balancer.grants(NOW), [(ticket, Entry::Refused(Reason::NoneReady))]);
+}
+
+#[test]
+fn those_who_wait_are_served_when_somebody_comes_back() {
+    let at = |seconds| NOW + Duration::from_secs(seconds);
+    let mut balancer = Balancer::new(2, Duration::from_secs(10), Rng::new(5));
+    balancer.apply(&sizes(&[1]));
+    assert_eq!(enter(&mut balancer), Entry::Refused(Reason::NoneReady), "nobody was there yet");
+    balancer.heard(WorkerId(0), stats(Phase::Ready, 9));
+    balancer.grants(NOW);
+    balancer.lost(WorkerId(0));
+    assert!(!balancer.is_ready());
+    let Entry::Queued(first) = balancer.enter(Request::default(), false, at(5)) else { panic!("it waits") };
+    assert!(matches!(balancer.enter(Request::default(), false, at(5)), Entry::Queued(_)));
+    assert_eq!(balancer.enter(Request::default(), false, at(5)), Entry::Refused(Reason::QueueFull));
+    assert_eq!(balancer.grants(at(9)), []);
+    balancer.heard(WorkerId(0), stats(Phase::Ready, 9));
+    let granted = balancer.grants(at(9));
+    assert_eq!((granted.len(), granted[0].0, place(&granted[0].1)), (2, first, only(0)));
+    balancer.lost(WorkerId(0));
+    let Entry::Queued(late) = balancer.enter(Request::default(), false, at(18)) else { panic!("it waits") };
+    assert_eq!(balancer.grants(at(19)), [(late, Entry::Refused(Reason::NoneReady))], "not for ever");
+    assert_eq!(balancer.enter(Request::default(), false, at(20)), Entry::Refused(Reason::NoneReady));
+}
+
+#[test]
+fn nobody_waits_where_no_group_is_left_to_come_back() {
+    let mut balancer = Balancer::new(2, Duration::from_secs(10), Rng::new(5));
+    balancer.apply(&sizes(&[1]));
+    balancer.heard(WorkerId(0), stats(Phase::Ready, 9));
+    balancer.grants(NOW);
+    balancer.apply(&Topology::default());
+    assert_eq!(enter(&mut balancer), Entry::Refused(Reason::NoneReady));
 }
 
 /// A request is sent and comes back.

@@ -175,7 +175,7 @@ pub fn with_deaths(seed: u64, slots: u32, scripts: Vec<Script>, clients: Clients
 impl Sim {
     fn new(seed: u64, slots: u32, scripts: Vec<Script>, clients: Clients) -> Self {
         let count = scripts.len();
-        let mut balancer = Balancer::new(10_000, Rng::new(seed));
+        let mut balancer = Balancer::new(10_000, Duration::ZERO, Rng::new(seed));
         balancer.apply(&Topology::fixed(&[(0..count).map(|n| format!("w{n}:1")).collect()]));
         let seen = Seen {
             attempts: vec![0; count],

@@ -54,7 +54,7 @@ pub fn config() -> Config {
         source: Source::Fixed(Topology::default()),
         tls: None,
         api_keys: None,
-        patience: Patience { limit: 8, wait: PATIENCE },
+        patience: Patience { limit: 8, wait: PATIENCE, comeback: Duration::ZERO },
         max_output_tokens: None,
         bodies: Bounds { bytes: 64 << 10, time: PATIENCE },
         cors: Cors::Local,

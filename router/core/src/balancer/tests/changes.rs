@@ -19,7 +19,7 @@ fn topology(rows: &[Row]) -> Topology {
 
 /// A balancer with these groups, every worker ready with `slots`; workers are numbered as they come.
 fn ready(rows: &[Row], slots: u32) -> Balancer {
-    let mut balancer = Balancer::new(4, Rng::new(5));
+    let mut balancer = Balancer::new(4, Duration::ZERO, Rng::new(5));
     hear(&mut balancer, rows, slots);
     balancer
 }
@@ -49,7 +49,7 @@ fn bound(revision: &str, avoid: &[u64]) -> Request {
 
 #[test]
 fn without_a_group_nobody_is_served_and_nobody_waits() {
-    let mut balancer = Balancer::new(2, Rng::new(5));
+    let mut balancer = Balancer::new(2, Duration::ZERO, Rng::new(5));
     assert!(!balancer.is_ready());
     assert_eq!(enter(&mut balancer), Entry::Refused(Reason::NoneReady));
     hear(&mut balancer, &[("a", "1", true, &["a:1"])], 1);
@@ -67,7 +67,7 @@ fn somebody_else_at_the_same_address_is_another_worker() {
         topology.groups.get_mut("a").unwrap().pods[0].member = Some(format!("local/m1/{uid}/0/0").into());
         topology
     };
-    let mut balancer = Balancer::new(2, Rng::new(5));
+    let mut balancer = Balancer::new(2, Duration::ZERO, Rng::new(5));
     let numbers = |changes: &crate::Changes| (changes.came.iter().map(|(worker, _)| worker.0).collect(), changes.left.len());
     let numbers = |changes| -> (Vec<u64>, usize) { numbers(&changes) };
     assert_eq!(numbers(balancer.apply(&named("x"))), (vec![0], 0));
@@ -86,7 +86,7 @@ fn a_group_without_pods_does_not_serve() {
 
 #[test]
 fn a_group_that_loses_the_pod_it_waited_for_serves_at_once() {
-    let mut balancer = Balancer::new(2, Rng::new(5));
+    let mut balancer = Balancer::new(2, Duration::ZERO, Rng::new(5));
     let came = balancer.apply(&topology(&[("a", "1", true, &["a:1", "a:2"])])).came;
     balancer.heard(came[0].0, stats(Phase::Ready, 1));
     assert!(!balancer.is_ready());
@@ -336,7 +336,7 @@ fn every_rule_holds_over_many_random_histories() {
     let (mut granted, mut crossed) = (0, 0);
     for seed in 0..300 {
         let mut dice = Rng::new(seed);
-        let mut balancer = Balancer::new(3, Rng::new(seed ^ 77));
+        let mut balancer = Balancer::new(3, Duration::ZERO, Rng::new(seed ^ 77));
         let mut world = World::default();
         for _ in 0..200 {
             step(&mut dice, &mut balancer, &mut world);

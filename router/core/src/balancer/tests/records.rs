@@ -234,7 +234,7 @@ fn a_worker_alone_is_not_put_out_whatever_it_breaks() {
     let rows: [Vec<String>; 2] = [vec!["a:1".to_owned()], vec!["b:1".to_owned()]];
     let mut topology = Topology::fixed(&rows);
     topology.groups.get_mut("0001").unwrap().revision = Revision::new("2");
-    let mut ward = Ward { balancer: Balancer::new(9, Rng::new(5)), now: NOW };
+    let mut ward = Ward { balancer: Balancer::new(9, Duration::ZERO, Rng::new(5)), now: NOW };
     ward.balancer.apply(&topology);
     (0..2).for_each(|id| ward.balancer.heard(WorkerId(id), stats(Phase::Ready, 8)));
     for _ in 0..20 {

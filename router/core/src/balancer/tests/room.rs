@@ -7,7 +7,7 @@ use crate::rng::Rng;
 
 /// Worker 0 with so many slots and KV blocks of ten tokens.
 fn one(slots: u32, blocks: u32) -> Balancer {
-    let mut balancer = Balancer::new(64, Rng::new(5));
+    let mut balancer = Balancer::new(64, Duration::ZERO, Rng::new(5));
     balancer.apply(&sizes(&[1]));
     balancer.heard(WorkerId(0), says(slots, blocks));
     balancer
@@ -121,7 +121,7 @@ fn small_ones_do_not_overtake_a_large_one_on_the_worker_that_it_waits_for() {
 
 #[test]
 fn small_ones_go_on_elsewhere_while_a_large_one_waits() {
-    let mut balancer = Balancer::new(64, Rng::new(5));
+    let mut balancer = Balancer::new(64, Duration::ZERO, Rng::new(5));
     balancer.apply(&sizes(&[2]));
     balancer.heard(WorkerId(0), says(8, 100));
     balancer.heard(WorkerId(1), says(8, 100));
@@ -166,7 +166,7 @@ fn garbage_in_a_status_overflows_nothing() {
         kv_block_tokens: u32::MAX,
         ..stats(Phase::Ready, 1)
     };
-    let mut balancer = Balancer::new(64, Rng::new(5));
+    let mut balancer = Balancer::new(64, Duration::ZERO, Rng::new(5));
     balancer.apply(&sizes(&[2]));
     balancer.heard(WorkerId(0), most);
     balancer.heard(WorkerId(1), WorkerStats { kv_block_tokens: 1, ..most });
@@ -211,7 +211,7 @@ struct Book {
 
 impl Book {
     fn new(workers: u64) -> Self {
-        let mut balancer = Balancer::new(1000, Rng::new(5));
+        let mut balancer = Balancer::new(1000, Duration::ZERO, Rng::new(5));
         balancer.apply(&sizes(&[usize::try_from(workers).unwrap()]));
         (0..workers).for_each(|id| balancer.heard(WorkerId(id), says(4, 40)));
         Self { balancer, workers, running: Vec::new(), waiting: Vec::new() }
