@@ -34,7 +34,7 @@ impl Loops {
         let stop = CancellationToken::new();
         let mut all = Vec::with_capacity(threads);
         for number in 0..threads {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().on_thread_start(give_way).build()?;
             all.push(Loop { handle: runtime.handle().clone(), connections: Arc::default() });
             let stopped = stop.clone();
             std::thread::Builder::new().name(format!("loop-{number}")).spawn(move || {
@@ -67,6 +67,16 @@ impl Loops {
             },
             &least.handle,
         );
+    }
+}
+
+/// Threads beside the loops read long requests. Where there are few cores they must not keep everybody else from theirs.
+fn give_way() {
+    /// Of 19.
+    const NICENESS: i32 = 10;
+    // Of this thread alone, on Linux. Where it is not allowed nothing is lost.
+    if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
+        tracing::debug!(%error, "a thread keeps its priority");
     }
 }
 

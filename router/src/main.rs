@@ -4,10 +4,11 @@ use anyhow::Context;
 use clap::Parser;
 use m1_router::config::{Args, Config};
 use m1_router::drain::Stops;
-use m1_runtime::listener;
+use m1_runtime::{listener, process};
 use tokio::task::JoinSet;
 
 fn main() -> anyhow::Result<()> {
+    process::give_back_large_memory();
     let config = Config::try_from(Args::parse())?;
     let _logs = m1_runtime::logs::init("m1-router")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;

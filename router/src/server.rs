@@ -153,7 +153,7 @@ async fn connection(app: Arc<App>, stream: TcpStream, closing: CancellationToken
             }
         }
         match link.deadline() {
-            Some(deadline) => alarm.poll(deadline, cx),
+            Some(deadline) => alarm.poll(deadline, cx).map(|()| link.give_up()),
             None => Poll::Pending,
         }
     })

@@ -152,6 +152,14 @@ impl Link {
         }
     }
 
+    /// The client's time is over. What it did not take is thrown away: the kernel would keep it for minutes, for each of them.
+    pub fn give_up(&self) {
+        if self.lock().blocked.is_some() {
+            let reset = rustix::net::sockopt::set_socket_linger(&*self.stream, Some(Duration::ZERO));
+            reset.unwrap_or_else(|error| tracing::debug!(%error, "a connection could not be reset"));
+        }
+    }
+
     /// Looks, while an answer is made, whether the client is still there.
     pub fn watch(&self, cx: &mut Context<'_>) -> Client {
         let mut state = self.lock();

@@ -43,16 +43,21 @@ impl Pool {
 
     /// Follows one worker until it is aborted.
     async fn watch(self: Arc<Self>, worker: WorkerId, link: Arc<Link>) {
+        // What was said of it since it last answered.
+        let mut said = String::new();
         loop {
-            let error = self.listen(worker, &link).await;
+            let error = self.listen(worker, &link, &mut said).await;
             let wait = self.lost(worker);
-            tracing::debug!(worker = &*link.address, error, ?wait, "worker unreachable");
+            if said != error {
+                tracing::warn!(worker = &*link.address, error, ?wait, "worker unreachable");
+                said = error;
+            }
             tokio::time::sleep(wait).await;
         }
     }
 
-    /// Listens to one worker until its stream ends; says why it did.
-    async fn listen(self: &Arc<Self>, worker: WorkerId, link: &Link) -> String {
+    /// Listens to one worker until its stream ends; says why it did. Forgets what was `said` of it once it is heard.
+    async fn listen(self: &Arc<Self>, worker: WorkerId, link: &Link, said: &mut String) -> String {
         let interval_ms = u32::try_from(STATUS_INTERVAL.as_millis()).unwrap_or(u32::MAX);
         let request = WatchStatsRequest { interval_ms, router: self.name().to_owned() };
         let mut stream = match tokio::time::timeout(ANSWER, link.status().watch_stats(request)).await {
@@ -67,17 +72,12 @@ impl Pool {
                     if let Some(member) =
                         link.member.as_ref().filter(|member| !status.member.is_empty() && status.member != ***member)
                     {
-                        tracing::warn!(
-                            worker = &*link.address,
-                            meant = &**member,
-                            there = status.member,
-                            "somebody else answers there"
-                        );
                         return format!("{} answers there, {member} is meant", status.member);
                     }
                     if let Some(experts) = status.experts.take() {
                         self.counted(&link.address, status.incarnation, read_counts(experts));
                     }
+                    said.clear();
                     let stats = read_status(&status);
                     if phase.replace(stats.phase) != Some(stats.phase) {
                         let (pod, phase) = (stats.pod, stats.phase.as_str());
