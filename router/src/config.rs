@@ -281,6 +281,22 @@ pub struct Config {
     pub grace: Grace,
 }
 
+impl Config {
+    /// Takes no more clients than there may be open files, less some for workers and all else: a client that is one too many should be told so.
+    pub fn fit_files(&mut self, files: u64) {
+        let room = usize::try_from(files - (files / 4).min(512)).unwrap_or(usize::MAX).max(1);
+        if room < self.max_connections {
+            tracing::warn!(
+                files,
+                max_connections = self.max_connections,
+                room,
+                "fewer connections than allowed: for want of open files"
+            );
+            self.max_connections = room;
+        }
+    }
+}
+
 impl TryFrom<Args> for Config {
     type Error = ConfigError;
 

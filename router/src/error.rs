@@ -83,6 +83,12 @@ pub enum ApiError {
     /// The body's length is given in two ways.
     #[error("Content-Length and Transfer-Encoding: given both, allowed: one of them")]
     Framing,
+    /// Not one Host.
+    #[error("Host: given none or several, allowed: one")]
+    Host,
+    /// A page that may not ask has sent what needs no leave.
+    #[error("pages of this Origin may not ask (--cors); whoever is no page sends Content-Type: application/json, or no Origin")]
+    Origin,
     /// The body comes in another way than in chunks.
     #[error("Transfer-Encoding: given another, allowed: chunked, once")]
     Transfer,
@@ -178,7 +184,9 @@ impl ApiError {
             | Self::ContextLength { .. }
             | Self::BadHead
             | Self::Framing
+            | Self::Host
             | Self::Transfer => StatusCode::BAD_REQUEST,
+            Self::Origin => StatusCode::FORBIDDEN,
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::UriTooLong => StatusCode::URI_TOO_LONG,
             Self::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
@@ -211,6 +219,8 @@ impl ApiError {
             Self::UriTooLong => "url_too_long",
             Self::Version => "http_version",
             Self::Framing | Self::Transfer => "body_length",
+            Self::Host => "malformed_head",
+            Self::Origin => "origin_not_allowed",
             Self::Encoding { .. } => "unsupported_encoding",
             Self::TooSlow { .. } => "request_timeout",
             Self::TooManyConnections { .. } => "too_many_connections",
@@ -235,6 +245,7 @@ impl ApiError {
                 | Self::TooSlow { .. }
                 | Self::Framing
                 | Self::Transfer
+                | Self::Host
                 | Self::Version
                 | Self::BadHead
                 | Self::HeadTooLarge

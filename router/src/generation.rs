@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 
 use m1_proto::worker::TokenLogprobs;
 use m1_router_core::Counts;
-use m1_text::{Calls, Delta, OutputParser, Phase, StopStrings, TextStream};
+use m1_text::{Calls, Delta, OutputParser, Phase, StopStrings, TextStream, opened_reasoning};
 
 use crate::App;
 use crate::error::ApiError;
@@ -111,7 +111,7 @@ impl Generation {
     pub fn start(app: &Arc<App>, order: Order, reading: Reading, meter: Meter) -> Result<Self, ApiError> {
         let stops = StopStrings::new(order.stops.clone())
             .map_err(|error| ApiError::Invalid { param: "stop".into(), message: error.to_string() })?;
-        let reader = Reader::new(Arc::clone(&app.model), stops, reading, order.logprobs.is_some());
+        let reader = Reader::new(Arc::clone(&app.model), stops, reading, &order);
         let session = Session::start(app, order, meter);
         Ok(Self { session, reader, place: Place::default(), ids: Vec::new(), logprobs: Vec::new(), end: None })
     }
@@ -207,13 +207,16 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(model: Arc<Model>, stops: StopStrings, reading: Reading, with_marks: bool) -> Self {
+    fn new(model: Arc<Model>, stops: StopStrings, reading: Reading, order: &Order) -> Self {
         let text = TextStream::new(&model.tokenizer, stops);
         let parser = match reading {
             Reading::Raw => None,
-            Reading::Parsed(calls) => Some(OutputParser::new(calls)),
+            Reading::Parsed(calls) => Some(match opened_reasoning(&model.tokenizer, &order.prompt) {
+                Some(opened) => OutputParser::within(calls, &opened),
+                None => OutputParser::new(calls),
+            }),
         };
-        let marks = with_marks.then(VecDeque::new);
+        let marks = order.logprobs.is_some().then(VecDeque::new);
         Self { model, text, parser, tokens: 0, reasoning_tokens: 0, reasons: false, marks, bytes_in: 0, chars_in: 0, bytes_out: 0 }
     }
 

@@ -53,13 +53,21 @@ pub async fn answer(app: Arc<App>, link: Arc<Link>, request: Request<Incoming>) 
     let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
     let is_version_11 = request.version() == Version::HTTP_11;
     let call = Call { link: Arc::clone(&link), id: id.clone() };
-    let admitted = admit(&app, &request, framing);
+    let admitted = admit(&app, &request, framing, allowed);
     if admitted.is_err() && !request.body().is_end_stream() {
         link.linger();
     }
     let mut response = match admitted {
         Ok(()) if cors::is_preflight(&request) && allowed => cors::preflight(&request),
-        Ok(()) => route(&app, call, request, number).await.unwrap_or_else(|error| reply::error(&error)),
+        Ok(()) => {
+            let has_body = !request.body().is_end_stream();
+            route(&app, call, request, number).await.unwrap_or_else(|error| {
+                if has_body && matches!(error, ApiError::UnknownPath(_) | ApiError::UnknownModel { .. } | ApiError::Method { .. }) {
+                    link.linger();
+                }
+                reply::error(&error)
+            })
+        }
         Err(error) => reply::error(&error),
     };
     let headers = response.headers_mut();
@@ -77,9 +85,15 @@ pub async fn answer(app: Arc<App>, link: Arc<Link>, request: Request<Incoming>) 
 }
 
 /// What is refused before anything of the body is read.
-fn admit(app: &App, request: &Request<Incoming>, framing: Framing) -> Result<(), ApiError> {
+fn admit(app: &App, request: &Request<Incoming>, framing: Framing, allowed: bool) -> Result<(), ApiError> {
     if request.method().as_str() == HTTP_2 {
         return Err(ApiError::Version);
+    }
+    if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
+        return Err(ApiError::Host);
+    }
+    if !allowed && cors::is_simple(request) {
+        return Err(ApiError::Origin);
     }
     let sizes = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
     if sizes.sum::<usize>() > LONGEST_HEAD {

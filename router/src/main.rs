@@ -9,8 +9,11 @@ use tokio::task::JoinSet;
 
 fn main() -> anyhow::Result<()> {
     process::give_back_large_memory();
-    let config = Config::try_from(Args::parse())?;
+    let mut config = Config::try_from(Args::parse())?;
     let _logs = m1_runtime::logs::init("m1-router")?;
+    if let Some(files) = process::raise_open_files() {
+        config.fit_files(files);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
     let result = runtime.block_on(run(config));
     // A blocked tokenizer thread must not hold the process.

@@ -152,10 +152,15 @@ async fn connection(app: Arc<App>, stream: TcpStream, closing: CancellationToken
                 Client::Gone => return Poll::Ready(()),
             }
         }
-        match link.deadline() {
-            Some(deadline) => alarm.poll(deadline, cx).map(|()| link.give_up()),
-            None => Poll::Pending,
+        while let Some(deadline) = link.deadline() {
+            if alarm.poll(deadline, cx).is_pending() {
+                break;
+            }
+            if link.gives_up() {
+                return Poll::Ready(());
+            }
         }
+        Poll::Pending
     })
     .await;
 }

@@ -36,6 +36,23 @@ pub fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// Raises the number of files that may be open to what the system allows, and says how many that are; none where there is no limit. Many systems give
+/// 1024 until a process asks.
+pub fn raise_open_files() -> Option<u64> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if setrlimit(Resource::Nofile, raised).is_ok() { limit.maximum } else { limit.current }
+}
+
+/// Bytes that were written to a TCP socket and that the other side has not confirmed; none where the system does not say.
+pub fn unsent(socket: &impl std::os::fd::AsRawFd) -> Option<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the request writes one integer, for which there is room.
+    let asked = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &mut bytes) };
+    (asked == 0).then(|| usize::try_from(bytes).unwrap_or_default())
+}
+
 /// Memory that was needed once for something large goes back to the system when that is gone. Left to itself glibc learns from the first large block that
 /// it frees to keep such blocks, up to 32 MB each, and a server that once read some long requests holds their memory for good. Call it before there are
 /// other threads.
@@ -71,6 +88,24 @@ fn parse(stat: &str, system: &str, ticks: f64, page: u64) -> Option<Usage> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_nobody_has_read_is_told() {
+        use std::io::Write;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert_eq!(unsent(&client), Some(0));
+        client.set_nonblocking(true).unwrap();
+        while client.write(&[0; 4096]).is_ok() {}
+        assert!(unsent(&client).is_some_and(|bytes| bytes > 0));
+        drop(listener);
+    }
+
+    #[test]
+    fn files_may_be_as_many_as_the_system_allows() {
+        let most = raise_open_files();
+        assert_eq!(most, rustix::process::getrlimit(rustix::process::Resource::Nofile).current);
+    }
 
     #[test]
     fn fields_are_counted_behind_the_name() {

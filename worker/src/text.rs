@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use m1_text::{StopError, StopStrings, TextStream, Tokenizer};
+use m1_text::{StopError, StopStrings, TextStream, Tokenizer, opened_reasoning};
 
 /// How the text of a reasoning model opens and closes its reasoning. Plain text in MiniMax-M1, several tokens each.
 const THINK: (&str, &str) = ("<think>", "</think>");
@@ -79,18 +79,14 @@ impl TextRules {
 }
 
 impl Reasoning {
-    /// After a prompt. What counts is the model's own turn, which is what follows the last control token; a prompt without
-    /// one is all the model's. A tag that a user wrote in a turn of theirs opens nothing.
     fn after(tokenizer: &Tokenizer, prompt: &[u32]) -> Self {
-        let turn = prompt.iter().rposition(|id| tokenizer.is_control(*id)).map_or(0, |control| control + 1);
-        let text = tokenizer.decode(prompt.get(turn..).unwrap_or_default());
-        match text.rsplit_once(THINK.0) {
-            Some((_, rest)) if !rest.contains(THINK.1) => {
+        match opened_reasoning(tokenizer, prompt) {
+            Some(opened) => {
                 let mut open = Self::Open(String::new());
-                open.push(rest);
+                open.push(&opened);
                 open
             }
-            _ => Self::Start(String::new()),
+            None => Self::Start(String::new()),
         }
     }
 

@@ -20,7 +20,7 @@ mod tokenizer;
 
 pub use conversation::{Conversation, MessageError};
 pub use encode::{Bounds, EncodeError, grow};
-pub use output::{Calls, Delta, OutputParser, Phase};
+pub use output::{Calls, Delta, OutputParser, Phase, opened_reasoning};
 pub use stream::{StopError, StopStrings, TextStream};
 pub use template::{ChatTemplate, Prompt, RenderError, TemplateError};
 pub use tokenizer::{Tokenizer, TokenizerError};

@@ -12,6 +12,7 @@
 mod calls;
 
 use crate::hold::partial_end;
+use crate::tokenizer::Tokenizer;
 use calls::{CallReader, Found};
 
 const THINK: &str = "<think>";
@@ -60,6 +61,16 @@ pub enum Phase {
     ToolCalls,
 }
 
+/// What a prompt says inside of reasoning that it opens and does not close. What counts is the model's own turn, which is what follows the last control
+/// token; a prompt without one is all the model's. A tag that a user wrote in a turn of theirs opens nothing.
+#[must_use]
+pub fn opened_reasoning(tokenizer: &Tokenizer, prompt: &[u32]) -> Option<String> {
+    let turn = prompt.iter().rposition(|id| tokenizer.is_control(*id)).map_or(0, |control| control + 1);
+    let text = tokenizer.decode(prompt.get(turn..).unwrap_or_default());
+    let (_, opened) = text.rsplit_once(THINK)?;
+    (!opened.contains(THINK_END)).then(|| opened.to_owned())
+}
+
 /// The streaming parser of one answer.
 #[derive(Debug)]
 pub struct OutputParser {
@@ -77,6 +88,13 @@ impl OutputParser {
     #[must_use]
     pub fn new(calls: Calls) -> Self {
         Self { calls, phase: Phase::Start, opens: false, held: String::new(), reader: CallReader::default(), next_index: 0 }
+    }
+
+    /// A parser of an answer whose reasoning the prompt has opened, with what [`opened_reasoning`] gives.
+    #[must_use]
+    pub fn within(calls: Calls, opened: &str) -> Self {
+        let held = opened.get(opened.len() - partial_end(opened, THINK_END)..).unwrap_or_default().to_owned();
+        Self { phase: Phase::Reasoning, opens: opened.trim().is_empty(), held, ..Self::new(calls) }
     }
 
     /// Where the parser stands after the text so far.

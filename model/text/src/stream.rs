@@ -18,13 +18,31 @@ pub enum StopError {
         /// Its place in the list.
         index: usize,
     },
+    /// Every token is compared with it.
+    #[error("stop[{index}] has {bytes} bytes; at most {} are allowed", StopStrings::LONGEST)]
+    Long {
+        /// Its place in the list.
+        index: usize,
+        /// Its length.
+        bytes: usize,
+    },
+    /// Every token is compared with all of them.
+    #[error("stop: {given} texts are given; at most {} are allowed", StopStrings::MOST)]
+    Many {
+        /// How many.
+        given: usize,
+    },
 }
 
 impl StopError {
     /// One word for logs and answers.
     #[must_use]
     pub fn reason(&self) -> &'static str {
-        "StopStringEmpty"
+        match self {
+            Self::Empty { .. } => "StopStringEmpty",
+            Self::Long { .. } => "StopStringTooLong",
+            Self::Many { .. } => "TooManyStopStrings",
+        }
     }
 }
 
@@ -33,13 +51,22 @@ impl StopError {
 pub struct StopStrings(Vec<String>);
 
 impl StopStrings {
+    /// Bytes of one; people stop at words and lines.
+    pub const LONGEST: usize = 4096;
+    /// How many there may be. OpenAI takes four.
+    pub const MOST: usize = 16;
+
     /// Checks the list.
     ///
     /// # Errors
-    /// [`StopError::Empty`], with the place of the empty string.
+    /// A text that is empty or too long, with its place, or too many.
     pub fn new(texts: Vec<String>) -> Result<Self, StopError> {
-        match texts.iter().position(String::is_empty) {
-            Some(index) => Err(StopError::Empty { index }),
+        if texts.len() > Self::MOST {
+            return Err(StopError::Many { given: texts.len() });
+        }
+        match texts.iter().enumerate().find(|(_, text)| text.is_empty() || text.len() > Self::LONGEST) {
+            Some((index, text)) if text.is_empty() => Err(StopError::Empty { index }),
+            Some((index, text)) => Err(StopError::Long { index, bytes: text.len() }),
             None => Ok(Self(texts)),
         }
     }
@@ -112,5 +139,21 @@ impl TextStream {
         }
         let rest = self.held.split_off(self.held.len() - self.stops.held(&self.held));
         std::mem::replace(&mut self.held, rest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stop_strings_are_few_and_short() {
+        let new = |texts: &[&str]| StopStrings::new(texts.iter().map(|text| (*text).to_owned()).collect());
+        assert!(new(&["x"; StopStrings::MOST]).is_ok() && new(&[&"x".repeat(StopStrings::LONGEST)]).is_ok());
+        assert_eq!(new(&["x", ""]), Err(StopError::Empty { index: 1 }));
+        assert_eq!(new(&["x"; 17]), Err(StopError::Many { given: 17 }));
+        let error = new(&["x", &"y".repeat(4097)]).unwrap_err();
+        assert_eq!(error.to_string(), "stop[1] has 4097 bytes; at most 4096 are allowed");
+        assert_eq!(error.reason(), "StopStringTooLong");
     }
 }

@@ -12,12 +12,10 @@ use tokio::time::Instant;
 use crate::error::{ApiError, cut};
 use crate::reading::{Held, Readers};
 
-/// The least pace of a body, after [`FREE`].
-const LEAST_PER_SECOND: u64 = 1 << 10;
-/// So long any pace will do: a slow link's first seconds.
-const FREE: Duration = Duration::from_secs(10);
-/// A body that pauses for longer is given up, however much of it has come.
-const PAUSE: Duration = Duration::from_secs(30);
+/// The least that must come of a body in each [`WINDOW`], so that what came fast is no leave to stand still with it: 1 KiB per second.
+const LEAST: usize = 10 << 10;
+/// See [`LEAST`]. Also the longest pause.
+const WINDOW: Duration = Duration::from_secs(10);
 /// Bytes set aside for a body whose length is told; the rest grows as it comes, so that a promise costs nothing.
 const SET_ASIDE: usize = 1 << 20;
 
@@ -82,12 +80,13 @@ pub async fn read(headers: &HeaderMap, body: Incoming, bounds: &Bounds, readers:
         return Err(ApiError::TooLarge { limit: bounds.bytes });
     }
     let mut held = Held::default();
-    let (mut started, mut last) = (Instant::now(), Instant::now());
+    let mut started = Instant::now();
+    let (mut window, mut enough) = (started + WINDOW, LEAST);
     let mut bytes = Vec::with_capacity(told.min(SET_ASIDE));
     let mut body = pin!(body);
     loop {
-        let due = started + bounds.time.min(FREE + Duration::from_secs(bytes.len() as u64 / LEAST_PER_SECOND));
-        let next = tokio::time::timeout_at(due.min(last + PAUSE), std::future::poll_fn(|cx| body.as_mut().poll_frame(cx))).await;
+        let due = window.min(started + bounds.time);
+        let next = tokio::time::timeout_at(due, std::future::poll_fn(|cx| body.as_mut().poll_frame(cx))).await;
         let slow = |_| ApiError::TooSlow { seconds: started.elapsed().as_secs(), most: bounds.time.as_secs() };
         match next.map_err(slow)? {
             None => return Ok(Given { bytes, gzip, limit: bounds.bytes, held }),
@@ -100,8 +99,12 @@ pub async fn read(headers: &HeaderMap, body: Incoming, bounds: &Bounds, readers:
                 let came = Instant::now();
                 readers.hold(&mut held, bytes.len() + part.len()).await?;
                 // The wait for memory is not the client's.
-                last = Instant::now();
-                started += last - came;
+                let waited = came.elapsed();
+                started += waited;
+                if bytes.len() + part.len() >= enough {
+                    (window, enough) = (came + WINDOW, bytes.len() + part.len() + LEAST);
+                }
+                window += waited;
                 if told > 0 && bytes.capacity() - bytes.len() < part.len() {
                     // Doubling would hold up to three times the body.
                     bytes.reserve_exact((told - bytes.len()).min(bytes.len()).max(part.len()));

@@ -85,6 +85,13 @@ pub fn is_preflight<B>(request: &Request<B>) -> bool {
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
+/// Whether a page may have sent this without asking first: browsers send forms and plain text anywhere, and only keep the answer from the page.
+pub fn is_simple<B>(request: &Request<B>) -> bool {
+    let content = request.headers().get(header::CONTENT_TYPE).map_or(Ok(""), |value| value.to_str());
+    let is_json = content.is_ok_and(|content| content.trim_start().to_ascii_lowercase().starts_with("application/json"));
+    request.method() == Method::POST && request.headers().contains_key(header::ORIGIN) && !is_json
+}
+
 /// It may: the answer, which [`mark`] completes.
 pub fn preflight<B>(request: &Request<B>) -> Response<Reply> {
     let mut response = Response::new(Reply::whole(""));

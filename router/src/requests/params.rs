@@ -1,5 +1,6 @@
 //! Fields that several endpoints share, read and checked.
 
+use m1_text::StopStrings;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -78,9 +79,9 @@ pub fn stops(fields: &Fields<'_>) -> Result<Vec<String>, ApiError> {
         Some(text) => Some(vec![text.into_owned()]),
         None => several(given)?,
     };
-    match texts.filter(|texts| texts.iter().all(|text| !text.is_empty())) {
+    match texts.filter(|texts| texts.iter().all(|text| (1..=StopStrings::LONGEST).contains(&text.len()))) {
         Some(texts) => Ok(texts),
-        None => Err(invalid("stop", given, "a string, or a list of up to 4, none of them empty")),
+        None => Err(invalid("stop", given, "a string, or a list of up to 4, each of 1 to 4096 bytes")),
     }
 }
 

@@ -15,6 +15,8 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use m1_runtime::process;
+
 use super::head::{Framing, Scanner};
 use super::refusal;
 
@@ -22,6 +24,8 @@ use super::refusal;
 const AHEAD: usize = 256 << 10;
 /// After an answer that left a body unread the client may go on sending for this long, so that it sees the answer and not a reset.
 const LINGER: Duration = Duration::from_secs(5);
+/// Bytes that a client takes in each second of its write deadline, at the least, where it takes too little for the kernel to want more.
+const LEAST_PER_SECOND: u64 = 1 << 10;
 /// Bytes thrown away in one go then.
 const SCRATCH: usize = 16 << 10;
 
@@ -66,10 +70,18 @@ pub enum Client {
     Gone,
 }
 
+/// Bytes wait that the kernel does not take.
+#[derive(Clone, Copy)]
+struct Blocked {
+    since: Instant,
+    /// Bytes with the kernel then.
+    unsent: usize,
+}
+
 struct State {
     phase: Phase,
     since: Instant,
-    blocked: Option<Instant>,
+    blocked: Option<Blocked>,
     scanner: Scanner,
     ahead: Vec<u8>,
     fin: bool,
@@ -139,25 +151,28 @@ impl Link {
     /// Until when the client may stay as it is.
     pub fn deadline(&self) -> Option<Instant> {
         let state = self.lock();
-        let blocked = state.blocked.map(|since| since + self.times.write);
-        let phase = match state.phase {
-            Phase::Idle => Some(state.since + self.times.idle),
-            Phase::Head => Some(state.since + self.times.head),
-            Phase::Closing => Some(state.since + LINGER),
-            Phase::Request | Phase::Reading | Phase::Whole | Phase::Stream => None,
-        };
-        match (blocked, phase) {
+        let blocked = state.blocked.map(|blocked| blocked.since + self.times.write);
+        match (blocked, state.due(&self.times)) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         }
     }
 
-    /// The client's time is over. What it did not take is thrown away: the kernel would keep it for minutes, for each of them.
-    pub fn give_up(&self) {
-        if self.lock().blocked.is_some() {
-            let reset = rustix::net::sockopt::set_socket_linger(&*self.stream, Some(Duration::ZERO));
-            reset.unwrap_or_else(|error| tracing::debug!(%error, "a connection could not be reset"));
+    /// The deadline has passed: whether the client is given up. One that reads slowly is not: the kernel takes more only when a good part of what it has
+    /// is gone. Of one that is given up what it did not take is thrown away: the kernel would keep it for minutes, for each of them.
+    pub fn gives_up(&self) -> bool {
+        let (mut state, now) = (self.lock(), Instant::now());
+        let Some(blocked) = state.blocked else { return true };
+        let unsent = process::unsent(&*self.stream).unwrap_or(usize::MAX);
+        let least = self.times.write.as_secs().saturating_mul(LEAST_PER_SECOND);
+        let taken = blocked.unsent.saturating_sub(unsent) as u64;
+        if taken >= least && state.due(&self.times).is_none_or(|due| due > now) {
+            state.blocked = Some(Blocked { since: now, unsent });
+            return false;
         }
+        let reset = rustix::net::sockopt::set_socket_linger(&*self.stream, Some(Duration::ZERO));
+        reset.unwrap_or_else(|error| tracing::debug!(%error, "a connection could not be reset"));
+        true
     }
 
     /// Looks, while an answer is made, whether the client is still there.
@@ -249,7 +264,8 @@ impl Link {
                     return Poll::Ready(Ok(count));
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    self.lock().blocked.get_or_insert_with(Instant::now);
+                    let blocked = || Blocked { since: Instant::now(), unsent: process::unsent(&*self.stream).unwrap_or_default() };
+                    self.lock().blocked.get_or_insert_with(blocked);
                     ready!(self.stream.poll_write_ready(cx))?;
                 }
                 Err(error) => return Poll::Ready(Err(error)),
@@ -286,6 +302,16 @@ impl Link {
 }
 
 impl State {
+    /// Until when what the connection does now may last, whatever waits to be written.
+    fn due(&self, times: &Times) -> Option<Instant> {
+        match self.phase {
+            Phase::Idle => Some(self.since + times.idle),
+            Phase::Head => Some(self.since + times.head),
+            Phase::Closing => Some(self.since + LINGER),
+            Phase::Request | Phase::Reading | Phase::Whole | Phase::Stream => None,
+        }
+    }
+
     /// Bytes came that hyper reads now.
     fn seen(&mut self, bytes: &mut [u8]) {
         if self.phase == Phase::Idle {

@@ -132,6 +132,53 @@ async fn pages_may_ask_where_they_are_allowed_to() {
 }
 
 #[tokio::test]
+async fn a_request_has_one_host() {
+    let stand = Stand::ready(1).await;
+    for hosts in ["", "host: x\r\nhost: y\r\n"] {
+        let answer = answered(&stand, format!("GET /health HTTP/1.1\r\n{hosts}connection: close\r\n\r\n").as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("malformed_head"), "{answer}");
+    }
+    let old = answered(&stand, b"GET /health HTTP/1.0\r\n\r\n").await;
+    assert!(old.starts_with("HTTP/1.0 200 ") || old.starts_with("HTTP/1.1 200 "), "{old}");
+}
+
+#[tokio::test]
+async fn pages_that_may_not_ask_cannot_start_anything_either() {
+    let stand = Stand::ready(1).await;
+    let body = completion(json!({})).to_string();
+    let ask = |origin: &str, content: &str| {
+        format!(
+            "POST {TEXT} HTTP/1.1\r\nhost: x\r\norigin: {origin}\r\ncontent-type: {content}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )
+    };
+    for content in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"] {
+        let answer = answered(&stand, ask("https://evil.example", content).as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 403 ") && answer.contains("origin_not_allowed"), "{answer}");
+    }
+    assert!(stand.doubles[0].seen().is_empty());
+    for (origin, content) in [("https://evil.example", "application/json; charset=utf-8"), ("http://localhost:3000", "text/plain")]
+    {
+        let answer = answered(&stand, ask(origin, content).as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn whoever_sends_a_body_where_none_is_read_is_told_so() {
+    let stand = Stand::ready(1).await;
+    for path in ["/nowhere", "/v1/models"] {
+        let mut raw = Raw::to(stand.address).await;
+        raw.send(format!("POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 20000000\r\n\r\n")).await;
+        // Sent to its end before anything is read, as simple clients do.
+        raw.send(vec![b' '; 20_000_000]).await;
+        raw.finish().await;
+        let answer = raw.rest().await;
+        assert!(answer.starts_with("HTTP/1.1 40"), "{path}: {answer}");
+    }
+}
+
+#[tokio::test]
 async fn every_answer_names_its_request() {
     let stand = Stand::ready(1).await;
     let own = answered(&stand, b"GET /health HTTP/1.1\r\nhost: x\r\nx-request-id: my-id\r\nconnection: close\r\n\r\n").await;

@@ -6,6 +6,23 @@ use serde_json::{Value, json};
 const M1: &str = "/v1/minimax-m1/generate";
 
 #[tokio::test]
+async fn reasoning_that_the_prompt_opened_is_reasoning() {
+    let stand = Stand::ready(1).await;
+    stand.script(&[Act::Say("well\n</think>\n\nyes"), Act::Eos]);
+    let ids = |text: &str| tokenizer().encode(text).unwrap();
+    for (prompt, reasoning, text) in [
+        (ids("hello <think>\n"), "well", "yes"),
+        (ids("hello <think>\nhm </thi"), "well", "yes"),
+        // What a user wrote in a turn of theirs opens nothing.
+        ([ids("<think>"), vec![tokenizer().eos_ids()[0]], ids("hello")].concat(), "", "well\n</think>\n\nyes"),
+    ] {
+        let answer = stand.client.post(M1, &json!({"input": {"ids": prompt}, "max_output_tokens": 50})).await.json();
+        assert!(answer["reasoning"].as_str().unwrap().ends_with(reasoning), "{answer}");
+        assert_eq!((answer["reasoning"] == "", &answer["text"]), (reasoning.is_empty(), &json!(text)));
+    }
+}
+
+#[tokio::test]
 async fn the_answer_carries_text_reasoning_usage_and_the_routing_log() {
     let stand = Stand::ready(1).await;
     stand.script(&[Act::Say("<think>\nwell\n</think>\n\nyes"), Act::Eos]);

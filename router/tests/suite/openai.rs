@@ -153,6 +153,16 @@ async fn tool_calls_are_parsed_when_tools_are_offered() {
 }
 
 #[tokio::test]
+async fn stop_strings_are_short() {
+    let stand = Stand::ready(1).await;
+    for (length, status) in [(4096, 200), (4097, 400), (50_000, 400)] {
+        let answer = stand.client.post(CHAT, &chat(json!({"stop": ["x", "y".repeat(length)]}))).await;
+        assert_eq!(answer.status, status, "{length}");
+        assert!(status == 200 || answer.json()["error"]["message"].as_str().unwrap().contains("each of 1 to 4096 bytes"));
+    }
+}
+
+#[tokio::test]
 async fn stop_strings_cut_the_text_wherever_tokens_end() {
     let stand = Stand::ready(1).await;
     stand.script(&[Act::Say("one two STOP three"), Act::Eos]);

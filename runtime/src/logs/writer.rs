@@ -175,14 +175,14 @@ mod tests {
         let (open, written, mut writer, guard) = slow();
         let line = vec![b'x'; 1 << 20];
         let started = Instant::now();
-        // The first may be with the reader already; behind it there is room for four.
-        for _ in 0..9 {
+        // As many as there is room for may be with the reader already, and as many behind them.
+        for _ in 0..12 {
             writer.write_all(&line).unwrap();
             std::thread::sleep(GATHER);
         }
         assert!(started.elapsed() < Duration::from_secs(5));
         let dropped = writer.dropped();
-        assert!((4..=5).contains(&dropped), "{dropped}");
+        assert!((4..=8).contains(&dropped), "{dropped}");
         drop(open);
         drop(guard);
         drop(written);
