@@ -143,13 +143,13 @@ pub struct Args {
     /// Longest wait for the head of a request, from its first byte on, 1 to 3600.
     #[arg(long, value_name = "SECONDS", default_value_t = 10, help_heading = "Connections")]
     pub header_timeout: u64,
-    /// Longest wait for a body, 1 to 86400; one slower than 1 KiB per second after the first 10 seconds ends sooner. Answered 408.
+    /// Longest wait for a body, 1 to 86400; one of which less than 10 KiB come in 10 seconds ends sooner. Answered 408.
     #[arg(long, value_name = "SECONDS", default_value_t = 300, help_heading = "Connections")]
     pub body_timeout: u64,
     /// A connection without a request is closed after this, 1 to 86400.
     #[arg(long, value_name = "SECONDS", default_value_t = 75, help_heading = "Connections")]
     pub idle_timeout: u64,
-    /// A client that takes nothing of what waits for it is cut after this, 1 to 86400.
+    /// A client that takes less than 1 KiB per second of what waits for it is cut after this, 1 to 86400.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "Connections")]
     pub write_timeout: u64,
     /// The head of a stream leaves once a worker has the request, or after this, 1 to 3600. Errors from then on are events.

@@ -43,7 +43,7 @@ pub struct Call {
 
 /// Answers one request.
 pub async fn answer(app: Arc<App>, link: Arc<Link>, request: Request<Incoming>) -> hyper::Response<Reply> {
-    let framing = link.begin();
+    let framing = link.begin(request.body().size_hint().exact());
     let number = app.pool.random();
     let given = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok());
     let fits = |id: &&str| (1..=LONGEST_ID).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());

@@ -30,8 +30,9 @@ pub struct Scanner {
 }
 
 impl Scanner {
-    /// Takes the next bytes of the head, and what may follow it. A first line of HTTP/2 is made one of HTTP/1.1, so that it is answered.
-    pub fn feed(&mut self, bytes: &mut [u8]) {
+    /// Takes the next bytes of the head, and what may follow it; says how many those are that follow. A first line of HTTP/2 is made one of HTTP/1.1, so that
+    /// it is answered.
+    pub fn feed(&mut self, bytes: &mut [u8]) -> usize {
         if !self.started
             && bytes.starts_with(PREFACE)
             && let Some(version) = bytes.get_mut(PREFACE.len() - 3..PREFACE.len())
@@ -39,9 +40,9 @@ impl Scanner {
             version.copy_from_slice(b"1.1");
         }
         self.started |= !bytes.is_empty();
-        for byte in bytes.iter().copied() {
+        for (place, byte) in bytes.iter().copied().enumerate() {
             if self.over {
-                return;
+                return bytes.len() - place;
             }
             match byte {
                 b'\r' => {}
@@ -66,6 +67,7 @@ impl Scanner {
                 }
             }
         }
+        0
     }
 
     /// What the head says.

@@ -84,6 +84,11 @@ struct State {
     blocked: Option<Blocked>,
     scanner: Scanner,
     ahead: Vec<u8>,
+    /// Bytes that hyper got behind the head of this request, and how long its body is, where that was told.
+    behind: u64,
+    body: Option<u64>,
+    /// hyper has got bytes of another request before it had answered one, so it may hold half a head when it waits.
+    pipelines: bool,
     fin: bool,
     probe: bool,
     /// The client may still send what nobody reads.
@@ -108,6 +113,9 @@ impl Link {
             blocked: None,
             scanner: Scanner::default(),
             ahead: Vec::new(),
+            behind: 0,
+            body: None,
+            pipelines: false,
             fin: false,
             probe: false,
             lingers: false,
@@ -121,14 +129,19 @@ impl Link {
         let mut state = self.lock();
         state.phase = phase;
         state.since = Instant::now();
+        if phase == Phase::Idle {
+            let behind = std::mem::take(&mut state.behind);
+            state.pipelines |= state.body.is_some_and(|length| behind > length);
+        }
         // It had finished sending before it was known that this is a stream.
         state.probe |= state.fin && phase == Phase::Stream;
     }
 
-    /// A request's head is complete; how its body is framed, as it was written.
-    pub fn begin(&self) -> Framing {
+    /// A request's head is complete, and its body has so many bytes, where that was told; how it is framed, as it was written.
+    pub fn begin(&self, body: Option<u64>) -> Framing {
         let mut state = self.lock();
         state.phase = Phase::Request;
+        state.body = body;
         state.since = Instant::now();
         std::mem::take(&mut state.scanner).framing()
     }
@@ -226,6 +239,7 @@ impl Link {
             let count = state.ahead.len().min(out.remaining());
             let part: Vec<u8> = state.ahead.drain(..count).collect();
             out.put_slice(&part);
+            state.pipelines = true;
             state.seen(&mut []);
             return Poll::Ready(Ok(()));
         }
@@ -305,6 +319,7 @@ impl State {
     /// Until when what the connection does now may last, whatever waits to be written.
     fn due(&self, times: &Times) -> Option<Instant> {
         match self.phase {
+            Phase::Idle if self.pipelines => Some(self.since + times.idle.min(times.head)),
             Phase::Idle => Some(self.since + times.idle),
             Phase::Head => Some(self.since + times.head),
             Phase::Closing => Some(self.since + LINGER),
@@ -318,9 +333,8 @@ impl State {
             self.phase = Phase::Head;
             self.since = Instant::now();
         }
-        if self.phase == Phase::Head {
-            self.scanner.feed(bytes);
-        }
+        let behind = if self.phase == Phase::Head { self.scanner.feed(bytes) } else { bytes.len() };
+        self.behind = self.behind.saturating_add(behind as u64);
     }
 }
 

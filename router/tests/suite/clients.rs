@@ -132,6 +132,25 @@ async fn pages_may_ask_where_they_are_allowed_to() {
 }
 
 #[tokio::test]
+async fn half_a_head_behind_a_request_ends_the_connection_too() {
+    let stand = Stand::with(1, |config| config.times.head = Duration::from_millis(300)).await;
+    let half = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nx-sl";
+    let whole = "GET /health HTTP/1.1\r\nhost: x\r\n\r\n";
+    let body = post("/detokenize", &json!({"tokens": [1]}));
+    for first in [whole, &body, &whole.repeat(3), &format!("{whole}{body}")] {
+        let answer = answered(&stand, format!("{first}{half}").as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+    // Whoever waits between whole requests may do so.
+    let mut raw = Raw::to(stand.address).await;
+    for request in [whole, &body, whole] {
+        raw.send(request).await;
+        raw.until("HTTP/1.1 200 ").await;
+        tokio::time::sleep(Duration::from_millis(600)).await;
+    }
+}
+
+#[tokio::test]
 async fn a_request_has_one_host() {
     let stand = Stand::ready(1).await;
     for hosts in ["", "host: x\r\nhost: y\r\n"] {
