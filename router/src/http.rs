@@ -53,23 +53,15 @@ pub async fn answer(app: Arc<App>, link: Arc<Link>, request: Request<Incoming>) 
     let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
     let is_version_11 = request.version() == Version::HTTP_11;
     let call = Call { link: Arc::clone(&link), id: id.clone() };
-    let admitted = admit(&app, &request, framing, allowed);
-    if admitted.is_err() && !request.body().is_end_stream() {
-        link.linger();
-    }
-    let mut response = match admitted {
-        Ok(()) if cors::is_preflight(&request) && allowed => cors::preflight(&request),
-        Ok(()) => {
-            let has_body = !request.body().is_end_stream();
-            route(&app, call, request, number).await.unwrap_or_else(|error| {
-                if has_body && matches!(error, ApiError::UnknownPath(_) | ApiError::UnknownModel { .. } | ApiError::Method { .. }) {
-                    link.linger();
-                }
-                reply::error(&error)
-            })
-        }
-        Err(error) => reply::error(&error),
+    let answered = match admit(&app, &request, framing, allowed) {
+        Ok(()) if cors::is_preflight(&request) && allowed => Ok(cors::preflight(&request)),
+        Ok(()) => route(&app, call, request, number).await,
+        Err(error) => Err(error),
     };
+    let mut response = answered.unwrap_or_else(|error| {
+        link.refused();
+        reply::error(&error)
+    });
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::try_from(id) {
         headers.insert(REQUEST_ID, id);
@@ -168,10 +160,7 @@ async fn generate(
     id: String,
 ) -> Result<hyper::Response<Reply>, ApiError> {
     let mut meter = Meter::start(Arc::clone(&app.metrics), endpoint, id.clone(), call.id.clone());
-    let body = body::read(headers, body, &app.config.bodies, &app.readers).await.inspect_err(|error| {
-        call.link.linger();
-        meter.failed(error);
-    })?;
+    let body = body::read(headers, body, &app.config.bodies, &app.readers).await.inspect_err(|error| meter.failed(error))?;
     call.link.enter(Phase::Reading);
     match endpoint {
         Endpoint::Chat => chat::answer(app, call, body, id, meter).await,
@@ -188,7 +177,7 @@ async fn compute(
     body: Incoming,
     answer: fn(&requests::Context<'_>, &[u8]) -> Result<Vec<u8>, ApiError>,
 ) -> Result<hyper::Response<Reply>, ApiError> {
-    let body = body::read(headers, body, &app.config.bodies, &app.readers).await.inspect_err(|_| call.link.linger())?;
+    let body = body::read(headers, body, &app.config.bodies, &app.readers).await?;
     call.link.enter(Phase::Whole);
     let text = app.reading(body, answer).await?;
     Ok(reply::text("application/json", text))

@@ -26,9 +26,6 @@ pub use log::{Log, News, Place};
 /// Signs of progress beside one for each token of a prompt: that it has left the worker's queue, and some.
 const SIGNS: usize = 16;
 
-/// Tokens in one event after which others get their turn: with log-probabilities a hundred take half a millisecond to read.
-const MANY: usize = 32;
-
 /// How a sequence ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Finished {
@@ -160,13 +157,9 @@ impl Owner {
                         attempt.has_begun();
                         self.app.pool.report(lease, request, Outcome::Served);
                     }
-                    let many = tokens.ids.len() > MANY;
                     self.meter.tokens(tokens.ids.len());
                     if !self.log.push(tokens, self.order.max_tokens) {
                         return Err(attempt.garbage("more tokens than were asked for"));
-                    }
-                    if many {
-                        tokio::task::yield_now().await;
                     }
                 }
                 wire::generate_event::Event::Finished(finished) => {

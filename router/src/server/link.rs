@@ -146,9 +146,10 @@ impl Link {
         std::mem::take(&mut state.scanner).framing()
     }
 
-    /// A request was answered before all of it was read.
-    pub fn linger(&self) {
-        self.lock().lingers = true;
+    /// A request is refused. Of its body there may be something to come that nobody reads.
+    pub fn refused(&self) {
+        let mut state = self.lock();
+        state.lingers |= state.body.is_none_or(|length| state.behind < length);
     }
 
     /// Whether a comment is due because the client has finished sending; asked once.
@@ -268,7 +269,7 @@ impl Link {
         if let Some(body) = parts.first().and_then(|part| refusal::of_hyper(part)) {
             // hyper's own word on a head that it refuses has no body; nothing follows it but the end.
             let _ = self.stream.try_write(&body);
-            self.linger();
+            self.lock().lingers = true;
             return Poll::Ready(Ok(parts.iter().map(|part| part.len()).sum()));
         }
         loop {
