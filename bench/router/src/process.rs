@@ -73,18 +73,6 @@ pub fn forget_peak(root: u32) -> Result<()> {
     Ok(())
 }
 
-/// Lets this process open as many files as it may.
-///
-/// # Errors
-/// The system refuses.
-pub fn raise_files() -> Result<u64> {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
-        .context("raise the limit of open files")?;
-    Ok(limit.maximum.unwrap_or(u64::MAX))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,8 +1,10 @@
 //! Overload, workers that are not there yet, refuse, break or die, and clients that go away.
 
+use crate::common::client::{Answer, Events};
 use crate::common::{Act, PATIENCE, Stand, chat, completion};
 use m1_proto::worker::Phase;
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 use tonic::Code;
 
 const CHAT: &str = "/v1/chat/completions";
@@ -38,8 +40,8 @@ async fn answers_503_until_every_pod_is_ready() {
     assert_eq!(stand.client.post(CHAT, &chat(json!({}))).await.status, 200);
 }
 
-#[tokio::test]
-async fn the_queue_is_bounded_and_first_come_first_served() {
+/// A worker with one place, a stream that has it, and a request behind it in a queue of one.
+async fn one_runs_and_one_is_to_wait() -> (Stand, Events, JoinHandle<Answer>) {
     let stand = Stand::with(1, |config| config.patience.limit = 1).await;
     stand.doubles[0].status(|status| status.state_slots_total = 1);
     stand.wait_ready().await;
@@ -47,6 +49,12 @@ async fn the_queue_is_bounded_and_first_come_first_served() {
     let first = stand.client.stream(CHAT, &stream()).await;
     let client = stand.client.clone();
     let second = tokio::spawn(async move { client.post(CHAT, &chat(json!({}))).await });
+    (stand, first, second)
+}
+
+#[tokio::test]
+async fn the_queue_is_bounded_and_first_come_first_served() {
+    let (stand, first, second) = one_runs_and_one_is_to_wait().await;
     stand
         .until(|client| async move { client.get("/metrics").await.text.contains(&format!("m1_router_queue_depth{MODEL} 1")) })
         .await;
@@ -64,13 +72,7 @@ async fn the_queue_is_bounded_and_first_come_first_served() {
 
 #[tokio::test]
 async fn a_client_that_leaves_the_queue_leaves_no_trace() {
-    let stand = Stand::with(1, |config| config.patience.limit = 1).await;
-    stand.doubles[0].status(|status| status.state_slots_total = 1);
-    stand.wait_ready().await;
-    stand.script(&[Act::Say("hi"), Act::Hold, Act::Eos]);
-    let first = stand.client.stream(CHAT, &stream()).await;
-    let client = stand.client.clone();
-    let second = tokio::spawn(async move { client.post(CHAT, &chat(json!({}))).await });
+    let (stand, first, second) = one_runs_and_one_is_to_wait().await;
     let depth = |n: u32| {
         move |client: crate::common::Client| async move {
             client.get("/metrics").await.text.contains(&format!("m1_router_queue_depth{MODEL} {n}"))
