@@ -5,12 +5,12 @@ use std::sync::Arc;
 use http::StatusCode;
 use hyper::Response;
 use m1_router_core::Counts;
-use m1_text::{Calls, Delta};
+use m1_text::Delta;
 use serde_json::{Value, json};
 
 use crate::App;
 use crate::error::ApiError;
-use crate::generation::{End, Generation, Piece, Reading};
+use crate::generation::{End, Generation, Piece};
 use crate::http::body::Given;
 use crate::http::{Call, Reply, json_reply};
 use crate::metrics::Meter;
@@ -25,7 +25,7 @@ use crate::sse::{Dialect, Frames, respond};
 pub async fn answer(app: &Arc<App>, call: Call, body: Given, id: String, mut meter: Meter) -> Result<Response<Reply>, ApiError> {
     let (model, answer_id) = (app.model.name.clone(), id.clone());
     let read = app.reading(body, move |context, body| read(context, body, id)).await.inspect_err(|error| meter.failed(error))?;
-    let generation = Generation::start(app, read.order, Reading::Parsed(Calls::Keep), meter)?;
+    let generation = Generation::start(app, read.order, read.reading, meter);
     if read.streamed {
         return respond(generation, Telling { id: answer_id, model }, app.config.pace, &call.link).await;
     }

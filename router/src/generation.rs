@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 
 use m1_proto::worker::TokenLogprobs;
 use m1_router_core::Counts;
-use m1_text::{Calls, Delta, OutputParser, Phase, StopStrings, TextStream, opened_reasoning};
+use m1_text::{Calls, Delta, OutputParser, Phase, TextStream, opened_reasoning};
 
 use crate::App;
 use crate::error::ApiError;
@@ -16,12 +16,24 @@ use crate::order::Order;
 use crate::session::{Finished, News, Place, Session};
 
 /// How text is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reading {
     /// As it comes.
     Raw,
     /// Told apart into reasoning, content and, perhaps, tool calls.
-    Parsed(Calls),
+    Parsed {
+        /// What a block of tool calls is.
+        calls: Calls,
+        /// What the prompt says inside of reasoning that it has opened.
+        opened: Option<String>,
+    },
+}
+
+impl Reading {
+    /// Of the answer to a prompt. Takes a moment for a long one without any turn in it.
+    pub fn parsed(model: &Model, calls: Calls, prompt: &[u32]) -> Self {
+        Self::Parsed { calls, opened: opened_reasoning(&model.tokenizer, prompt) }
+    }
 }
 
 /// Why an answer ended.
@@ -105,15 +117,10 @@ pub struct Generation {
 
 impl Generation {
     /// Starts.
-    ///
-    /// # Errors
-    /// Stop strings that cannot be used.
-    pub fn start(app: &Arc<App>, order: Order, reading: Reading, meter: Meter) -> Result<Self, ApiError> {
-        let stops = StopStrings::new(order.stops.clone())
-            .map_err(|error| ApiError::Invalid { param: "stop".into(), message: error.to_string() })?;
-        let reader = Reader::new(Arc::clone(&app.model), stops, reading, &order);
+    pub fn start(app: &Arc<App>, order: Order, reading: Reading, meter: Meter) -> Self {
+        let reader = Reader::new(Arc::clone(&app.model), reading, &order);
         let session = Session::start(app, order, meter);
-        Ok(Self { session, reader, place: Place::default(), ids: Vec::new(), logprobs: Vec::new(), end: None })
+        Self { session, reader, place: Place::default(), ids: Vec::new(), logprobs: Vec::new(), end: None }
     }
 
     /// The session behind it.
@@ -207,14 +214,12 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(model: Arc<Model>, stops: StopStrings, reading: Reading, order: &Order) -> Self {
-        let text = TextStream::new(&model.tokenizer, stops);
+    fn new(model: Arc<Model>, reading: Reading, order: &Order) -> Self {
+        let text = TextStream::new(&model.tokenizer, order.stops.clone());
         let parser = match reading {
             Reading::Raw => None,
-            Reading::Parsed(calls) => Some(match opened_reasoning(&model.tokenizer, &order.prompt) {
-                Some(opened) => OutputParser::within(calls, &opened),
-                None => OutputParser::new(calls),
-            }),
+            Reading::Parsed { calls, opened: Some(opened) } => Some(OutputParser::within(calls, &opened)),
+            Reading::Parsed { calls, opened: None } => Some(OutputParser::new(calls)),
         };
         let marks = order.logprobs.is_some().then(VecDeque::new);
         Self { model, text, parser, tokens: 0, reasoning_tokens: 0, reasons: false, marks, bytes_in: 0, chars_in: 0, bytes_out: 0 }

@@ -1,6 +1,7 @@
 //! OpenAI's API: its endpoints, and what their answers share.
 
 pub mod chat;
+mod chunks;
 pub mod completions;
 pub mod models;
 

@@ -1,10 +1,12 @@
 //! A checked request for tokens, whatever API it came by, and how it reads on the wire.
 
 use m1_proto::worker::{GenerateRequest, Sampling, ThinkingBudget};
+use m1_text::StopStrings;
 use serde_json::Value;
 
 use crate::error::ApiError;
 use crate::model::Model;
+use crate::requests::params::Drawing;
 
 /// One sequence to generate.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,7 +24,7 @@ pub struct Order {
     /// Of the draws.
     pub seed: u64,
     /// Texts that end it.
-    pub stops: Vec<String>,
+    pub stops: StopStrings,
     /// None, or how many of the most likely tokens to name beside the chosen one.
     pub logprobs: Option<u32>,
     /// (0.5, 1]; 1 is exact.
@@ -36,6 +38,24 @@ pub struct Order {
 }
 
 impl Order {
+    /// A sequence without anything special about it: exact, ended by the model alone, and told without log-probabilities.
+    pub fn new(id: String, prompt: Vec<u32>, max_tokens: u32, drawing: Drawing, random: &dyn Fn() -> u64) -> Self {
+        Self {
+            id,
+            prompt,
+            max_tokens,
+            temperature: drawing.temperature,
+            top_p: drawing.top_p,
+            seed: drawing.seed.unwrap_or_else(random),
+            stops: StopStrings::default(),
+            logprobs: None,
+            expert_threshold: 1.0,
+            thinking_budget: None,
+            want_routing: false,
+            said: Vec::new(),
+        }
+    }
+
     /// As the worker takes it from `router`, whose status stream counts its experts.
     pub fn to_wire(&self, model: &Model, attempt: u32, router: &str) -> GenerateRequest {
         GenerateRequest {
@@ -50,7 +70,7 @@ impl Order {
                 seed: self.seed,
             }),
             stop_ids: model.tokenizer.eos_ids().to_vec(),
-            stop_strings: self.stops.clone(),
+            stop_strings: self.stops.texts().to_vec(),
             // Rounding to f32 must not reach 0.5, which is not allowed.
             expert_threshold: (self.expert_threshold as f32).max(0.5 + f32::EPSILON),
             thinking: self.thinking_budget.map(|tokens| ThinkingBudget { tokens, close_ids: model.close_ids.clone() }),

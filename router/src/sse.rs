@@ -164,22 +164,3 @@ impl<D: Dialect> Telling<D> {
         self.alarm.poll(self.spoken + self.pace, cx).map(|()| Some(COMMENT))
     }
 }
-
-/// What the chunks of one answer share.
-#[derive(Clone, Debug)]
-pub struct Header {
-    /// The answer's id.
-    pub id: String,
-    /// Seconds since 1970.
-    pub created: u64,
-    /// The model's name.
-    pub model: Arc<str>,
-}
-
-impl Header {
-    /// The beginning of every chunk, up to the value of `choices`: the same for a whole answer, so written once.
-    pub fn opening(&self, object: &str) -> String {
-        let (id, model) = (Value::from(self.id.as_str()), Value::from(&*self.model));
-        format!("data: {{\"id\":{id},\"object\":\"{object}\",\"created\":{},\"model\":{model},\"choices\":", self.created)
-    }
-}

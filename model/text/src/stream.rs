@@ -71,6 +71,12 @@ impl StopStrings {
         }
     }
 
+    /// The texts.
+    #[must_use]
+    pub fn texts(&self) -> &[String] {
+        &self.0
+    }
+
     /// The first match to be complete: (start, which).
     fn find(&self, text: &str) -> Option<(usize, usize)> {
         let matches =

@@ -8,15 +8,16 @@ use hyper::Response;
 
 use crate::App;
 use crate::error::ApiError;
-use crate::generation::{Generation, Reading};
+use crate::generation::Generation;
 use crate::http::body::Given;
 use crate::http::reply::text;
 use crate::http::{Call, Reply};
 use crate::metrics::Meter;
 use crate::requests::chat::read;
 use crate::server::Phase;
-use crate::sse::{Header, respond};
+use crate::sse::respond;
 
+use super::chunks::Header;
 use answer::{Answer, whole};
 
 /// Answers a request.
@@ -27,7 +28,7 @@ pub async fn answer(app: &Arc<App>, call: Call, body: Given, id: String, mut met
     let header = Header { id: id.clone(), created: crate::now_seconds(), model: app.model.name.as_str().into() };
     let read = app.reading(body, move |context, body| read(context, body, id)).await.inspect_err(|error| meter.failed(error))?;
     let answer = Answer::new(header, Arc::clone(&app.model), read.streaming.usage, read.order.logprobs.is_some());
-    let generation = Generation::start(app, read.order, Reading::Parsed(read.calls), meter)?;
+    let generation = Generation::start(app, read.order, read.reading, meter);
     if read.streaming.on {
         return respond(generation, answer, app.config.pace, &call.link).await;
     }

@@ -16,9 +16,13 @@ use crate::metrics::Meter;
 use crate::model::Model;
 use crate::requests::completions::read;
 use crate::server::Phase;
-use crate::sse::{Dialect, Frames, Header, respond};
+use crate::sse::{Dialect, Frames, respond};
 
+use super::chunks::{Chunks, Header};
 use super::{text_logprobs, usage};
+
+/// As OpenAI calls it, whole and in chunks.
+const OBJECT: &str = "text_completion";
 
 /// Answers a request.
 ///
@@ -27,10 +31,9 @@ use super::{text_logprobs, usage};
 pub async fn answer(app: &Arc<App>, call: Call, body: Given, id: String, mut meter: Meter) -> Result<Response<Reply>, ApiError> {
     let header = Header { id: id.clone(), created: crate::now_seconds(), model: app.model.name.as_str().into() };
     let read = app.reading(body, move |context, body| read(context, body, id)).await.inspect_err(|error| meter.failed(error))?;
-    let (usage_wanted, logprobs) = (read.streaming.usage, read.order.logprobs.is_some());
-    let opening = header.opening("text_completion");
-    let answer = Answer { header, model: Arc::clone(&app.model), usage: usage_wanted, logprobs, opening };
-    let generation = Generation::start(app, read.order, Reading::Raw, meter)?;
+    let chunks = Chunks::new(&header, OBJECT, read.streaming.usage);
+    let answer = Answer { header, model: Arc::clone(&app.model), logprobs: read.order.logprobs.is_some(), chunks };
+    let generation = Generation::start(app, read.order, Reading::Raw, meter);
     if read.streaming.on {
         return respond(generation, answer, app.config.pace, &call.link).await;
     }
@@ -46,37 +49,23 @@ pub async fn answer(app: &Arc<App>, call: Call, body: Given, id: String, mut met
 struct Answer {
     header: Header,
     model: Arc<Model>,
-    usage: bool,
     logprobs: bool,
-    /// Every chunk begins so.
-    opening: String,
+    chunks: Chunks,
 }
 
 impl Answer {
     fn whole(&self, text: &str, logprobs: Value, end: &End) -> Value {
         let header = &self.header;
         let choice = json!({"index": 0, "text": text, "logprobs": logprobs, "finish_reason": end.finish.as_str()});
-        json!({"id": header.id, "object": "text_completion", "created": header.created, "model": &*header.model, "choices": [choice], "usage": usage(end)})
+        json!({"id": header.id, "object": OBJECT, "created": header.created, "model": &*header.model, "choices": [choice], "usage": usage(end)})
     }
 
     fn choice(&self, out: &mut Frames, text: &str, logprobs: &Value, finish: Option<&str>) {
-        out.text(&self.opening);
-        out.text("[{\"index\":0,\"text\":");
-        out.json(text);
-        out.text(",\"logprobs\":");
-        out.json(logprobs);
-        out.text(",\"finish_reason\":");
-        out.json(&finish);
-        out.text("}]");
-        self.close(out, &Value::Null);
-    }
-
-    fn close(&self, out: &mut Frames, usage: &Value) {
-        if self.usage {
-            out.text(",\"usage\":");
-            out.json(usage);
-        }
-        out.text("}\n\n");
+        let said = |out: &mut Frames| {
+            out.text("\"text\":");
+            out.json(text);
+        };
+        self.chunks.choice(out, said, logprobs, finish);
     }
 }
 
@@ -93,12 +82,7 @@ impl Dialect for Answer {
 
     fn end(&mut self, end: End, out: &mut Frames) -> Result<(), ApiError> {
         self.choice(out, "", &Value::Null, Some(end.finish.as_str()));
-        if self.usage {
-            out.text(&self.opening);
-            out.text("[]");
-            self.close(out, &usage(&end));
-        }
-        out.done();
+        self.chunks.end(&end, out);
         Ok(())
     }
 }

@@ -4,6 +4,7 @@ use m1_text::Calls;
 use serde_json::Value;
 
 use crate::error::ApiError;
+use crate::generation::Reading;
 use crate::order::Order;
 
 use super::body::{Fields, open, text};
@@ -51,8 +52,8 @@ pub struct Chat {
     pub order: Order,
     /// How the answer goes.
     pub streaming: Streaming,
-    /// What a block of tool calls in it is.
-    pub calls: Calls,
+    /// How its text is read.
+    pub reading: Reading,
 }
 
 /// Reads a request.
@@ -80,21 +81,9 @@ pub fn read(ctx: &Context<'_>, body: &[u8], id: String) -> Result<Chat, ApiError
     ctx.limits.check_output(asked)?;
     let prompt = render(ctx, "messages", conversation, ctx.limits.window)?;
     let max_tokens = ctx.limits.room("messages", prompt.len(), asked)?;
-    let order = Order {
-        id,
-        prompt,
-        max_tokens,
-        temperature: drawing.temperature,
-        top_p: drawing.top_p,
-        seed: drawing.seed.unwrap_or_else(ctx.random),
-        stops,
-        logprobs,
-        expert_threshold: 1.0,
-        thinking_budget: None,
-        want_routing: false,
-        said: Vec::new(),
-    };
-    Ok(Chat { order, streaming, calls })
+    let reading = Reading::parsed(ctx.model, calls, &prompt);
+    let order = Order { stops, logprobs, ..Order::new(id, prompt, max_tokens, drawing, ctx.random) };
+    Ok(Chat { order, streaming, reading })
 }
 
 /// Whether the model may call tools: `tool_choice`, by default auto.

@@ -58,20 +58,7 @@ pub fn read(ctx: &Context<'_>, body: &[u8], id: String) -> Result<Completion, Ap
     let logprobs = fields.integer("logprobs", 0..=MOST_LOGPROBS)?;
     let prompt = read_prompt(ctx, &fields)?;
     let max_tokens = ctx.limits.room("prompt", prompt.count, asked)?;
-    let order = Order {
-        id,
-        prompt: prompt.kept,
-        max_tokens,
-        temperature: drawing.temperature,
-        top_p: drawing.top_p,
-        seed: drawing.seed.unwrap_or_else(ctx.random),
-        stops,
-        logprobs,
-        expert_threshold: 1.0,
-        thinking_budget: None,
-        want_routing: false,
-        said: Vec::new(),
-    };
+    let order = Order { stops, logprobs, ..Order::new(id, prompt.kept, max_tokens, drawing, ctx.random) };
     Ok(Completion { order, streaming })
 }
 

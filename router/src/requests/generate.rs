@@ -1,8 +1,9 @@
 //! `/v1/minimax-m1/generate`, as it is asked: text, messages or ids.
 
-use m1_text::Conversation;
+use m1_text::{Calls, Conversation};
 
 use crate::error::ApiError;
+use crate::generation::Reading;
 use crate::order::{Limits, Order};
 
 use super::Context;
@@ -32,6 +33,8 @@ pub struct Generate {
     pub order: Order,
     /// Whether the answer goes as server-sent events.
     pub streamed: bool,
+    /// How its text is read.
+    pub reading: Reading,
 }
 
 /// Reads a request.
@@ -62,21 +65,14 @@ pub fn read(ctx: &Context<'_>, body: &[u8], id: String) -> Result<Generate, ApiE
             asked.map_or(left, |asked| asked.min(left))
         }
     };
+    let reading = Reading::parsed(ctx.model, Calls::Keep, &prompt.kept);
     let order = Order {
-        id,
-        prompt: prompt.kept,
-        max_tokens,
-        temperature: drawing.temperature,
-        top_p: drawing.top_p,
-        seed: drawing.seed.unwrap_or_else(ctx.random),
-        stops: Vec::new(),
-        logprobs: None,
         expert_threshold: threshold.unwrap_or(1.0),
         thinking_budget,
         want_routing: true,
-        said: Vec::new(),
+        ..Order::new(id, prompt.kept, max_tokens, drawing, ctx.random)
     };
-    Ok(Generate { order, streamed })
+    Ok(Generate { order, streamed, reading })
 }
 
 /// Text (one user turn), messages, or ids.

@@ -73,16 +73,14 @@ impl Streaming {
 ///
 /// # Errors
 /// Another type, an empty text, too many.
-pub fn stops(fields: &Fields<'_>) -> Result<Vec<String>, ApiError> {
-    let Some(given) = fields.get("stop") else { return Ok(Vec::new()) };
+pub fn stops(fields: &Fields<'_>) -> Result<StopStrings, ApiError> {
+    let Some(given) = fields.get("stop") else { return Ok(StopStrings::default()) };
     let texts = match text("stop", given)? {
         Some(text) => Some(vec![text.into_owned()]),
         None => several(given)?,
     };
-    match texts.filter(|texts| texts.iter().all(|text| (1..=StopStrings::LONGEST).contains(&text.len()))) {
-        Some(texts) => Ok(texts),
-        None => Err(invalid("stop", given, "a string, or a list of up to 4, each of 1 to 4096 bytes")),
-    }
+    let stops = texts.and_then(|texts| StopStrings::new(texts).ok());
+    stops.ok_or_else(|| invalid("stop", given, "a string, or a list of up to 4, each of 1 to 4096 bytes"))
 }
 
 /// The texts of a short list; none where it is longer, or no list of texts.

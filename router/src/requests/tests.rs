@@ -52,12 +52,16 @@ fn a_chat_is_read() {
     let chat = chat::read(&context(4096), body.to_string().as_bytes(), "id".to_owned()).unwrap();
     let order = &chat.order;
     assert_eq!((order.max_tokens, order.seed, order.temperature, order.logprobs), (30, 42, 0.0, Some(2)));
-    assert_eq!((order.stops.as_slice(), order.want_routing), (["a".to_owned(), "b".to_owned()].as_slice(), false));
+    assert_eq!((order.stops.texts(), order.want_routing), (["a".to_owned(), "b".to_owned()].as_slice(), false));
     assert!(chat.streaming.on && chat.streaming.usage);
     let expected = MODEL.tokenizer.encode_prompt(&MODEL.template.render_user("hello").unwrap()).unwrap();
     assert_eq!(order.prompt, expected);
     let wire = order.to_wire(&MODEL, 3, "me");
     assert_eq!((wire.attempt, wire.omit_routing, wire.router.as_str(), wire.said.len()), (3, true, "me", 0));
+}
+
+fn parsed(calls: m1_text::Calls) -> crate::generation::Reading {
+    crate::generation::Reading::Parsed { calls, opened: None }
 }
 
 #[test]
@@ -66,7 +70,7 @@ fn tools_are_offered_unless_none_are_wanted() {
     let body = |choice: &str| json!({"model": "m", "messages": user("a"), "tools": tools, "tool_choice": choice}).to_string();
     let read = |choice: &str| chat::read(&context(4096), body(choice).as_bytes(), String::new());
     let (auto, none) = (read("auto").unwrap(), read("none").unwrap());
-    assert_eq!((auto.calls, none.calls), (m1_text::Calls::Parse, m1_text::Calls::Keep));
+    assert_eq!((auto.reading, none.reading), (parsed(m1_text::Calls::Parse), parsed(m1_text::Calls::Keep)));
     let text = MODEL.tokenizer.decode_with_control(&auto.order.prompt);
     assert!(text.contains("{\"name\": \"f\", \"parameters\": {\"type\": \"object\"}}"), "{text}");
     assert!(none.order.prompt.len() < auto.order.prompt.len());

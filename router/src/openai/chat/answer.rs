@@ -8,26 +8,24 @@ use serde_json::{Value, json};
 use crate::error::ApiError;
 use crate::generation::{End, Piece, Whole};
 use crate::model::Model;
+use crate::openai::chunks::{Chunks, Header};
 use crate::openai::{ChatLogprobs, usage};
-use crate::sse::{Dialect, Frames, Header};
+use crate::sse::{Dialect, Frames};
 
 /// What every part of an answer needs.
 pub struct Answer {
     header: Header,
     model: Arc<Model>,
-    /// A last chunk with usage is wanted.
-    usage: bool,
     /// Log-probabilities are wanted.
     logprobs: bool,
-    /// Every chunk begins so.
-    opening: String,
+    chunks: Chunks,
 }
 
 impl Answer {
     /// The answer `header` names.
     pub fn new(header: Header, model: Arc<Model>, usage: bool, logprobs: bool) -> Self {
-        let opening = header.opening("chat.completion.chunk");
-        Self { header, model, usage, logprobs, opening }
+        let chunks = Chunks::new(&header, "chat.completion.chunk", usage);
+        Self { header, model, logprobs, chunks }
     }
 
     fn call_id(&self, index: u32) -> String {
@@ -37,23 +35,11 @@ impl Answer {
 
     /// A chunk with one choice, whose delta `delta` writes.
     fn choice(&self, out: &mut Frames, delta: impl FnOnce(&mut Frames), logprobs: &Option<ChatLogprobs<'_>>, finish: Option<&str>) {
-        out.text(&self.opening);
-        out.text("[{\"index\":0,\"delta\":");
-        delta(out);
-        out.text(",\"logprobs\":");
-        out.json(logprobs);
-        out.text(",\"finish_reason\":");
-        out.json(&finish);
-        out.text("}]");
-        self.close(out, &Value::Null);
-    }
-
-    fn close(&self, out: &mut Frames, usage: &Value) {
-        if self.usage {
-            out.text(",\"usage\":");
-            out.json(usage);
-        }
-        out.text("}\n\n");
+        let said = |out: &mut Frames| {
+            out.text("\"delta\":");
+            delta(out);
+        };
+        self.chunks.choice(out, said, logprobs, finish);
     }
 
     fn delta(&self, delta: &Delta, out: &mut Frames) {
@@ -91,12 +77,7 @@ impl Dialect for Answer {
 
     fn end(&mut self, end: End, out: &mut Frames) -> Result<(), ApiError> {
         self.choice(out, |out| out.text("{}"), &None, Some(end.finish.as_str()));
-        if self.usage {
-            out.text(&self.opening);
-            out.text("[]");
-            self.close(out, &usage(&end));
-        }
-        out.done();
+        self.chunks.end(&end, out);
         Ok(())
     }
 }
