@@ -1,6 +1,9 @@
 //! The group: time, the network, and what goes wrong. First a storm, then everything heals, then a last round of steps
 //! must end as it should.
 
+mod agenda;
+mod trouble;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
@@ -8,6 +11,8 @@ use std::time::Duration;
 
 use m1_arch::{ExpertId, ExpertSet, LayerId};
 use m1_exchange::{Beat, Config, DispatchTable, Lane, PodId, Serve, TableVersion};
+
+use agenda::{Next, Scheduled};
 
 use super::network::{Connection, PULSE, Path, Wire};
 use super::payload::StepRun;
@@ -23,74 +28,6 @@ const STORM: u64 = 2500 * MILLI;
 const SETTLE: u64 = 1500 * MILLI;
 /// Two lanes are enough to let them overtake each other.
 const LANES: [Lane; 2] = [Lane::Decode, Lane::Prefill];
-
-/// Something that is going to happen.
-#[derive(Debug, Clone)]
-enum Next {
-    Arrive {
-        path: Path,
-        generation: u64,
-        wire: Wire,
-    },
-    /// One end notices that a connection is gone.
-    Notice {
-        path: Path,
-        generation: u64,
-        server: bool,
-    },
-    Connect(Path),
-    Inbox {
-        pod: PodId,
-        life: u64,
-        inbound: Inbound,
-    },
-    Tick {
-        pod: PodId,
-        life: u64,
-    },
-    Turn {
-        pod: PodId,
-        life: u64,
-    },
-    Served {
-        pod: PodId,
-        life: u64,
-        serve: Serve,
-    },
-    Restart(PodId),
-    Steps(PodId),
-    Trouble,
-    Heal,
-    LastRound,
-}
-
-#[derive(Debug)]
-struct Scheduled {
-    at: u64,
-    /// Keeps what is due at the same time in the order of planning.
-    turn: u64,
-    next: Next,
-}
-
-impl PartialEq for Scheduled {
-    fn eq(&self, other: &Self) -> bool {
-        self.turn == other.turn
-    }
-}
-
-impl Eq for Scheduled {}
-
-impl PartialOrd for Scheduled {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Scheduled {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at, self.turn).cmp(&(other.at, other.turn))
-    }
-}
 
 /// A place for a process: its life is counted, and it is empty between death and restart.
 struct Slot {
@@ -535,80 +472,5 @@ impl World {
         self.plan(loaded, Next::Inbox { pod: id, life, inbound: both });
         let only = Inbound::Hold { epoch, set: Arc::new(wanted) };
         self.plan(loaded + freed, Next::Inbox { pod: id, life, inbound: only });
-    }
-
-    // ---- what goes wrong
-
-    fn trouble(&mut self) {
-        if self.healed_at.is_some() {
-            return;
-        }
-        let pod = PodId(self.rng.index(self.slots.len()) as u16);
-        let paths = self.paths(|_| true);
-        let path = self.rng.one_of(&paths);
-        let now = self.now;
-        let trouble = match self.profile {
-            Profile::Stalls => self.rng.index(4),
-            Profile::Announced => 0,
-            Profile::Calm | Profile::Storm => self.rng.within(1..9) as usize,
-        };
-        match trouble {
-            0 | 1 => self.stall(pod),
-            2 => {
-                let until = now + self.rng.within(100..1500) * MILLI;
-                self.connections.entry(path).and_modify(|connection| connection.stalled_until = until);
-            }
-            3 => self.cut(path),
-            4 => {
-                let until = now + self.rng.within(100..1500) * MILLI;
-                for path in self.paths(|path| path.requester == pod || path.server == pod) {
-                    self.connections.entry(path).and_modify(|connection| connection.cut_until = until);
-                    self.cut(path);
-                }
-            }
-            5 => self.crash(pod),
-            6 | 7 => {
-                self.placement = self.draw_placement();
-                self.place();
-            }
-            _ => {
-                // A table of a writer that lost its lease comes late.
-                let table = self.rng.index(self.tables.len());
-                self.tell(pod, Inbound::Table(self.tables[table].clone()));
-            }
-        }
-        let after = self.rng.within(20..400) * MILLI;
-        self.plan(after, Next::Trouble);
-    }
-
-    fn stall(&mut self, id: PodId) {
-        let (until, life) = (self.now + self.rng.within(100..2000) * MILLI, self.slots[id.index()].life);
-        let announced = self.profile == Profile::Announced || self.rng.percent(30);
-        if let Some(pod) = self.pod(id, life) {
-            let until = until.max(pod.stalled_until);
-            if announced {
-                // An announcement is progress, and what was announced before it ends with it.
-                pod.progress += 1;
-                pod.announced_until = until;
-            }
-            pod.stalled_until = until;
-            self.plan(until - self.now, Next::Turn { pod: id, life });
-        }
-    }
-
-    fn heal(&mut self) {
-        self.healed_at = Some(self.now);
-        self.connections.values_mut().for_each(|connection| (connection.stalled_until, connection.cut_until) = (0, 0));
-        for pod in self.pods() {
-            self.restart(pod);
-            let life = self.slots[pod.index()].life;
-            // Who said how long it will be is not interrupted.
-            if let Some(pod) = self.pod(pod, life).filter(|pod| pod.announced_until == 0) {
-                pod.stalled_until = 0;
-            }
-            self.turn(pod, life);
-        }
-        self.place();
-        self.plan(SETTLE, Next::LastRound);
     }
 }
