@@ -124,9 +124,10 @@ def test_a_port_that_somebody_changes_is_set_back():
 
 def test_a_statefulset_that_is_deleted_without_its_pods_comes_back():
     name = kube.get("statefulset", kube.workers(NAME)[0]["metadata"]["name"].rpartition("-")[0])["metadata"]["name"]
-    before = {pod["metadata"]["uid"] for pod in kube.workers(NAME)}
+    uids = lambda: {pod["metadata"]["uid"] for pod in kube.workers(NAME)}
+    before = uids()
     kube.kubectl("delete", "statefulset", name, "--cascade=orphan")
-    kube.eventually(lambda: len(kube.workers(NAME)) == 2 and not {pod["metadata"]["uid"] for pod in kube.workers(NAME)} & before, "other pods", timeout=90)
+    kube.eventually(lambda: len(now := uids()) == 2 and not now & before, "other pods", timeout=90)
     kube.ready(NAME)
 
 

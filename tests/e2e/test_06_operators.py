@@ -19,6 +19,11 @@ def operators():
     return {pod["metadata"]["name"] for pod in found if "deletionTimestamp" not in pod["metadata"] and kube.is_ready(pod)}
 
 
+def another_than(pod):
+    """Waits until an operator is ready that is not this pod."""
+    kube.eventually(lambda: operators() - {pod}, "another operator that is ready", timeout=90)
+
+
 def lease():
     spec = kube.get("lease", "minimax-m1-operator", namespace=kube.SYSTEM)["spec"]
     return spec.get("holderIdentity") or "", spec.get("leaseTransitions", 0), spec.get("renewTime")
@@ -46,7 +51,8 @@ def test_another_operator_takes_over_from_one_that_stops_and_from_one_that_dies(
         # Asked for while nobody leads: whoever comes next does it.
         replicas = 1 if manner else 2
         kube.kubectl("patch", "m1d", NAME, "--type=merge", "-p", f'{{"spec": {{"router": {{"replicas": {replicas}}}}}}}')
-        kube.eventually(lambda: lease()[0] and first not in lease()[0], "another leader", timeout=45)
+        another = lambda: (holder := lease()[0]) and first not in holder
+        kube.eventually(another, "another leader", timeout=45)
         assert lease()[1] > before
         wanted = lambda: kube.get("deployment", f"{NAME}-router")["spec"]["replicas"] == replicas
         kube.eventually(wanted, "what was asked for meanwhile", timeout=60)
@@ -85,7 +91,7 @@ def test_a_watched_namespace_that_is_gone_stops_no_other():
         kube.run("kubectl", "delete", "namespace", "m1-e2e-gone", "--timeout=90s")
         (pod,) = operators()
         kube.kubectl("delete", "pod", pod, "--wait=false", namespace=kube.SYSTEM)
-        kube.eventually(lambda: operators() and pod not in operators(), "another operator that is ready", timeout=90)
+        another_than(pod)
         kube.apply(demo(**{"router.replicas": 2}))
         kube.eventually(lambda: kube.get("deployment", f"{NAME}-router")["spec"]["replicas"] == 2, "an edit where it watches")
         log = kube.kubectl("logs", "-l", OPERATOR, "--tail=-1", namespace=kube.SYSTEM)
@@ -110,7 +116,7 @@ def test_a_deployment_of_a_newer_kind_stops_no_other():
         # Who starts anew lists them all.
         (pod,) = operators()
         kube.kubectl("delete", "pod", pod, "--wait=false", namespace=kube.SYSTEM)
-        kube.eventually(lambda: operators() and pod not in operators(), "another operator that is ready", timeout=90)
+        another_than(pod)
         kube.apply(demo(**{"router.replicas": 2}))
         kube.eventually(lambda: kube.get("deployment", f"{NAME}-router")["spec"]["replicas"] == 2, "an edit of another deployment")
         kube.kubectl("patch", "m1d", "newer", "--type=json", "-p", '[{"op": "remove", "path": "/spec/later"}]')

@@ -73,7 +73,7 @@ def test_members_speak_encrypted_after_a_rollout_without_a_failure(url):
         kube.run("helm", "upgrade", "minimax-m1-operator", CHART, "-n", kube.SYSTEM, "--wait", "--reuse-values",
                  "--set", f"tls.namespaces={{{kube.NAMESPACE}}}")
         # While groups of both kinds are there, the plain one waits for the encrypted one.
-        kube.eventually(lambda: len(revisions()) == 1 and revisions() != before, "the encrypted group alone", timeout=180)
+        kube.eventually(lambda: len(now := revisions()) == 1 and now != before, "the encrypted group alone", timeout=180)
         kube.ready(NAME)
         answered = load.answers
         kube.eventually(lambda: load.answers > answered + 2, "answers after")
