@@ -18,6 +18,7 @@ use crate::config::{Cli, Command};
 
 mod counts;
 mod ends;
+mod interleavings;
 mod liveness;
 
 /// Nothing here takes as long.
