@@ -129,6 +129,18 @@ async fn another_deployments_worker_is_refused_by_name() {
 }
 
 #[tokio::test]
+async fn a_real_worker_of_another_deployment_gets_no_placement() {
+    let worker = m1_tests::Worker::start("serving/m2/77-aa/m2-0-xyz", 0);
+    let mut watched = Watched::new(worker.address.to_string());
+    let (seen, stranger) = watched.until(|(_, stranger)| stranger.is_some()).await;
+    let words = format!("the call is meant for {OWN}; this is serving/m2/77-aa/m2-0-xyz/0");
+    assert_eq!((seen, stranger), (None, Some(words)));
+    let mut client = m1_proto::worker::worker_client::WorkerClient::connect(format!("http://{}", worker.address)).await.unwrap();
+    let status = client.status(pb::StatusRequest {}).await.unwrap().into_inner();
+    assert_eq!(status.phase(), Phase::Waiting, "it got no placement");
+}
+
+#[tokio::test]
 async fn who_names_somebody_else_is_not_believed() {
     let double = Double { says: "serving/m1/0b54-11/m1-0-abc/1".into(), ..Double::default() };
     let mut watched = Watched::new(serve(double.clone(), None).await);

@@ -96,16 +96,30 @@ async fn somebody_else_is_named_and_not_believed() {
     }
 }
 
+/// What comes of telling whoever listens there its placement.
+async fn pushed(address: SocketAddr) -> Result<(), Status> {
+    let (events, mut heard) = mpsc::channel(1);
+    push((1, address), OWN.parse().unwrap(), ApplyPlacementRequest::default(), events).await;
+    match heard.recv().await.unwrap() {
+        Event::Pushed { result, .. } => result,
+        event => panic!("{event:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_real_worker_of_another_deployment_gets_no_placement() {
+    let worker = m1_tests::Worker::start("local/m1/77aa/0", 1);
+    let words = format!("the call is meant for {OWN}; this is local/m1/77aa/0/1");
+    match first(worker.address).await {
+        Event::Unheard { seat: 1, why, stranger: true } => assert_eq!(why, words),
+        event => panic!("{event:?}"),
+    }
+    let refused = pushed(worker.address).await.unwrap_err();
+    assert_eq!((refused.code(), refused.message()), (Code::FailedPrecondition, words.as_str()));
+}
+
 #[tokio::test]
 async fn a_placement_that_somebody_else_refuses_is_pushed_again() {
-    let pushed = async |address| {
-        let (events, mut heard) = mpsc::channel(1);
-        push((1, address), OWN.parse().unwrap(), ApplyPlacementRequest::default(), events).await;
-        match heard.recv().await.unwrap() {
-            Event::Pushed { result, .. } => result,
-            event => panic!("{event:?}"),
-        }
-    };
     assert!(pushed(serve("", Some(OWN)).await).await.is_ok());
     let refused = pushed(serve("", Some("local/m1/77aa/0/1")).await).await.unwrap_err();
     assert!(refused.code() == Code::FailedPrecondition && is_transient(&refused), "{refused}");
