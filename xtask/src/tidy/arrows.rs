@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use super::Finding;
 
 /// The crates that decide and do not act, and where they lie.
-const PURE: [(&str, &str); 7] = [
+const PURE: [(&str, &str); 8] = [
     ("m1-arch", "model/arch"),
     ("m1-text", "model/text"),
     ("m1-operator-api", "operator/api"),
@@ -18,6 +18,7 @@ const PURE: [(&str, &str); 7] = [
     ("m1-router-core", "router/core"),
     ("m1-engine", "worker/engine"),
     ("m1-exchange", "worker/exchange"),
+    ("m1-kernels", "worker/kernels"),
 ];
 /// What they must not reach.
 const FORBIDDEN: [&str; 5] = ["tokio", "tonic", "kube-client", "tch", "m1-proto"];

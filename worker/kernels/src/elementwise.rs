@@ -1,0 +1,155 @@
+//! What is computed number by number, and the norm.
+
+use crate::Path;
+use crate::dispatch::Kernel;
+use crate::lanes::{LANES, Lanes};
+
+/// `out = weight * (x / sqrt(mean(x^2) + eps))` for each row of `x`, `[rows, weight.len()]`. The squares are added in eight lanes.
+///
+/// # Panics
+/// Lengths that do not fit.
+pub fn rms(path: Path, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    assert!(!weight.is_empty() && x.len().is_multiple_of(weight.len()), "whole rows");
+    assert_eq!(x.len(), out.len(), "a place for each number");
+    path.run(Rms { x, weight, eps, out });
+}
+
+/// `x / (1 + e^-x)`, in place.
+pub fn silu(path: Path, x: &mut [f32]) {
+    path.run(Silu(x));
+}
+
+/// `a = silu(a) * b`: an expert's gate and its values.
+///
+/// # Panics
+/// Lengths that differ.
+pub fn silu_gate(path: Path, a: &mut [f32], b: &[f32]) {
+    assert_eq!(a.len(), b.len(), "a gate for each number");
+    path.run(SiluGate(a, b));
+}
+
+/// `x = x / (1 + e^-gate)`: the gate of lightning attention.
+///
+/// # Panics
+/// Lengths that differ.
+pub fn sigmoid_gate(path: Path, x: &mut [f32], gate: &[f32]) {
+    assert_eq!(x.len(), gate.len(), "a gate for each number");
+    path.run(SigmoidGate(x, gate));
+}
+
+/// Calls `each` with the place of every eight numbers and how many they are: 8, or what is left at the end.
+#[inline(always)]
+pub(crate) fn by_lanes(len: usize, mut each: impl FnMut(usize, usize)) {
+    let mut at = 0;
+    while at + LANES <= len {
+        each(at, LANES);
+        at += LANES;
+    }
+    if at < len {
+        each(at, len - at);
+    }
+}
+
+/// Eight numbers, or fewer and zeros.
+///
+/// # Safety
+/// `from` is good for `count` numbers from `at` on; `count` is at most 8.
+#[inline(always)]
+pub(crate) unsafe fn take<L: Lanes>(from: *const f32, at: usize, count: usize) -> L {
+    // SAFETY: as the caller promises.
+    unsafe { if count == LANES { L::load(from.add(at)) } else { L::load_first(from.add(at), count, 0.0) } }
+}
+
+/// Writes eight numbers, or fewer.
+///
+/// # Safety
+/// `to` may be written for `count` numbers from `at` on; `count` is at most 8.
+#[inline(always)]
+pub(crate) unsafe fn put<L: Lanes>(numbers: L, to: *mut f32, at: usize, count: usize) {
+    // SAFETY: as the caller promises.
+    unsafe { if count == LANES { numbers.store(to.add(at)) } else { numbers.store_first(to.add(at), count) } }
+}
+
+#[inline(always)]
+fn logistic<L: Lanes>(x: L) -> L {
+    let one = L::splat(1.0);
+    one.div(one.add(L::splat(0.0).sub(x).exp()))
+}
+
+struct Rms<'a> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    eps: f32,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Rms<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let width = self.weight.len();
+        for (x, out) in self.x.chunks_exact(width).zip(self.out.chunks_exact_mut(width)) {
+            let mut squares = L::splat(0.0);
+            // SAFETY: all three have `width` numbers.
+            unsafe {
+                by_lanes(width, |at, count| {
+                    let x = take::<L>(x.as_ptr(), at, count);
+                    squares = x.mul_add(x, squares);
+                });
+                let scale = L::splat(1.0 / (squares.sum() / width as f32 + self.eps).sqrt());
+                by_lanes(width, |at, count| {
+                    let normed = take::<L>(x.as_ptr(), at, count).mul(scale);
+                    put(take::<L>(self.weight.as_ptr(), at, count).mul(normed), out.as_mut_ptr(), at, count);
+                });
+            }
+        }
+    }
+}
+
+struct Silu<'a>(&'a mut [f32]);
+
+impl Kernel for Silu<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let x = self.0.as_mut_ptr();
+        // SAFETY: within the slice.
+        by_lanes(self.0.len(), |at, count| unsafe {
+            let value = take::<L>(x, at, count);
+            put(value.mul(logistic(value)), x, at, count);
+        });
+    }
+}
+
+struct SiluGate<'a>(&'a mut [f32], &'a [f32]);
+
+impl Kernel for SiluGate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let (a, b) = (self.0.as_mut_ptr(), self.1.as_ptr());
+        // SAFETY: within both slices, which are as long.
+        by_lanes(self.0.len(), |at, count| unsafe {
+            let value = take::<L>(a, at, count);
+            put(value.mul(logistic(value)).mul(take(b, at, count)), a, at, count);
+        });
+    }
+}
+
+struct SigmoidGate<'a>(&'a mut [f32], &'a [f32]);
+
+impl Kernel for SigmoidGate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let (x, gate) = (self.0.as_mut_ptr(), self.1.as_ptr());
+        // SAFETY: within both slices, which are as long.
+        by_lanes(self.0.len(), |at, count| unsafe {
+            put(take::<L>(x, at, count).mul(logistic(take::<L>(gate, at, count))), x, at, count);
+        });
+    }
+}

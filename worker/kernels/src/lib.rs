@@ -1,0 +1,28 @@
+//! MiniMax-M1's arithmetic on a CPU: products with weights as they are stored, norms, lightning and softmax attention, and the
+//! threads that share the work. Knows no model, no checkpoint and no sequence: slices in, slices out.
+//!
+//! **The same bits.** On one [`Path`], every result depends on its own inputs only: not on how many rows are computed with it, in
+//! which tile it lies, nor on the number of threads. So every sum here has one order:
+//!
+//! * products add along K in eight lanes, lane `k mod 8`, ascending, and the lanes in a fixed tree at the end ([`product`]);
+//! * sums over keys, tokens or channels whose terms are vectors go term by term, ascending ([`lightning`], [`softmax`]);
+//! * softmax attention goes in tiles of [`softmax::TILE`] tokens at absolute multiples, merged in order.
+//!
+//! Each kernel is written once over eight [lanes](lanes::Lanes), which are AVX2 with FMA where the machine has them and plain Rust
+//! elsewhere; which one is asked once, and no kernel is called that the machine lacks.
+
+mod dispatch;
+mod elementwise;
+mod lanes;
+pub mod lightning;
+mod matrix;
+mod outer;
+mod path;
+mod pool;
+pub mod product;
+pub mod softmax;
+
+pub use elementwise::{rms, sigmoid_gate, silu, silu_gate};
+pub use matrix::{Dtype, Matrix, MatrixError};
+pub use path::Path;
+pub use pool::{Pool, Shared};

@@ -1,0 +1,495 @@
+//! Products with weights: `out[r, n] = sum over k of x[r, k] w[n, k]`, accumulated in fp32.
+//!
+//! The order of every sum is the same whatever is computed beside it: lane `l` adds `x[k] w[k]` for `k = l, l + 8, ..` ascending,
+//! then the lanes are added as [`Lanes::sum`](crate::lanes::Lanes) does. A row of fewer than eight numbers at the end counts as
+//! filled up with zeros.
+//!
+//! Two ways through the same sums. *Few rows* (decode) read every weight once, from memory, and are bound by that: tiles of up to
+//! 4 rows hold as many outputs as registers allow. *Many rows* (prefill) are bound by arithmetic: a panel of [`PANEL`] outputs by
+//! [`DEPTH`] numbers of K is widened once into a cache and meets all rows of a block.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use crate::Path;
+use crate::dispatch::Kernel;
+use crate::lanes::{LANES, Lanes};
+use crate::matrix::{Dtype, Matrix};
+use crate::pool::{Pool, Shared};
+
+/// Outputs of a panel: a multiple of the outputs of every tile.
+const PANEL: usize = 24;
+/// Numbers of K of a panel: 24 x 512 x 4 = 48 KiB, which a core's caches hold beside the rows that meet it.
+const DEPTH: usize = 512;
+/// Rows that meet a panel before the next one: 128 x 512 x 4 = 256 KiB of inputs.
+const BLOCK: usize = 128;
+/// From so many rows on, panels are widened: below, the widening costs more than it saves.
+const MANY: usize = 12;
+/// Outputs that a thread takes at least: less is not worth waking it.
+const GRAIN: usize = PANEL;
+
+/// Memory of one thread's products.
+#[derive(Default)]
+struct Scratch {
+    /// `[PANEL, DEPTH]`.
+    panel: Vec<f32>,
+    /// Lanes of unfinished sums, `[BLOCK, PANEL, 8]`.
+    sums: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Computes a product. `x` is `[rows, inputs]`, `out` `[rows, outputs]`; both are packed.
+///
+/// # Panics
+/// Lengths that do not fit.
+pub fn product(path: Path, pool: &mut Pool, x: &[f32], weights: &Matrix<'_>, out: &mut [f32]) {
+    let rows = x.len() / weights.inputs().max(1);
+    assert_eq!(x.len(), rows * weights.inputs(), "whole rows");
+    assert_eq!(out.len(), rows * weights.outputs(), "a place for each output");
+    let out = Shared::new(out);
+    pool.share(weights.outputs(), GRAIN, |outputs| {
+        // SAFETY: parts of the outputs do not overlap, and each is `outputs` columns of every row.
+        unsafe { columns(path, x, weights, outputs, &out) };
+    });
+}
+
+/// Some outputs of a product, for all rows: one thread's share. `out` is `[rows, weights.outputs()]`.
+///
+/// # Safety
+/// Nobody else reads or writes these columns of `out` meanwhile.
+///
+/// # Panics
+/// Lengths that do not fit.
+pub unsafe fn columns(path: Path, x: &[f32], weights: &Matrix<'_>, outputs: Range<usize>, out: &Shared<'_>) {
+    let rows = x.len() / weights.inputs().max(1);
+    assert!(outputs.start <= outputs.end && outputs.end <= weights.outputs(), "outputs that the matrix has");
+    assert_eq!(x.len(), rows * weights.inputs(), "whole rows");
+    assert_eq!(out.len(), rows * weights.outputs(), "a place for each output");
+    if rows == 0 || outputs.is_empty() {
+        return;
+    }
+    let out = out.place(0);
+    SCRATCH.with_borrow_mut(|scratch| path.run(Columns { x, weights, outputs, out, rows, scratch }));
+}
+
+/// See [`columns`].
+struct Columns<'a> {
+    x: &'a [f32],
+    weights: &'a Matrix<'a>,
+    outputs: Range<usize>,
+    out: *mut f32,
+    rows: usize,
+    scratch: &'a mut Scratch,
+}
+
+impl Kernel for Columns<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(mut self) {
+        let (rows, dtype) = (self.rows, self.weights.dtype());
+        // SAFETY: `columns` has checked that rows, outputs and places fit each other.
+        unsafe {
+            match (rows >= MANY, dtype) {
+                (true, _) => self.many::<L>(),
+                (false, Dtype::F32) => self.few::<L, F32>(),
+                (false, Dtype::Bf16) => self.few::<L, Bf16>(),
+            }
+        }
+    }
+}
+
+/// Numbers as they are stored.
+trait Stored {
+    const BYTES: usize;
+
+    /// # Safety
+    /// `from` is good for eight stored numbers.
+    unsafe fn load<L: Lanes>(from: *const u8) -> L;
+
+    /// The first numbers, then zeros.
+    ///
+    /// # Safety
+    /// `from` is good for `count` stored numbers; `count` is below 8.
+    #[inline(always)]
+    unsafe fn load_first<L: Lanes>(from: *const u8, count: usize) -> L {
+        let mut array = [0u8; LANES * 4];
+        // SAFETY: eight stored numbers fit the array, and the caller has `count` of them.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from, array.as_mut_ptr(), count * Self::BYTES);
+            Self::load(array.as_ptr())
+        }
+    }
+}
+
+struct F32;
+struct Bf16;
+
+impl Stored for F32 {
+    const BYTES: usize = 4;
+
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const u8) -> L {
+        // SAFETY: as the caller promises; loads need no alignment.
+        unsafe { L::load(from.cast()) }
+    }
+}
+
+impl Stored for Bf16 {
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const u8) -> L {
+        // SAFETY: as the caller promises; loads need no alignment.
+        unsafe { L::load_bf16(from.cast()) }
+    }
+}
+
+/// Rows of inputs and of weights that meet in a tile, from one place of K on.
+#[derive(Clone, Copy)]
+struct Meeting {
+    /// The first row of inputs, and numbers from one to the next.
+    x: *const f32,
+    x_stride: usize,
+    /// The first row of weights, and bytes from one to the next.
+    w: *const u8,
+    w_stride: usize,
+    /// Numbers of K.
+    depth: usize,
+}
+
+/// Sums of `R` rows and `N` outputs go on by `depth` numbers.
+///
+/// # Safety
+/// All rows are good for `depth` numbers.
+#[inline(always)]
+unsafe fn tile<L: Lanes, W: Stored, const R: usize, const N: usize>(meeting: Meeting, sums: &mut [[L; N]; R]) {
+    let Meeting { x, x_stride, w, w_stride, depth } = meeting;
+    let whole = depth / LANES * LANES;
+    // SAFETY: `k + 8 <= depth` in the loop, and the rest is `depth - whole` numbers.
+    unsafe {
+        let mut k = 0;
+        while k < whole {
+            let mut weights = [L::splat(0.0); N];
+            for (n, weight) in weights.iter_mut().enumerate() {
+                *weight = W::load::<L>(w.add(n * w_stride + k * W::BYTES));
+            }
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let input = L::load(x.add(r * x_stride + k));
+                for (sum, weight) in sums.iter_mut().zip(weights) {
+                    *sum = input.mul_add(weight, *sum);
+                }
+            }
+            k += LANES;
+        }
+        if whole < depth {
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let input = L::load_first(x.add(r * x_stride + whole), depth - whole, 0.0);
+                for (n, sum) in sums.iter_mut().enumerate() {
+                    let weight = W::load_first::<L>(w.add(n * w_stride + whole * W::BYTES), depth - whole);
+                    *sum = input.mul_add(weight, *sum);
+                }
+            }
+        }
+    }
+}
+
+/// Rows of fp32 numbers; `stride` from one to the next.
+#[derive(Clone, Copy)]
+pub(crate) struct Vectors {
+    pub start: *const f32,
+    pub stride: usize,
+}
+
+/// The products of every row of `x` with the first `upto(row)` rows of `w`, and with some more: `put(row, column, product)`.
+/// Rows are taken four at a time, and all four as far as the last one goes.
+///
+/// # Safety
+/// `rows` rows of `x`, and as many of `w` as the last of four rows asks for, are good for `depth` numbers.
+#[inline(always)]
+pub(crate) unsafe fn dots<L: Lanes>(
+    (rows, depth): (usize, usize),
+    x: Vectors,
+    w: Vectors,
+    upto: impl Fn(usize) -> usize,
+    mut put: impl FnMut(usize, usize, f32),
+) {
+    let mut row = 0;
+    // SAFETY: as the caller promises.
+    unsafe {
+        while row + 4 <= rows {
+            dots_of::<L, 4>((row, depth), x, w, upto(row + 3), &mut put);
+            row += 4;
+        }
+        while row < rows {
+            dots_of::<L, 1>((row, depth), x, w, upto(row), &mut put);
+            row += 1;
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn dots_of<L: Lanes, const R: usize>(
+    (row, depth): (usize, usize),
+    x: Vectors,
+    w: Vectors,
+    columns: usize,
+    put: &mut impl FnMut(usize, usize, f32),
+) {
+    let mut column = 0;
+    // SAFETY: as the caller promises.
+    unsafe {
+        while column + 3 <= columns {
+            dots_at::<L, R, 3>((row, column, depth), x, w, put);
+            column += 3;
+        }
+        while column < columns {
+            dots_at::<L, R, 1>((row, column, depth), x, w, put);
+            column += 1;
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn dots_at<L: Lanes, const R: usize, const N: usize>(
+    (row, column, depth): (usize, usize, usize),
+    x: Vectors,
+    w: Vectors,
+    put: &mut impl FnMut(usize, usize, f32),
+) {
+    let mut sums = [[L::splat(0.0); N]; R];
+    // SAFETY: as the caller promises.
+    unsafe {
+        let (from, weights) = (x.start.add(row * x.stride), w.start.add(column * w.stride).cast());
+        tile::<L, F32, R, N>(Meeting { x: from, x_stride: x.stride, w: weights, w_stride: 4 * w.stride, depth }, &mut sums);
+    }
+    for (r, sums) in sums.iter().enumerate() {
+        for (n, sum) in sums.iter().enumerate() {
+            put(row + r, column + n, sum.sum());
+        }
+    }
+}
+
+impl Columns<'_> {
+    /// A tile over all of K, written out.
+    ///
+    /// # Safety
+    /// Rows and outputs from these on are there.
+    #[inline(always)]
+    unsafe fn finished<L: Lanes, W: Stored, const R: usize, const N: usize>(&self, row: usize, output: usize) {
+        let depth = self.weights.inputs();
+        let mut sums = [[L::splat(0.0); N]; R];
+        // SAFETY: as the caller promises.
+        unsafe {
+            let x = self.x.as_ptr().add(row * depth);
+            let w_stride = depth * W::BYTES;
+            let w = self.weights.start().add(output * w_stride);
+            tile::<L, W, R, N>(Meeting { x, x_stride: depth, w, w_stride, depth }, &mut sums);
+            for (r, sums) in sums.iter().enumerate() {
+                for (n, sum) in sums.iter().enumerate() {
+                    *self.out.add((row + r) * self.weights.outputs() + output + n) = sum.sum();
+                }
+            }
+        }
+    }
+
+    /// All outputs of `R` rows, `N` at a time.
+    ///
+    /// # Safety
+    /// The rows are there.
+    #[inline(always)]
+    unsafe fn row_tiles<L: Lanes, W: Stored, const R: usize, const N: usize>(&self, row: usize, outputs: Range<usize>) {
+        let mut output = outputs.start;
+        // SAFETY: as the caller promises, and outputs stay in their range.
+        unsafe {
+            while output + N <= outputs.end {
+                self.finished::<L, W, R, N>(row, output);
+                output += N;
+            }
+            while output < outputs.end {
+                self.finished::<L, W, R, 1>(row, output);
+                output += 1;
+            }
+        }
+    }
+
+    /// # Safety
+    /// Shapes fit.
+    #[inline(always)]
+    unsafe fn few<L: Lanes, W: Stored>(&self) {
+        // Outputs in panels, so that the rows after the first four find the weights in a cache.
+        let mut start = self.outputs.start;
+        while start < self.outputs.end {
+            let panel = start..(start + PANEL).min(self.outputs.end);
+            let mut row = 0;
+            // SAFETY: as the caller promises.
+            unsafe {
+                while row + 4 <= self.rows {
+                    self.row_tiles::<L, W, 4, 3>(row, panel.clone());
+                    row += 4;
+                }
+                match self.rows - row {
+                    3 => self.row_tiles::<L, W, 3, 4>(row, panel),
+                    2 => self.row_tiles::<L, W, 2, 6>(row, panel),
+                    1 => self.row_tiles::<L, W, 1, 8>(row, panel),
+                    _ => {}
+                }
+            }
+            start += PANEL;
+        }
+    }
+
+    /// # Safety
+    /// Shapes fit.
+    #[inline(always)]
+    unsafe fn many<L: Lanes>(&mut self) {
+        let depth = self.weights.inputs();
+        let mut scratch = std::mem::take(self.scratch);
+        scratch.panel.resize(PANEL * DEPTH, 0.0);
+        if depth > DEPTH {
+            scratch.sums.resize(BLOCK * PANEL * LANES, 0.0);
+        }
+        for first in (0..self.rows).step_by(BLOCK) {
+            let rows = first..(first + BLOCK).min(self.rows);
+            for start in self.outputs.clone().step_by(PANEL) {
+                let panel = start..(start + PANEL).min(self.outputs.end);
+                for k in (0..depth).step_by(DEPTH) {
+                    let piece = k..(k + DEPTH).min(depth);
+                    // SAFETY: as the caller promises; the scratch memory holds a panel, and the sums of a block where K has pieces.
+                    unsafe {
+                        self.widen::<L>(panel.clone(), piece.clone(), &mut scratch.panel);
+                        self.meet::<L>(rows.clone(), panel.clone(), piece, &mut scratch);
+                    }
+                }
+            }
+        }
+        *self.scratch = scratch;
+    }
+
+    /// Copies a piece of the panel's rows, widened: `[PANEL, DEPTH]`.
+    ///
+    /// # Safety
+    /// The piece is there.
+    #[inline(always)]
+    unsafe fn widen<L: Lanes>(&self, panel: Range<usize>, piece: Range<usize>, to: &mut [f32]) {
+        let (depth, bytes) = (self.weights.inputs(), self.weights.dtype().bytes());
+        for (n, output) in panel.enumerate() {
+            // SAFETY: as the caller promises.
+            let from = unsafe { self.weights.start().add((output * depth + piece.start) * bytes) };
+            let to = &mut to[n * DEPTH..n * DEPTH + piece.len()];
+            // SAFETY: the row's piece is there.
+            unsafe {
+                match self.weights.dtype() {
+                    Dtype::F32 => std::ptr::copy_nonoverlapping(from, to.as_mut_ptr().cast(), to.len() * 4),
+                    Dtype::Bf16 => widen_row::<L>(from, to),
+                }
+            }
+        }
+    }
+
+    /// All rows of a block meet a piece of a panel.
+    ///
+    /// # Safety
+    /// Shapes fit.
+    #[inline(always)]
+    unsafe fn meet<L: Lanes>(&self, rows: Range<usize>, panel: Range<usize>, piece: Range<usize>, scratch: &mut Scratch) {
+        let mut row = rows.start;
+        // SAFETY: as the caller promises.
+        unsafe {
+            while row + 4 <= rows.end {
+                self.meet_rows::<L, 4>(row, &rows, &panel, &piece, scratch);
+                row += 4;
+            }
+            while row < rows.end {
+                self.meet_rows::<L, 1>(row, &rows, &panel, &piece, scratch);
+                row += 1;
+            }
+        }
+    }
+
+    /// `R` rows meet a piece of a panel, three outputs at a time.
+    ///
+    /// # Safety
+    /// Shapes fit.
+    #[inline(always)]
+    unsafe fn meet_rows<L: Lanes, const R: usize>(
+        &self,
+        row: usize,
+        rows: &Range<usize>,
+        panel: &Range<usize>,
+        piece: &Range<usize>,
+        scratch: &mut Scratch,
+    ) {
+        let mut n = 0;
+        // SAFETY: as the caller promises.
+        unsafe {
+            while n + 3 <= panel.len() {
+                self.meet_tile::<L, R, 3>((row, rows), (n, panel), piece, scratch);
+                n += 3;
+            }
+            while n < panel.len() {
+                self.meet_tile::<L, R, 1>((row, rows), (n, panel), piece, scratch);
+                n += 1;
+            }
+        }
+    }
+
+    /// One tile of a panel: goes on with its sums from the piece before, and finishes or keeps them.
+    ///
+    /// # Safety
+    /// Shapes fit.
+    #[inline(always)]
+    unsafe fn meet_tile<L: Lanes, const R: usize, const N: usize>(
+        &self,
+        (row, rows): (usize, &Range<usize>),
+        (n, panel): (usize, &Range<usize>),
+        piece: &Range<usize>,
+        scratch: &mut Scratch,
+    ) {
+        let depth = self.weights.inputs();
+        let (first, last) = (piece.start == 0, piece.end == depth);
+        let place = |r: usize, at: usize| (((row - rows.start + r) * PANEL) + n + at) * LANES;
+        let mut sums = [[L::splat(0.0); N]; R];
+        // SAFETY: as the caller promises; a block's sums are in the scratch memory where K has more than one piece.
+        unsafe {
+            if !first {
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    for (at, sum) in sums.iter_mut().enumerate() {
+                        *sum = L::load(scratch.sums.as_ptr().add(place(r, at)));
+                    }
+                }
+            }
+            let x = self.x.as_ptr().add(row * depth + piece.start);
+            let w = scratch.panel.as_ptr().add(n * DEPTH).cast();
+            tile::<L, F32, R, N>(Meeting { x, x_stride: depth, w, w_stride: DEPTH * 4, depth: piece.len() }, &mut sums);
+            for (r, sums) in sums.iter().enumerate() {
+                for (at, sum) in sums.iter().enumerate() {
+                    match last {
+                        true => *self.out.add((row + r) * self.weights.outputs() + panel.start + n + at) = sum.sum(),
+                        false => sum.store(scratch.sums.as_mut_ptr().add(place(r, at))),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// `from` is good for `to.len()` bf16 numbers.
+#[inline(always)]
+unsafe fn widen_row<L: Lanes>(from: *const u8, to: &mut [f32]) {
+    let whole = to.len() / LANES * LANES;
+    // SAFETY: within both.
+    unsafe {
+        for k in (0..whole).step_by(LANES) {
+            Bf16::load::<L>(from.add(2 * k)).store(to.as_mut_ptr().add(k));
+        }
+        if whole < to.len() {
+            let rest = to.len() - whole;
+            Bf16::load_first::<L>(from.add(2 * whole), rest).store_first(to.as_mut_ptr().add(whole), rest);
+        }
+    }
+}
