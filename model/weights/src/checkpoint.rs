@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use m1_arch::Architecture;
 use memmap2::Mmap;
@@ -22,7 +24,7 @@ use crate::resolve::{Entry, Files, Found, resolve};
 pub struct Checkpoint {
     dir: PathBuf,
     architecture: Architecture,
-    shards: Vec<Mmap>,
+    shards: Vec<Arc<Mmap>>,
     paths: Vec<PathBuf>,
     entries: HashMap<TensorName, Entry>,
     digest: String,
@@ -40,6 +42,42 @@ pub struct TensorView<'a> {
     pub data: &'a [u8],
 }
 
+/// A tensor in its file's map, which stays as long as this does.
+#[derive(Debug, Clone)]
+pub struct MappedTensor {
+    map: Arc<Mmap>,
+    bytes: Range<usize>,
+    /// How an element is stored.
+    pub dtype: Dtype,
+    /// Its shape, outermost dimension first.
+    pub shape: Vec<usize>,
+}
+
+impl MappedTensor {
+    /// Its elements, little-endian, row-major, unaligned.
+    pub fn bytes(&self) -> &[u8] {
+        self.map.get(self.bytes.clone()).unwrap_or_default()
+    }
+
+    /// Brings it into memory: has the file read ahead, then reads a byte of every page. `progress` is told how many bytes were touched,
+    /// piece by piece.
+    pub fn touch(&self, progress: &mut dyn FnMut(usize)) {
+        // Advice only: where it is not taken, the pages come one by one.
+        let _ = self.map.advise_range(memmap2::Advice::WillNeed, self.bytes.start, self.bytes.len());
+        for piece in self.bytes().chunks(TOUCHED) {
+            let sum = piece.iter().step_by(PAGE).fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+            // Nobody wants the sum; the compiler must not know that.
+            std::hint::black_box(sum);
+            progress(piece.len());
+        }
+    }
+}
+
+/// Bytes between two reads that bring pages in: what every machine has at least.
+const PAGE: usize = 4096;
+/// Bytes between two words of progress.
+const TOUCHED: usize = 4 << 20;
+
 impl Checkpoint {
     /// Opens a folder: reads config, index and headers, maps every shard and checks that the network is there in full.
     pub fn open(dir: &Path) -> Result<Self, WeightsError> {
@@ -55,7 +93,8 @@ impl Checkpoint {
         let total_bytes = entries.values().map(|entry| entry.bytes.len() as u64).sum();
         let digest = shards.digest(&config);
         let Shards { paths, maps, .. } = shards;
-        Ok(Checkpoint { dir: dir.to_owned(), architecture, shards: maps, paths, entries, digest, total_bytes })
+        let shards = maps.into_iter().map(Arc::new).collect();
+        Ok(Checkpoint { dir: dir.to_owned(), architecture, shards, paths, entries, digest, total_bytes })
     }
 
     /// The network that `config.json` describes.
@@ -91,6 +130,16 @@ impl Checkpoint {
         let entry = self.entries.get(name).ok_or_else(absent)?;
         let data = self.shards[entry.shard].get(entry.bytes.clone()).ok_or_else(absent)?;
         Ok(TensorView { dtype: entry.dtype, shape: entry.shape.clone(), data })
+    }
+
+    /// The same tensor, for whoever uses it where it lies.
+    ///
+    /// # Errors
+    /// The network has no such tensor.
+    pub fn mapped(&self, name: &TensorName) -> Result<MappedTensor, WeightsError> {
+        let entry = self.entries.get(name).ok_or(WeightsError::NoSuchTensor { name: *name })?;
+        let map = self.shards[entry.shard].clone();
+        Ok(MappedTensor { map, bytes: entry.bytes.clone(), dtype: entry.dtype, shape: entry.shape.clone() })
     }
 
     /// Name of a file in the checkpoint's folder.

@@ -18,7 +18,7 @@ mod plan;
 mod resolve;
 pub mod source;
 
-pub use checkpoint::{Checkpoint, TensorView};
+pub use checkpoint::{Checkpoint, MappedTensor, TensorView};
 pub use error::WeightsError;
 pub use header::Dtype;
 pub use names::{ExpertPart, TensorName};

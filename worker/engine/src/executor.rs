@@ -2,10 +2,21 @@
 //!
 //! A step is `begin_step`, then for every layer `attention`, the experts (`local` here, `gather` / `accumulate` for
 //! those on peers), `combine`, and at last `end_step`. One step is in flight at a time; `serve` may come at any point
-//! between two calls of it and leaves it alone. This file holds data and the trait; it computes nothing.
+//! between two calls of it and leaves it alone. Below this file lies what every executor needs and none
+//! has a reason to do differently: checks of arguments and order, accounts of slots and blocks, the router's choice.
+
+mod checks;
+mod choice;
+mod order;
+mod slots;
 
 use bytes::BytesMut;
 use m1_arch::{ExpertId, LayerId};
+
+pub use checks::{check_assignment, check_batch, check_rows};
+pub use choice::choose_experts;
+pub use order::{StepOrder, in_flight};
+pub use slots::{CacheSize, KV_BLOCK_TOKENS, Slots};
 
 /// The expert id of an unused place in [`LayerRouting`] and [`Assignment`].
 pub const UNUSED: u16 = u16::MAX;
@@ -25,6 +36,9 @@ pub struct Segment {
     pub tokens: u32,
     /// Position of its first token in the sequence, from 0.
     pub position: u32,
+    /// Tokens of its prompt. An executor may read the prompt in blocks from position 0; what was said comes one by one, also when an
+    /// earlier attempt said it, so that a sequence goes on with the bits that it had.
+    pub prompt: u32,
 }
 
 /// One step's input: sequences packed one after another, without padding.
@@ -116,6 +130,54 @@ pub trait Executor {
         assignment: &Assignment<'_>,
         sums: &mut BytesMut,
     ) -> Result<(), ExecutorError>;
+}
+
+impl<E: Executor + ?Sized> Executor for Box<E> {
+    fn open_slot(&mut self) -> Result<SlotId, ExecutorError> {
+        (**self).open_slot()
+    }
+
+    fn close_slot(&mut self, slot: SlotId) {
+        (**self).close_slot(slot);
+    }
+
+    fn begin_step(&mut self, batch: &Batch) -> Result<(), ExecutorError> {
+        (**self).begin_step(batch)
+    }
+
+    fn attention(&mut self, layer: LayerId, routing: &mut LayerRouting) -> Result<(), ExecutorError> {
+        (**self).attention(layer, routing)
+    }
+
+    fn gather(&mut self, rows: &[u32], out: &mut BytesMut) -> Result<(), ExecutorError> {
+        (**self).gather(rows, out)
+    }
+
+    fn local(&mut self, layer: LayerId, assignment: &Assignment<'_>) -> Result<(), ExecutorError> {
+        (**self).local(layer, assignment)
+    }
+
+    fn accumulate(&mut self, rows: &[u32], sums: &[u8]) -> Result<(), ExecutorError> {
+        (**self).accumulate(rows, sums)
+    }
+
+    fn combine(&mut self, layer: LayerId) -> Result<(), ExecutorError> {
+        (**self).combine(layer)
+    }
+
+    fn end_step(&mut self, logits: &mut Vec<f32>) -> Result<(), ExecutorError> {
+        (**self).end_step(logits)
+    }
+
+    fn serve(
+        &mut self,
+        layer: LayerId,
+        hidden: &[u8],
+        assignment: &Assignment<'_>,
+        sums: &mut BytesMut,
+    ) -> Result<(), ExecutorError> {
+        (**self).serve(layer, hidden, assignment, sums)
+    }
 }
 
 /// Why the executor could not do what was asked.

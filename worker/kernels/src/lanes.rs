@@ -26,6 +26,8 @@ pub(crate) trait Lanes: Copy {
     /// # Safety
     /// `to` may be written for 32 bytes.
     unsafe fn store(self, to: *mut f32);
+    /// Has the line of memory there brought into a cache; any place will do.
+    fn prefetch(_: *const u8) {}
     /// `self + other`.
     fn add(self, other: Self) -> Self;
     /// `self - other`.
@@ -221,6 +223,11 @@ mod avx2 {
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
             unsafe { _mm256_storeu_ps(to, self.0) }
+        }
+
+        #[inline(always)]
+        fn prefetch(place: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) }
         }
 
         #[inline(always)]

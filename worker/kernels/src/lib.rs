@@ -8,7 +8,7 @@
 //! * sums over keys, tokens or channels whose terms are vectors go term by term, ascending ([`lightning`], [`softmax`]);
 //! * softmax attention goes in tiles of [`softmax::TILE`] tokens at absolute multiples, merged in order.
 //!
-//! Each kernel is written once over eight [lanes](lanes::Lanes), which are AVX2 with FMA where the machine has them and plain Rust
+//! Each kernel is written once over eight lanes (`lanes.rs`), which are AVX2 with FMA where the machine has them and plain Rust
 //! elsewhere; which one is asked once, and no kernel is called that the machine lacks.
 
 mod dispatch;
@@ -21,6 +21,7 @@ mod path;
 mod pool;
 pub mod product;
 pub mod softmax;
+mod tile;
 
 pub use elementwise::{rms, sigmoid_gate, silu, silu_gate};
 pub use matrix::{Dtype, Matrix, MatrixError};

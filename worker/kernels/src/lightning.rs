@@ -14,7 +14,7 @@ use crate::dispatch::Kernel;
 use crate::elementwise::{by_lanes, put, take};
 use crate::lanes::{LANES, Lanes};
 use crate::outer::{Left, Rows, add_product};
-use crate::product::{Vectors, dots};
+use crate::tile::{Vectors, dots};
 
 /// Tokens of one block. Work per token is `4 d (block + d)`: at d = 128 less than with larger blocks, and each state is read
 /// and written once in 64 tokens.

@@ -1,12 +1,12 @@
 //! Products with weights: `out[r, n] = sum over k of x[r, k] w[n, k]`, accumulated in fp32.
 //!
 //! The order of every sum is the same whatever is computed beside it: lane `l` adds `x[k] w[k]` for `k = l, l + 8, ..` ascending,
-//! then the lanes are added as [`Lanes::sum`](crate::lanes::Lanes) does. A row of fewer than eight numbers at the end counts as
+//! then the lanes are added in a tree: `((0+4)+(2+6)) + ((1+5)+(3+7))`. A row of fewer than eight numbers at the end counts as
 //! filled up with zeros.
 //!
 //! Two ways through the same sums. *Few rows* (decode) read every weight once, from memory, and are bound by that: tiles of up to
-//! 4 rows hold as many outputs as registers allow. *Many rows* (prefill) are bound by arithmetic: a panel of [`PANEL`] outputs by
-//! [`DEPTH`] numbers of K is widened once into a cache and meets all rows of a block.
+//! 4 rows hold as many outputs as registers allow. *Many rows* (prefill) are bound by arithmetic: a panel of 24 outputs by
+//! 512 numbers of K is widened once into a cache and meets all rows of a block.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -16,6 +16,7 @@ use crate::dispatch::Kernel;
 use crate::lanes::{LANES, Lanes};
 use crate::matrix::{Dtype, Matrix};
 use crate::pool::{Pool, Shared};
+use crate::tile::{Bf16, F32, Meeting, Stored, tile, widen_row};
 
 /// Outputs of a panel: a multiple of the outputs of every tile.
 const PANEL: usize = 24;
@@ -25,9 +26,6 @@ const DEPTH: usize = 512;
 const BLOCK: usize = 128;
 /// From so many rows on, panels are widened: below, the widening costs more than it saves.
 const MANY: usize = 12;
-/// Outputs that a thread takes at least: less is not worth waking it.
-const GRAIN: usize = PANEL;
-
 /// Memory of one thread's products.
 #[derive(Default)]
 struct Scratch {
@@ -41,29 +39,60 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Computes a product. `x` is `[rows, inputs]`, `out` `[rows, outputs]`; both are packed.
+/// One product: `x` is `[rows, inputs]`, `out` `[rows, outputs]`; both are packed.
+#[derive(Debug)]
+pub struct Product<'a> {
+    /// Inputs.
+    pub x: &'a [f32],
+    /// Weights.
+    pub weights: Matrix<'a>,
+    /// Outputs.
+    pub out: &'a mut [f32],
+}
+
+/// Computes products side by side. Threads take panels of outputs in turn, so that each has its share of every product.
 ///
 /// # Panics
 /// Lengths that do not fit.
-pub fn product(path: Path, pool: &mut Pool, x: &[f32], weights: &Matrix<'_>, out: &mut [f32]) {
-    let rows = x.len() / weights.inputs().max(1);
-    assert_eq!(x.len(), rows * weights.inputs(), "whole rows");
-    assert_eq!(out.len(), rows * weights.outputs(), "a place for each output");
-    let out = Shared::new(out);
-    pool.share(weights.outputs(), GRAIN, |outputs| {
-        // SAFETY: parts of the outputs do not overlap, and each is `outputs` columns of every row.
-        unsafe { columns(path, x, weights, outputs, &out) };
+pub fn products(path: Path, pool: &mut Pool, products: &mut [Product<'_>]) {
+    let jobs: Vec<_> = products.iter_mut().map(|Product { x, weights, out }| (*x, *weights, Shared::new(out))).collect();
+    let panels = |outputs: usize| outputs.div_ceil(PANEL);
+    let all: usize = jobs.iter().map(|(_, weights, _)| panels(weights.outputs())).sum();
+    let shares = pool.shares().min(all);
+    let work = |share: usize| {
+        let mut before = 0;
+        for (x, weights, out) in &jobs {
+            let count = panels(weights.outputs());
+            // The first panel of this product that is this thread's.
+            let first = (share + shares - before % shares) % shares;
+            for panel in (first..count).step_by(shares) {
+                let outputs = panel * PANEL..((panel + 1) * PANEL).min(weights.outputs());
+                // SAFETY: each panel is one thread's, and its columns of every row are nobody else's.
+                unsafe { columns(path, x, weights, outputs, out) };
+            }
+            before += count;
+        }
+    };
+    if shares <= 1 {
+        return if all > 0 {
+            work(0)
+        };
+    }
+    pool.run(&|share| {
+        if share < shares {
+            work(share);
+        }
     });
 }
 
-/// Some outputs of a product, for all rows: one thread's share. `out` is `[rows, weights.outputs()]`.
+/// Some outputs of a product, for all rows. `out` is `[rows, weights.outputs()]`.
 ///
 /// # Safety
 /// Nobody else reads or writes these columns of `out` meanwhile.
 ///
 /// # Panics
 /// Lengths that do not fit.
-pub unsafe fn columns(path: Path, x: &[f32], weights: &Matrix<'_>, outputs: Range<usize>, out: &Shared<'_>) {
+unsafe fn columns(path: Path, x: &[f32], weights: &Matrix<'_>, outputs: Range<usize>, out: &Shared<'_>) {
     let rows = x.len() / weights.inputs().max(1);
     assert!(outputs.start <= outputs.end && outputs.end <= weights.outputs(), "outputs that the matrix has");
     assert_eq!(x.len(), rows * weights.inputs(), "whole rows");
@@ -98,177 +127,6 @@ impl Kernel for Columns<'_> {
                 (false, Dtype::F32) => self.few::<L, F32>(),
                 (false, Dtype::Bf16) => self.few::<L, Bf16>(),
             }
-        }
-    }
-}
-
-/// Numbers as they are stored.
-trait Stored {
-    const BYTES: usize;
-
-    /// # Safety
-    /// `from` is good for eight stored numbers.
-    unsafe fn load<L: Lanes>(from: *const u8) -> L;
-
-    /// The first numbers, then zeros.
-    ///
-    /// # Safety
-    /// `from` is good for `count` stored numbers; `count` is below 8.
-    #[inline(always)]
-    unsafe fn load_first<L: Lanes>(from: *const u8, count: usize) -> L {
-        let mut array = [0u8; LANES * 4];
-        // SAFETY: eight stored numbers fit the array, and the caller has `count` of them.
-        unsafe {
-            std::ptr::copy_nonoverlapping(from, array.as_mut_ptr(), count * Self::BYTES);
-            Self::load(array.as_ptr())
-        }
-    }
-}
-
-struct F32;
-struct Bf16;
-
-impl Stored for F32 {
-    const BYTES: usize = 4;
-
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(from: *const u8) -> L {
-        // SAFETY: as the caller promises; loads need no alignment.
-        unsafe { L::load(from.cast()) }
-    }
-}
-
-impl Stored for Bf16 {
-    const BYTES: usize = 2;
-
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(from: *const u8) -> L {
-        // SAFETY: as the caller promises; loads need no alignment.
-        unsafe { L::load_bf16(from.cast()) }
-    }
-}
-
-/// Rows of inputs and of weights that meet in a tile, from one place of K on.
-#[derive(Clone, Copy)]
-struct Meeting {
-    /// The first row of inputs, and numbers from one to the next.
-    x: *const f32,
-    x_stride: usize,
-    /// The first row of weights, and bytes from one to the next.
-    w: *const u8,
-    w_stride: usize,
-    /// Numbers of K.
-    depth: usize,
-}
-
-/// Sums of `R` rows and `N` outputs go on by `depth` numbers.
-///
-/// # Safety
-/// All rows are good for `depth` numbers.
-#[inline(always)]
-unsafe fn tile<L: Lanes, W: Stored, const R: usize, const N: usize>(meeting: Meeting, sums: &mut [[L; N]; R]) {
-    let Meeting { x, x_stride, w, w_stride, depth } = meeting;
-    let whole = depth / LANES * LANES;
-    // SAFETY: `k + 8 <= depth` in the loop, and the rest is `depth - whole` numbers.
-    unsafe {
-        let mut k = 0;
-        while k < whole {
-            let mut weights = [L::splat(0.0); N];
-            for (n, weight) in weights.iter_mut().enumerate() {
-                *weight = W::load::<L>(w.add(n * w_stride + k * W::BYTES));
-            }
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let input = L::load(x.add(r * x_stride + k));
-                for (sum, weight) in sums.iter_mut().zip(weights) {
-                    *sum = input.mul_add(weight, *sum);
-                }
-            }
-            k += LANES;
-        }
-        if whole < depth {
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let input = L::load_first(x.add(r * x_stride + whole), depth - whole, 0.0);
-                for (n, sum) in sums.iter_mut().enumerate() {
-                    let weight = W::load_first::<L>(w.add(n * w_stride + whole * W::BYTES), depth - whole);
-                    *sum = input.mul_add(weight, *sum);
-                }
-            }
-        }
-    }
-}
-
-/// Rows of fp32 numbers; `stride` from one to the next.
-#[derive(Clone, Copy)]
-pub(crate) struct Vectors {
-    pub start: *const f32,
-    pub stride: usize,
-}
-
-/// The products of every row of `x` with the first `upto(row)` rows of `w`, and with some more: `put(row, column, product)`.
-/// Rows are taken four at a time, and all four as far as the last one goes.
-///
-/// # Safety
-/// `rows` rows of `x`, and as many of `w` as the last of four rows asks for, are good for `depth` numbers.
-#[inline(always)]
-pub(crate) unsafe fn dots<L: Lanes>(
-    (rows, depth): (usize, usize),
-    x: Vectors,
-    w: Vectors,
-    upto: impl Fn(usize) -> usize,
-    mut put: impl FnMut(usize, usize, f32),
-) {
-    let mut row = 0;
-    // SAFETY: as the caller promises.
-    unsafe {
-        while row + 4 <= rows {
-            dots_of::<L, 4>((row, depth), x, w, upto(row + 3), &mut put);
-            row += 4;
-        }
-        while row < rows {
-            dots_of::<L, 1>((row, depth), x, w, upto(row), &mut put);
-            row += 1;
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn dots_of<L: Lanes, const R: usize>(
-    (row, depth): (usize, usize),
-    x: Vectors,
-    w: Vectors,
-    columns: usize,
-    put: &mut impl FnMut(usize, usize, f32),
-) {
-    let mut column = 0;
-    // SAFETY: as the caller promises.
-    unsafe {
-        while column + 3 <= columns {
-            dots_at::<L, R, 3>((row, column, depth), x, w, put);
-            column += 3;
-        }
-        while column < columns {
-            dots_at::<L, R, 1>((row, column, depth), x, w, put);
-            column += 1;
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn dots_at<L: Lanes, const R: usize, const N: usize>(
-    (row, column, depth): (usize, usize, usize),
-    x: Vectors,
-    w: Vectors,
-    put: &mut impl FnMut(usize, usize, f32),
-) {
-    let mut sums = [[L::splat(0.0); N]; R];
-    // SAFETY: as the caller promises.
-    unsafe {
-        let (from, weights) = (x.start.add(row * x.stride), w.start.add(column * w.stride).cast());
-        tile::<L, F32, R, N>(Meeting { x: from, x_stride: x.stride, w: weights, w_stride: 4 * w.stride, depth }, &mut sums);
-    }
-    for (r, sums) in sums.iter().enumerate() {
-        for (n, sum) in sums.iter().enumerate() {
-            put(row + r, column + n, sum.sum());
         }
     }
 }
@@ -473,23 +331,6 @@ impl Columns<'_> {
                     }
                 }
             }
-        }
-    }
-}
-
-/// # Safety
-/// `from` is good for `to.len()` bf16 numbers.
-#[inline(always)]
-unsafe fn widen_row<L: Lanes>(from: *const u8, to: &mut [f32]) {
-    let whole = to.len() / LANES * LANES;
-    // SAFETY: within both.
-    unsafe {
-        for k in (0..whole).step_by(LANES) {
-            Bf16::load::<L>(from.add(2 * k)).store(to.as_mut_ptr().add(k));
-        }
-        if whole < to.len() {
-            let rest = to.len() - whole;
-            Bf16::load_first::<L>(from.add(2 * whole), rest).store_first(to.as_mut_ptr().add(whole), rest);
         }
     }
 }

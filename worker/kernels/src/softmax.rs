@@ -13,7 +13,7 @@ use crate::dispatch::Kernel;
 use crate::elementwise::{by_lanes, put, take};
 use crate::lanes::{LANES, Lanes};
 use crate::outer::{Left, Rows, add_product};
-use crate::product::{Vectors, dots};
+use crate::tile::{Vectors, dots};
 
 /// Tokens of one tile.
 pub const TILE: usize = 64;

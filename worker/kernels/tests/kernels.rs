@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use m1_kernels::lightning::{self, BLOCK, Decays, Head};
+use m1_kernels::product::{Product, products};
 use m1_kernels::softmax::{self, KvTile, Queries, TILE};
-use m1_kernels::{Dtype, Matrix, Path, Pool, product};
+use m1_kernels::{Dtype, Matrix, Path, Pool};
 use proptest::prelude::*;
 
 /// Numbers between -1 and 1 by a seed, the same on every machine.
@@ -66,7 +67,10 @@ proptest! {
         for path in paths() {
             let mut pool = Pool::new(threads).unwrap();
             let mut out = vec![f32::NAN; rows * outputs];
-            product::product(path, &mut pool, &x, &matrix, &mut out);
+            // Another one beside it, so that panels do not begin with the first thread.
+            let (first, mut beside) = (Matrix::new(&bytes[1..], dtype, 1, outputs * inputs).unwrap(), [0.0]);
+            let beside = Product { x: &weights, weights: first, out: &mut beside };
+            products(path, &mut pool, &mut [beside, Product { x: &x, weights: matrix, out: &mut out }]);
             let mut alone = vec![f32::NAN; outputs];
             for (row, x) in x.chunks_exact(inputs).enumerate() {
                 let given = &out[row * outputs..(row + 1) * outputs];
@@ -75,7 +79,7 @@ proptest! {
                     close(*given, terms().sum(), terms().map(f64::abs).sum(), path.as_str());
                 }
                 if row % 7 == 0 {
-                    product::product(path, &mut Pool::new(1).unwrap(), x, &matrix, &mut alone);
+                    products(path, &mut Pool::new(1).unwrap(), &mut [Product { x, weights: matrix, out: &mut alone }]);
                     prop_assert_eq!(bits(given), bits(&alone), "row {} of {} on {}", row, rows, path.as_str());
                 }
             }

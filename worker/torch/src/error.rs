@@ -18,16 +18,6 @@ pub enum TorchError {
         /// Digest of the checkpoint loaded.
         allowed: String,
     },
-    /// A limit that no executor can be made with.
-    #[error("limits: {field} is {given}, allowed: {allowed}")]
-    Limit {
-        /// Name of the limit.
-        field: &'static str,
-        /// Its value.
-        given: u64,
-        /// What is allowed, in words.
-        allowed: &'static str,
-    },
     /// libtorch failed.
     #[error("libtorch: {}", first_line(.0))]
     Torch(#[from] TchError),
@@ -42,7 +32,6 @@ impl TorchError {
         match self {
             Self::Weights(error) => error.reason(),
             Self::OtherCheckpoint { .. } => "OtherCheckpoint",
-            Self::Limit { .. } => "InvalidLimit",
             Self::Torch(error) if is_out_of_memory(error) => "OutOfMemory",
             Self::Torch(_) => "DeviceFailed",
             Self::Refused(error) => error.reason(),
@@ -53,7 +42,7 @@ impl TorchError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Weights(error) => error.is_transient(),
-            Self::OtherCheckpoint { .. } | Self::Limit { .. } => false,
+            Self::OtherCheckpoint { .. } => false,
             Self::Torch(error) => is_out_of_memory(error),
             Self::Refused(error) => error.is_transient(),
         }

@@ -4,21 +4,19 @@
 
 mod port;
 
-use m1_arch::{Architecture, ExpertId, ExpertSet, LayerId};
-use m1_engine::{Batch, ExecutorError, LayerRouting};
+use m1_arch::{Architecture, ExpertSet, LayerId};
+use m1_engine::{Batch, CacheSize, ExecutorError, LayerRouting, Slots, StepOrder, check_batch, choose_experts, in_flight};
 use m1_weights::Checkpoint;
 use tch::{Kind, Tensor, no_grad_guard};
 
 use crate::error::TorchError;
 use crate::experts::Experts;
-use crate::layout::{self, Layout};
+use crate::layout::Layout;
 use crate::load::Reader;
 use crate::model::Model;
 use crate::ops::{rms, scale_};
-use crate::router::route;
 use crate::rows::Rows;
-use crate::slots::{Limits, Slots};
-use crate::step::{Phase, Step, in_flight};
+use crate::step::Step;
 
 /// MiniMax-M1 on this machine's CPU, in fp32.
 pub struct TorchExecutor {
@@ -38,20 +36,20 @@ impl TorchExecutor {
     pub fn load(
         checkpoint: &Checkpoint,
         experts: &ExpertSet,
-        limits: Limits,
+        size: CacheSize,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self, TorchError> {
         let _guard = no_grad_guard();
-        let (arch, limits) = (checkpoint.architecture().clone(), limits.check()?);
+        let (arch, size) = (checkpoint.architecture().clone(), size.check()?);
         let mut reader = Reader::new(checkpoint, progress);
-        let model = Model::load(&arch, &mut reader, limits)?;
+        let model = Model::load(&arch, &mut reader, size)?;
         let mut held = Experts::none(&arch);
         held.update(experts, &mut reader)?;
         Ok(TorchExecutor {
             digest: checkpoint.digest().to_owned(),
             model,
             experts: held,
-            slots: Slots::new(limits),
+            slots: Slots::new(size),
             step: None,
             logits: Vec::new(),
             arch,
@@ -73,11 +71,6 @@ impl TorchExecutor {
         self.experts.update(experts, &mut Reader::new(checkpoint, progress))
     }
 
-    /// Whether an expert's weights are here.
-    pub fn holds(&self, layer: LayerId, expert: ExpertId) -> bool {
-        self.experts.set().contains(layer, expert)
-    }
-
     /// The experts whose weights are here.
     pub fn held(&self) -> &ExpertSet {
         self.experts.set()
@@ -90,7 +83,7 @@ impl TorchExecutor {
 
     /// Embeds the ids. A step that was not brought to its end is dropped.
     fn start(&mut self, batch: &Batch) -> Result<(), TorchError> {
-        layout::check(batch, self.arch.vocab)?;
+        check_batch(batch, self.arch.vocab)?;
         self.slots.admit(&batch.segments)?;
         self.step = None;
         let ids: Vec<i64> = batch.ids.iter().map(|id| i64::from(*id)).collect();
@@ -98,7 +91,7 @@ impl TorchExecutor {
         self.step = Some(Step {
             layout: Layout::new(batch, &self.slots, &self.model.inverse_frequencies)?,
             logit_rows: batch.logit_rows.iter().map(|row| i64::from(*row)).collect(),
-            phase: Phase::Attention(LayerId(0)),
+            order: StepOrder::FIRST,
             hidden: x.f_view([-1, self.arch.hidden as i64])?,
             x,
         });
@@ -108,7 +101,7 @@ impl TorchExecutor {
     /// Attention, its residual, the norm before the experts and the router; the accumulator starts as the experts'
     /// residual, so that [`Self::end_layer`] has nothing left to add.
     fn attend(&mut self, layer: LayerId, routing: &mut LayerRouting) -> Result<(), TorchError> {
-        in_flight(&mut self.step, "attention")?.expect_attention(layer)?;
+        in_flight(&mut self.step, "attention")?.order.expect_attention(layer)?;
         let (Some(weights), Some(kind)) = (self.model.layers.get_mut(layer.index()), self.arch.kind(layer)) else {
             let allowed = format!("less than {}", self.arch.layers.len());
             return Err(ExecutorError::InvalidArgument { what: "layer", given: layer.0.into(), allowed }.into());
@@ -125,10 +118,10 @@ impl TorchExecutor {
         let logits = step.hidden.f_mm(&weights.router)?;
         self.logits.resize(logits.numel(), 0.0);
         logits.f_copy_data(&mut self.logits, logits.numel())?;
-        route(&self.logits, self.arch.experts, self.arch.top_k, routing);
+        choose_experts(&self.logits, self.arch.experts, self.arch.top_k, routing);
         let residual = if self.arch.postnorm { &step.hidden } else { &x };
         step.x = residual.f_mul_scalar(self.arch.mlp.alpha)?;
-        step.phase = Phase::Experts(layer);
+        step.order = StepOrder::Experts(layer);
         self.step = Some(step);
         Ok(())
     }
@@ -136,14 +129,14 @@ impl TorchExecutor {
     /// The accumulator becomes the residual stream.
     fn end_layer(&mut self, layer: LayerId) -> Result<(), TorchError> {
         let step = in_flight(&mut self.step, "combine")?;
-        step.expect_experts_of("combine", layer)?;
-        step.phase = Phase::Attention(LayerId(layer.0 + 1));
+        step.order.expect_experts_of("combine", layer)?;
+        step.order = StepOrder::Attention(LayerId(layer.0 + 1));
         Ok(())
     }
 
     /// Final norm and head, on the wanted rows only.
     fn end(&mut self, logits: &mut Vec<f32>) -> Result<(), TorchError> {
-        in_flight(&mut self.step, "end_step")?.expect_end(self.arch.layers.len())?;
+        in_flight(&mut self.step, "end_step")?.order.expect_end(self.arch.layers.len())?;
         let Some(step) = self.step.take() else { return Ok(()) };
         logits.clear();
         if step.logit_rows.is_empty() {

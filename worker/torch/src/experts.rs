@@ -2,7 +2,7 @@
 //! its rows. `y = down(silu(gate x) * up x)`.
 
 use m1_arch::{Architecture, ExpertId, ExpertSet, LayerId};
-use m1_engine::{Assignment, ExecutorError, UNUSED};
+use m1_engine::{Assignment, UNUSED};
 use m1_weights::{ExpertPart, TensorName};
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -67,25 +67,8 @@ impl Experts {
         Ok(())
     }
 
-    /// Refuses an assignment that does not fit `rows` rows or names an expert that is not held.
-    pub fn check(&self, layer: LayerId, assignment: &Assignment<'_>, rows: usize) -> Result<(), ExecutorError> {
-        let places = assignment.rows.len() * assignment.slots;
-        for (what, given) in [("experts", assignment.experts.len()), ("weights", assignment.weights.len())] {
-            if given != places {
-                let allowed = format!("{places}, rows x slots");
-                return Err(ExecutorError::InvalidArgument { what, given: given as u64, allowed });
-            }
-        }
-        crate::layout::check_rows("assigned row", assignment.rows, rows)?;
-        let missing = |expert: &&u16| **expert != UNUSED && !self.set.contains(layer, ExpertId(**expert));
-        match assignment.experts.iter().find(missing) {
-            Some(expert) => Err(ExecutorError::NotHeld { layer, expert: ExpertId(*expert) }),
-            None => Ok(()),
-        }
-    }
-
     /// Adds `factor` times the weighted sums of the assigned experts for rows of `x` to the same rows of `sums`. The
-    /// assignment has passed [`Experts::check`].
+    /// assignment has passed [`check_assignment`](m1_engine::check_assignment).
     pub fn add(
         &self,
         layer: LayerId,

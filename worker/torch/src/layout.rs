@@ -1,12 +1,11 @@
 //! [`Layout`]: what every layer of a step needs to know of its batch, computed once: who owns which rows, where their KV
 //! lies, and the rotary angles of their positions.
 
-use m1_engine::{Batch, ExecutorError};
+use m1_engine::{Batch, KV_BLOCK_TOKENS, Slots};
 use tch::{Kind, TchError, Tensor};
 
 use crate::error::TorchError;
 use crate::rows::Rows;
-use crate::slots::{KV_BLOCK_TOKENS, Slots};
 
 /// Consecutive tokens of one sequence in the batch.
 #[derive(Debug)]
@@ -52,7 +51,7 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// Prepares a batch that [`check`] passed and whose tokens `slots` has admitted.
+    /// Prepares a batch that [`check_batch`](m1_engine::check_batch) passed and whose tokens `slots` has admitted.
     pub fn new(batch: &Batch, slots: &Slots, inverse_frequencies: &Tensor) -> Result<Self, TorchError> {
         let mut spans = Vec::with_capacity(batch.segments.len());
         let (mut single_rows, mut single_slots) = (Vec::new(), Vec::new());
@@ -111,66 +110,9 @@ fn angles(positions: &[f32], inverse_frequencies: &Tensor) -> Result<(Tensor, Te
     Ok((angle.f_cos()?, angle.f_sin()?))
 }
 
-/// Refuses a batch whose ids, rows or logit rows do not fit.
-pub(crate) fn check(batch: &Batch, vocabulary: usize) -> Result<(), ExecutorError> {
-    let refuse = |what, given: u64, allowed: String| Err(ExecutorError::InvalidArgument { what, given, allowed });
-    if let Some(id) = batch.ids.iter().find(|id| **id as usize >= vocabulary) {
-        return refuse("id", u64::from(*id), format!("0 to {}", vocabulary.saturating_sub(1)));
-    }
-    let mut next = 0;
-    for (index, segment) in batch.segments.iter().enumerate() {
-        if u64::from(segment.start) != next || segment.tokens == 0 {
-            return refuse("segment start", segment.start.into(), format!("{next}, with at least one token"));
-        }
-        if batch.segments[..index].iter().any(|other| other.slot == segment.slot) {
-            return refuse("segment slot", segment.slot.0.into(), "each slot once".into());
-        }
-        next += u64::from(segment.tokens);
-    }
-    if next != batch.ids.len() as u64 || next == 0 {
-        return refuse("ids", batch.ids.len() as u64, format!("{next}, the tokens of all segments, at least 1"));
-    }
-    check_rows("logit row", &batch.logit_rows, batch.ids.len())
-}
-
-/// Refuses rows beyond a batch's.
-pub(crate) fn check_rows(what: &'static str, rows: &[u32], allowed: usize) -> Result<(), ExecutorError> {
-    match rows.iter().find(|row| **row as usize >= allowed) {
-        Some(row) => Err(ExecutorError::InvalidArgument { what, given: u64::from(*row), allowed: format!("less than {allowed}") }),
-        None => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use m1_engine::{Segment, SlotId};
-
-    fn good() -> Batch {
-        let segment = |slot, start, tokens| Segment { slot: SlotId(slot), start, tokens, position: 0 };
-        Batch { ids: vec![1, 2, 3], segments: vec![segment(4, 0, 2), segment(1, 2, 1)], logit_rows: vec![1, 2] }
-    }
-
-    fn refused(change: impl FnOnce(&mut Batch)) -> &'static str {
-        let mut batch = good();
-        change(&mut batch);
-        match check(&batch, 10) {
-            Err(ExecutorError::InvalidArgument { what, .. }) => what,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn batches_that_do_not_fit_are_refused() {
-        assert!(check(&good(), 10).is_ok());
-        assert_eq!(refused(|b| b.ids[1] = 10), "id");
-        assert_eq!(refused(|b| b.segments[1].start = 1), "segment start");
-        assert_eq!(refused(|b| b.segments[1].tokens = 0), "segment start");
-        assert_eq!(refused(|b| b.segments[1].slot = SlotId(4)), "segment slot");
-        assert_eq!(refused(|b| b.ids.push(1)), "ids");
-        assert_eq!(refused(|b| *b = Batch::default()), "ids");
-        assert_eq!(refused(|b| b.logit_rows[1] = 3), "logit row");
-    }
 
     #[test]
     fn frequencies_fall_from_one() -> Result<(), TchError> {

@@ -10,8 +10,7 @@
 //! | `load.rs` | checkpoint -> fp32 tensors |
 //! | `mixer/` | lightning and softmax attention with their caches |
 //! | `experts.rs` | held experts, rows grouped by expert |
-//! | `router.rs` | top-k on the host |
-//! | `slots.rs`, `layout.rs` | which sequence owns which state, KV blocks and rows |
+//! | `layout.rs` | which rows are whose, and where their states and KV blocks lie |
 
 mod error;
 mod executor;
@@ -21,14 +20,11 @@ mod load;
 mod mixer;
 mod model;
 mod ops;
-mod router;
 mod rows;
-mod slots;
 mod step;
 
 pub use error::TorchError;
 pub use executor::TorchExecutor;
-pub use slots::{KV_BLOCK_TOKENS, Limits};
 
 /// Number of threads that one operation may use, for the whole process.
 pub fn set_threads(threads: u16) {

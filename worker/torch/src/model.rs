@@ -8,7 +8,7 @@ use crate::error::TorchError;
 use crate::layout::inverse_frequencies;
 use crate::load::Reader;
 use crate::mixer::{Lightning, Mixer, Softmax};
-use crate::slots::Limits;
+use m1_engine::CacheSize;
 
 /// The network without its experts. A matrix used in `x @ W^T` is kept as the transposed view of the stored one.
 pub(crate) struct Model {
@@ -38,9 +38,9 @@ pub(crate) struct Layer {
 
 impl Model {
     /// Reads everything but the experts and reserves the caches.
-    pub fn load(arch: &Architecture, reader: &mut Reader<'_>, limits: Limits) -> Result<Self, TorchError> {
+    pub fn load(arch: &Architecture, reader: &mut Reader<'_>, size: CacheSize) -> Result<Self, TorchError> {
         let embedding = reader.tensor(TensorName::Embedding)?;
-        let layers = arch.layer_ids().zip(&arch.layers).map(|(layer, kind)| Layer::load(arch, reader, limits, layer, *kind));
+        let layers = arch.layer_ids().zip(&arch.layers).map(|(layer, kind)| Layer::load(arch, reader, size, layer, *kind));
         Ok(Model {
             embedding,
             layers: layers.collect::<Result<_, _>>()?,
@@ -55,15 +55,15 @@ impl Layer {
     fn load(
         arch: &Architecture,
         reader: &mut Reader<'_>,
-        limits: Limits,
+        size: CacheSize,
         layer: LayerId,
         kind: AttentionKind,
     ) -> Result<Self, TorchError> {
         Ok(Layer {
             input_norm: reader.tensor(TensorName::InputNorm(layer))?,
             mixer: match kind {
-                AttentionKind::Lightning => Mixer::Lightning(Lightning::load(arch, reader, limits, layer)?),
-                AttentionKind::Softmax => Mixer::Softmax(Softmax::load(arch, reader, limits, layer)?),
+                AttentionKind::Lightning => Mixer::Lightning(Lightning::load(arch, reader, size, layer)?),
+                AttentionKind::Softmax => Mixer::Softmax(Softmax::load(arch, reader, size, layer)?),
             },
             post_norm: reader.tensor(TensorName::PostAttentionNorm(layer))?,
             router: reader.tensor(TensorName::Router(layer))?.f_tr()?,

@@ -23,12 +23,22 @@ const PURE: [(&str, &str); 8] = [
 /// What they must not reach.
 const FORBIDDEN: [&str; 5] = ["tokio", "tonic", "kube-client", "tch", "m1-proto"];
 
+/// The programs, which link no tensor library unless they are asked to by a feature.
+const PROGRAMS: [(&str, &str); 4] =
+    [("m1ctl", "cli"), ("m1-operator", "operator"), ("m1-router", "router"), ("m1-worker", "worker")];
+
 /// Adds a finding for every forbidden crate that a pure one reaches; returns how many crates were looked at.
 pub fn check(root: &Path, findings: &mut Vec<Finding>) -> Result<usize> {
     for (name, folder) in PURE {
         let tree = tree(root, name)?;
         for reached in reached(&tree) {
             let message = format!("{name} is pure and must not reach {reached}: `cargo tree -p {name} -e normal -i {reached}`");
+            findings.push(Finding { path: format!("{folder}/Cargo.toml"), line: 1, rule: "arrow", message });
+        }
+    }
+    for (name, folder) in PROGRAMS {
+        if reached(&tree(root, name)?).contains(&"tch") {
+            let message = format!("{name} must build without libtorch: `cargo tree -p {name} -e normal -i tch`");
             findings.push(Finding { path: format!("{folder}/Cargo.toml"), line: 1, rule: "arrow", message });
         }
     }

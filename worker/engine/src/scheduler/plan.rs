@@ -2,7 +2,7 @@
 
 use super::sequence::Sequence;
 use super::{Scheduler, StepKind};
-use crate::executor::{Executor, Segment, SlotId};
+use crate::executor::{Executor, KV_BLOCK_TOKENS, Segment, SlotId};
 use crate::step::{Failure, Finish, Outcome, SequenceId, Step};
 
 /// Bytes of raw logits that one prefill step returns at most (one row always): 20 rows of M1's vocabulary, thousands of
@@ -91,6 +91,7 @@ impl Scheduler {
                 chunk = chunk.min(raw_rows);
                 raw_rows -= chunk;
             }
+            chunk = whole_blocks(sequence.position(), chunk, sequence.prompt_left());
             if chunk == 0 {
                 self.prefilling.push_back(id);
                 continue;
@@ -104,12 +105,21 @@ impl Scheduler {
     }
 }
 
+/// A chunk that ends at a multiple of [`KV_BLOCK_TOKENS`], where it is not the end and not within the first block: an executor that reads
+/// prompts in blocks then has no rests of them, and cuts change no bit.
+fn whole_blocks(position: u32, chunk: u32, left: u32) -> u32 {
+    let block = KV_BLOCK_TOKENS as u32;
+    let end = (position + chunk) / block * block;
+    if chunk < left && end > position { end - position } else { chunk }
+}
+
 /// Adds the next `tokens` inputs of a sequence.
 fn append(step: &mut Step, id: SequenceId, slot: SlotId, sequence: &Sequence, tokens: u32) {
     let batch = &mut step.batch;
     let start = batch.ids.len() as u32;
     sequence.inputs(tokens, &mut batch.ids);
-    batch.segments.push(Segment { slot, start, tokens, position: sequence.position() });
+    let prompt = sequence.spec.request().prompt.len() as u32;
+    batch.segments.push(Segment { slot, start, tokens, position: sequence.position(), prompt });
     let end = start + tokens;
     if sequence.spec.request().raw_logits {
         batch.logit_rows.extend(start..end);

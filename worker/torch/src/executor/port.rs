@@ -3,15 +3,13 @@
 
 use bytes::BytesMut;
 use m1_arch::LayerId;
-use m1_engine::{Assignment, Batch, Executor, ExecutorError, LayerRouting, SlotId};
+use m1_engine::{Assignment, Batch, Executor, ExecutorError, LayerRouting, SlotId, check_assignment, check_rows, in_flight};
 use tch::{Tensor, no_grad_guard};
 
 use super::TorchExecutor;
 use crate::error::TorchError;
-use crate::layout::check_rows;
 use crate::ops::scale_;
 use crate::rows::Rows;
-use crate::step::in_flight;
 
 impl Executor for TorchExecutor {
     fn open_slot(&mut self) -> Result<SlotId, ExecutorError> {
@@ -43,7 +41,7 @@ impl Executor for TorchExecutor {
     fn gather(&mut self, rows: &[u32], out: &mut BytesMut) -> Result<(), ExecutorError> {
         let _guard = no_grad_guard();
         let step = in_flight(&mut self.step, "gather")?;
-        step.expect_experts("gather")?;
+        step.order.expect_experts("gather")?;
         check_rows("gathered row", rows, step.layout.rows as usize)?;
         Ok(pick(rows).and_then(|rows| rows.pick(&step.hidden)).map_err(TorchError::from).and_then(|x| append(&x, out))?)
     }
@@ -51,8 +49,8 @@ impl Executor for TorchExecutor {
     fn local(&mut self, layer: LayerId, assignment: &Assignment<'_>) -> Result<(), ExecutorError> {
         let _guard = no_grad_guard();
         let step = in_flight(&mut self.step, "local")?;
-        step.expect_experts_of("local", layer)?;
-        self.experts.check(layer, assignment, step.layout.rows as usize)?;
+        step.order.expect_experts_of("local", layer)?;
+        check_assignment(self.experts.set(), layer, assignment, step.layout.rows as usize)?;
         let added = self.experts.add(layer, &step.hidden, assignment, self.arch.mlp.beta, &mut step.x);
         self.or_drop_step(added)
     }
@@ -60,7 +58,7 @@ impl Executor for TorchExecutor {
     fn accumulate(&mut self, rows: &[u32], sums: &[u8]) -> Result<(), ExecutorError> {
         let _guard = no_grad_guard();
         let step = in_flight(&mut self.step, "accumulate")?;
-        step.expect_experts("accumulate")?;
+        step.order.expect_experts("accumulate")?;
         check_rows("answered row", rows, step.layout.rows as usize)?;
         let mut sums = self.wire_rows("sums", sums, rows.len())?;
         let step = in_flight(&mut self.step, "accumulate")?;
@@ -85,7 +83,7 @@ impl Executor for TorchExecutor {
         sums: &mut BytesMut,
     ) -> Result<(), ExecutorError> {
         let _guard = no_grad_guard();
-        self.experts.check(layer, assignment, assignment.rows.len())?;
+        check_assignment(self.experts.set(), layer, assignment, assignment.rows.len())?;
         let x = self.wire_rows("hidden", hidden, assignment.rows.len())?;
         let answer = x.f_zeros_like().and_then(|mut answer| {
             self.experts.add(layer, &x, assignment, 1.0, &mut answer)?;

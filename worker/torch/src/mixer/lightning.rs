@@ -16,7 +16,7 @@ use crate::error::TorchError;
 use crate::layout::{Layout, Span};
 use crate::load::Reader;
 use crate::ops::rms;
-use crate::slots::Limits;
+use m1_engine::CacheSize;
 
 /// Tokens of one block. Work per token is `4 d (block + d)` per head, so that small blocks cost less arithmetic and large
 /// ones fewer calls; any size is exact.
@@ -48,7 +48,7 @@ pub(crate) struct Lightning {
 
 impl Lightning {
     /// Reads the layer's weights and reserves its states.
-    pub fn load(arch: &Architecture, reader: &mut Reader<'_>, limits: Limits, layer: LayerId) -> Result<Self, TorchError> {
+    pub fn load(arch: &Architecture, reader: &mut Reader<'_>, size: CacheSize, layer: LayerId) -> Result<Self, TorchError> {
         let (heads, dim) = (arch.heads as i64, arch.head_dim as i64);
         let options = (Kind::Float, Device::Cpu);
         let slopes = Tensor::f_from_slice(&slopes(arch, layer))?.f_neg()?.f_view([heads, 1, 1])?;
@@ -67,7 +67,7 @@ impl Lightning {
             decays,
             slopes,
             distance: distance.f_add(&above)?,
-            state: Tensor::f_empty([i64::from(limits.slots), heads, dim, dim], options)?,
+            state: Tensor::f_empty([i64::from(size.slots), heads, dim, dim], options)?,
         })
     }
 

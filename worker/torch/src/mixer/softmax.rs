@@ -11,7 +11,7 @@ use tch::{Device, Kind, TchError, Tensor};
 use crate::error::TorchError;
 use crate::layout::{Layout, Span};
 use crate::load::Reader;
-use crate::slots::{KV_BLOCK_TOKENS, Limits};
+use m1_engine::{CacheSize, KV_BLOCK_TOKENS};
 
 /// Bytes that the scores of one tile may take; two such buffers live at a time.
 const TILE_BYTES: i64 = 32 << 20;
@@ -38,10 +38,10 @@ pub(crate) struct Softmax {
 
 impl Softmax {
     /// Reads the layer's weights and reserves its cache.
-    pub fn load(arch: &Architecture, reader: &mut Reader<'_>, limits: Limits, layer: LayerId) -> Result<Self, TorchError> {
+    pub fn load(arch: &Architecture, reader: &mut Reader<'_>, size: CacheSize, layer: LayerId) -> Result<Self, TorchError> {
         let options = (Kind::Float, Device::Cpu);
         let (kv_heads, dim) = (arch.kv_heads as i64, arch.head_dim as i64);
-        let rows = i64::from(limits.kv_blocks) * KV_BLOCK_TOKENS as i64;
+        let rows = i64::from(size.kv_blocks) * KV_BLOCK_TOKENS as i64;
         Ok(Softmax {
             heads: arch.heads as i64,
             kv_heads,

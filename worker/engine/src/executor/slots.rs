@@ -1,11 +1,9 @@
-//! [`Slots`]: which sequence slots are open, how many tokens each has seen, and which KV blocks each owns. Pure
-//! accounting; the tensors lie in `mixer/`.
+//! [`Slots`]: which sequence slots are open, how many tokens each has seen, and which KV blocks each owns. Accounting for
+//! executors; where states and blocks lie is theirs.
 //!
 //! Invariant: every block is either free or in exactly one open slot's list, and a slot's list covers its length.
 
-use m1_engine::{ExecutorError, Segment, SlotId};
-
-use crate::error::TorchError;
+use super::{ExecutorError, Segment, SlotId};
 
 /// Tokens of one KV block. Half a block per sequence is wasted on average; smaller blocks lengthen the lists, larger ones
 /// waste more.
@@ -13,25 +11,28 @@ pub const KV_BLOCK_TOKENS: usize = 64;
 
 /// What an executor may hold besides weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct CacheSize {
     /// Sequences that may be open at a time. Each costs one lightning state (293.6 MB for M1) once it is opened.
     pub slots: u32,
     /// KV blocks of [`KV_BLOCK_TOKENS`] tokens, over all sequences. Memory is touched only as blocks are used.
     pub kv_blocks: u32,
 }
 
-impl Limits {
+impl CacheSize {
     /// Room for `tokens` tokens of context: whole blocks, and for every slot the block that it may leave half empty.
     pub fn for_tokens(slots: u32, tokens: u64) -> Self {
         let blocks = tokens.div_ceil(KV_BLOCK_TOKENS as u64).saturating_add(u64::from(slots));
-        Limits { slots, kv_blocks: u32::try_from(blocks).unwrap_or(u32::MAX) }
+        CacheSize { slots, kv_blocks: u32::try_from(blocks).unwrap_or(u32::MAX) }
     }
 
-    /// Refuses limits that no sequence fits into.
-    pub(crate) fn check(self) -> Result<Self, TorchError> {
-        for (field, given) in [("slots", self.slots), ("kv_blocks", self.kv_blocks)] {
+    /// Refuses a size that no sequence fits into.
+    ///
+    /// # Errors
+    /// One of the numbers is 0.
+    pub fn check(self) -> Result<Self, ExecutorError> {
+        for (what, given) in [("slots", self.slots), ("kv_blocks", self.kv_blocks)] {
             if given == 0 {
-                return Err(TorchError::Limit { field, given: 0, allowed: "numbers from 1" });
+                return Err(ExecutorError::InvalidArgument { what, given: 0, allowed: "numbers from 1".into() });
             }
         }
         Ok(self)
@@ -47,7 +48,7 @@ struct Sequence {
 
 /// All slots and blocks of an executor.
 #[derive(Debug)]
-pub(crate) struct Slots {
+pub struct Slots {
     sequences: Vec<Option<Sequence>>,
     used: Vec<bool>,
     free_blocks: usize,
@@ -55,15 +56,18 @@ pub(crate) struct Slots {
 
 impl Slots {
     /// Nothing open.
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(size: CacheSize) -> Self {
         Slots {
-            sequences: (0..limits.slots).map(|_| None).collect(),
-            used: vec![false; limits.kv_blocks as usize],
-            free_blocks: limits.kv_blocks as usize,
+            sequences: (0..size.slots).map(|_| None).collect(),
+            used: vec![false; size.kv_blocks as usize],
+            free_blocks: size.kv_blocks as usize,
         }
     }
 
     /// Opens the lowest free slot, so that open slots tend to lie side by side.
+    ///
+    /// # Errors
+    /// All are open.
     pub fn open(&mut self) -> Result<SlotId, ExecutorError> {
         let free = self.sequences.iter().position(Option::is_none);
         let slot = free.ok_or(ExecutorError::NoFreeSlot { slots: self.sequences.len() as u32 })?;
@@ -81,6 +85,9 @@ impl Slots {
     }
 
     /// Takes in a step's tokens: checks every segment and the room first, so that a refusal changes nothing.
+    ///
+    /// # Errors
+    /// A slot that is not open, a position that does not follow, too few blocks.
     pub fn admit(&mut self, segments: &[Segment]) -> Result<(), ExecutorError> {
         let mut blocks = 0;
         for segment in segments {
@@ -103,6 +110,9 @@ impl Slots {
     }
 
     /// Blocks of an open slot, in the order of its tokens.
+    ///
+    /// # Errors
+    /// The slot is not open.
     pub fn blocks(&self, slot: SlotId) -> Result<&[u32], ExecutorError> {
         self.sequence(slot).map(|sequence| sequence.blocks.as_slice())
     }
@@ -147,12 +157,12 @@ mod tests {
     use super::*;
 
     fn segment(slot: SlotId, position: u32, tokens: u32) -> Segment {
-        Segment { slot, start: 0, tokens, position }
+        Segment { slot, start: 0, tokens, position, prompt: position + tokens }
     }
 
     #[test]
     fn a_sequence_lies_in_one_piece_while_it_can() -> Result<(), ExecutorError> {
-        let mut slots = Slots::new(Limits { slots: 2, kv_blocks: 8 });
+        let mut slots = Slots::new(CacheSize { slots: 2, kv_blocks: 8 });
         let (a, b) = (slots.open()?, slots.open()?);
         slots.admit(&[segment(a, 0, 1), segment(b, 0, 1)])?;
         slots.admit(&[segment(a, 1, 128), segment(b, 1, 64)])?;
@@ -165,7 +175,7 @@ mod tests {
 
     #[test]
     fn a_refusal_changes_nothing() -> Result<(), ExecutorError> {
-        let mut slots = Slots::new(Limits { slots: 1, kv_blocks: 2 });
+        let mut slots = Slots::new(CacheSize { slots: 1, kv_blocks: 2 });
         let a = slots.open()?;
         assert!(matches!(slots.open(), Err(ExecutorError::NoFreeSlot { slots: 1 })));
         let full = slots.admit(&[segment(a, 0, 129)]);
@@ -177,8 +187,8 @@ mod tests {
     }
 
     #[test]
-    fn limits_give_every_slot_its_half_empty_block() {
-        assert_eq!(Limits::for_tokens(4, 1000), Limits { slots: 4, kv_blocks: 20 });
-        assert!(Limits { slots: 0, kv_blocks: 1 }.check().is_err());
+    fn sizes_give_every_slot_its_half_empty_block() {
+        assert_eq!(CacheSize::for_tokens(4, 1000), CacheSize { slots: 4, kv_blocks: 20 });
+        assert!(CacheSize { slots: 0, kv_blocks: 1 }.check().is_err());
     }
 }

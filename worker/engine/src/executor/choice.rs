@@ -1,12 +1,12 @@
-//! The router's choice, on the host: the routing goes to the host in any case, and 32 logits per token are few.
+//! The router's choice, for executors whose router logits come to the host: 32 for each token are few.
 //!
 //! `p = softmax(logits)` over all experts, the `top_k` most probable, weights `p / sum of the chosen p`. The softmax's own
 //! denominator cancels, so weights are computed as `exp(l - max) / sum over the chosen`, in fp32.
 
-use m1_engine::LayerRouting;
+use super::LayerRouting;
 
 /// Fills `routing` from `logits`, `[tokens, experts]`. Of equal logits the lower expert wins.
-pub(crate) fn route(logits: &[f32], experts: usize, top_k: usize, routing: &mut LayerRouting) {
+pub fn choose_experts(logits: &[f32], experts: usize, top_k: usize, routing: &mut LayerRouting) {
     let tokens = logits.len() / experts.max(1);
     routing.reset(tokens, top_k);
     let places = routing.experts.chunks_exact_mut(top_k).zip(routing.weights.chunks_exact_mut(top_k));
@@ -35,7 +35,7 @@ mod tests {
     #[test]
     fn the_most_probable_come_first_and_sum_to_one() {
         let mut routing = LayerRouting::default();
-        route(&[0.0, 2.0, -1.0, 3.0, 5.0, 5.0, 0.0, 0.0], 4, 2, &mut routing);
+        choose_experts(&[0.0, 2.0, -1.0, 3.0, 5.0, 5.0, 0.0, 0.0], 4, 2, &mut routing);
         assert_eq!((routing.tokens, routing.top_k), (2, 2));
         assert_eq!(routing.experts, [3, 1, 0, 1]);
         let full: f64 = [0f64, 2.0, -1.0, 3.0].iter().map(|l| l.exp()).sum();
@@ -47,7 +47,7 @@ mod tests {
     #[test]
     fn huge_and_broken_logits_still_name_distinct_experts() {
         let mut routing = LayerRouting::default();
-        route(&[1e30, -1e30, f32::NAN, 0.0], 4, 2, &mut routing);
+        choose_experts(&[1e30, -1e30, f32::NAN, 0.0], 4, 2, &mut routing);
         assert_eq!(routing.experts[0], 0);
         assert_ne!(routing.experts[0], routing.experts[1]);
     }

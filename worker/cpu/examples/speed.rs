@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use m1_arch::ExpertSet;
-use m1_engine::{Assignment, Batch, Executor, LayerRouting, Segment, SlotId};
-use m1_torch::{Limits, TorchExecutor};
+use m1_cpu::CpuExecutor;
+use m1_engine::{Assignment, Batch, CacheSize, Executor, LayerRouting, Segment, SlotId};
 use m1_weights::Checkpoint;
 
 /// Decode steps of one measurement.
@@ -17,15 +17,15 @@ const PROMPT: usize = 64;
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
     let [_, dir, threads] = arguments.as_slice() else { anyhow::bail!("usage: speed DIR THREADS") };
-    m1_torch::set_threads(threads.parse().context("THREADS is no number")?);
+    let threads = threads.parse().context("THREADS is no number")?;
     let checkpoint = Checkpoint::open(Path::new(dir))?;
     let arch = checkpoint.architecture();
     let start = Instant::now();
     let all = ExpertSet::full(arch.layers.len(), arch.experts);
     let mut bytes = 0;
-    let mut executor = TorchExecutor::load(&checkpoint, &all, Limits::for_tokens(8, 8192), &mut |read| bytes = read)?;
+    let mut executor = CpuExecutor::load(&checkpoint, &all, CacheSize::for_tokens(32, 16_384), threads, &mut |read| bytes = read)?;
     println!("loaded {:.2} GB in {:.1} s, {}", bytes as f64 / 1e9, start.elapsed().as_secs_f64(), anonymous_memory()?);
-    for sequences in [1, 8] {
+    for sequences in [1, 8, 32] {
         let rate = decode(&mut executor, sequences)?;
         println!("decode batch {sequences}: {rate:.1} tok/s, {:.1} ms a step", 1e3 * sequences as f64 / rate);
     }
@@ -44,7 +44,7 @@ fn anonymous_memory() -> Result<String> {
     Ok(line.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
-fn decode(executor: &mut TorchExecutor, sequences: usize) -> Result<f64> {
+fn decode(executor: &mut CpuExecutor, sequences: usize) -> Result<f64> {
     let slots = (0..sequences).map(|_| executor.open_slot()).collect::<Result<Vec<_>, _>>()?;
     for (index, slot) in slots.iter().enumerate() {
         step(executor, &[(*slot, 0, prompt(PROMPT, index))])?;
@@ -62,7 +62,7 @@ fn decode(executor: &mut TorchExecutor, sequences: usize) -> Result<f64> {
     Ok(rate)
 }
 
-fn prefill(executor: &mut TorchExecutor, tokens: usize) -> Result<f64> {
+fn prefill(executor: &mut CpuExecutor, tokens: usize) -> Result<f64> {
     let slot = executor.open_slot()?;
     let start = Instant::now();
     step(executor, &[(slot, 0, prompt(tokens, 5))])?;
@@ -76,11 +76,12 @@ fn prompt(tokens: usize, seed: usize) -> Vec<u32> {
 }
 
 /// One step; the logits of each sequence's last row.
-fn step(executor: &mut TorchExecutor, turns: &[(SlotId, usize, Vec<u32>)]) -> Result<()> {
+fn step(executor: &mut CpuExecutor, turns: &[(SlotId, usize, Vec<u32>)]) -> Result<()> {
     let mut batch = Batch::default();
     for (slot, position, ids) in turns {
         let start = batch.ids.len() as u32;
-        batch.segments.push(Segment { slot: *slot, start, tokens: ids.len() as u32, position: *position as u32 });
+        let (tokens, position) = (ids.len() as u32, *position as u32);
+        batch.segments.push(Segment { slot: *slot, start, tokens, position, prompt: position + tokens });
         batch.ids.extend(ids);
         batch.logit_rows.push(batch.ids.len() as u32 - 1);
     }

@@ -1,0 +1,194 @@
+//! [`Experts`]: the experts held here, and the weighted sums that they give for rows: every expert runs once over all of its rows, so
+//! that each weight is read once. `y = down(silu(gate x) * up x)`.
+
+use m1_arch::{Architecture, ExpertId, ExpertSet, LayerId};
+use m1_engine::{Assignment, UNUSED};
+use m1_kernels::product::{Product, products};
+use m1_kernels::{Shared, silu_gate};
+use m1_weights::{ExpertPart, TensorName};
+
+use crate::compute::{Compute, room};
+use crate::error::CpuError;
+use crate::weights::{Loader, Weight};
+
+/// One expert's matrices.
+#[derive(Debug)]
+struct Expert {
+    /// `[inner, hidden]`.
+    gate: Weight,
+    /// `[inner, hidden]`.
+    up: Weight,
+    /// `[hidden, inner]`.
+    down: Weight,
+}
+
+/// One use of an expert by a row.
+#[derive(Debug, Clone, Copy)]
+struct Use {
+    expert: u16,
+    row: u32,
+    weight: f32,
+}
+
+/// Held experts of all layers.
+#[derive(Debug)]
+pub(crate) struct Experts {
+    /// `layers * experts` places.
+    held: Vec<Option<Expert>>,
+    set: ExpertSet,
+    hidden: usize,
+    inner: usize,
+    buffers: Buffers,
+}
+
+/// Memory of a call, kept for its allocation.
+#[derive(Debug, Default)]
+struct Buffers {
+    uses: Vec<Use>,
+    gathered: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    outputs: Vec<f32>,
+}
+
+impl Experts {
+    /// None held.
+    pub fn none(arch: &Architecture) -> Self {
+        let layers = arch.layers.len();
+        Self {
+            held: (0..layers * arch.experts).map(|_| None).collect(),
+            set: ExpertSet::empty(layers, arch.experts),
+            hidden: arch.hidden,
+            inner: arch.expert_hidden,
+            buffers: Buffers::default(),
+        }
+    }
+
+    /// Which are held.
+    pub fn set(&self) -> &ExpertSet {
+        &self.set
+    }
+
+    /// Lets go of what `wanted` lacks, then takes what is missing. After an error [`Experts::set`] says how far it came.
+    pub fn update(&mut self, wanted: &ExpertSet, loader: &mut Loader<'_>) -> Result<(), CpuError> {
+        for (layer, expert) in self.set.difference(wanted).iter() {
+            let place = self.place(layer, expert);
+            self.held[place] = None;
+            self.set.remove(layer, expert);
+        }
+        for (layer, expert) in wanted.difference(&self.set).iter() {
+            let part = |part| TensorName::Expert { layer, expert, part };
+            let gate = loader.matrix(part(ExpertPart::Gate))?;
+            let up = loader.matrix(part(ExpertPart::Up))?;
+            let down = loader.matrix(part(ExpertPart::Down))?;
+            let place = self.place(layer, expert);
+            self.held[place] = Some(Expert { gate, up, down });
+            self.set.insert(layer, expert);
+        }
+        Ok(())
+    }
+
+    /// Adds the weighted sums of the assigned experts for rows of `x`, `[rows, hidden]`, to the same rows of `sums`. The assignment has
+    /// passed [`check_assignment`](m1_engine::check_assignment).
+    pub fn add(
+        &mut self,
+        compute: &mut Compute,
+        layer: LayerId,
+        x: &[f32],
+        assignment: &Assignment<'_>,
+        sums: &mut [f32],
+    ) -> Result<(), CpuError> {
+        let mut buffers = std::mem::take(&mut self.buffers);
+        let done = self.add_with(&mut buffers, compute, layer, x, assignment, sums);
+        self.buffers = buffers;
+        done
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "`add`, with its memory")]
+    fn add_with(
+        &self,
+        buffers: &mut Buffers,
+        compute: &mut Compute,
+        layer: LayerId,
+        x: &[f32],
+        assignment: &Assignment<'_>,
+        sums: &mut [f32],
+    ) -> Result<(), CpuError> {
+        let Buffers { uses, gathered, gate, up, outputs } = buffers;
+        list(assignment, uses);
+        let (hidden, inner) = (self.hidden, self.inner);
+        let gathered = room(gathered, uses.len() * hidden);
+        let (gate, up) = (room(gate, uses.len() * inner), room(up, uses.len() * inner));
+        let outputs = room(outputs, uses.len() * hidden);
+        for (to, one) in gathered.chunks_exact_mut(hidden).zip(uses.iter()) {
+            to.copy_from_slice(&x[one.row as usize * hidden..(one.row as usize + 1) * hidden]);
+        }
+        let (mut rows, mut gates, mut ups) = (&*gathered, &mut *gate, &mut *up);
+        let mut jobs = Vec::new();
+        for (expert, count) in self.groups(layer, uses) {
+            let (x, rest) = rows.split_at(count * hidden);
+            rows = rest;
+            let (out_gate, out_up);
+            (out_gate, gates) = std::mem::take(&mut gates).split_at_mut(count * inner);
+            (out_up, ups) = std::mem::take(&mut ups).split_at_mut(count * inner);
+            jobs.push(Product { x, weights: expert.gate.matrix()?, out: out_gate });
+            jobs.push(Product { x, weights: expert.up.matrix()?, out: out_up });
+        }
+        products(compute.path, &mut compute.pool, &mut jobs);
+        drop(jobs);
+        compute.zip(gate, up, silu_gate);
+        let (mut rows, mut outs) = (&*gate, &mut *outputs);
+        let mut jobs = Vec::new();
+        for (expert, count) in self.groups(layer, uses) {
+            let (x, rest) = rows.split_at(count * inner);
+            rows = rest;
+            let out;
+            (out, outs) = std::mem::take(&mut outs).split_at_mut(count * hidden);
+            jobs.push(Product { x, weights: expert.down.matrix()?, out });
+        }
+        products(compute.path, &mut compute.pool, &mut jobs);
+        drop(jobs);
+        scatter(compute, uses, outputs, sums, hidden);
+        Ok(())
+    }
+
+    /// Experts that are used and how often, in the order of `uses`.
+    fn groups(&self, layer: LayerId, uses: &[Use]) -> impl Iterator<Item = (&Expert, usize)> {
+        let groups = uses.chunk_by(|a, b| a.expert == b.expert);
+        groups.filter_map(move |group| Some((self.held.get(self.place(layer, ExpertId(group[0].expert)))?.as_ref()?, group.len())))
+    }
+
+    fn place(&self, layer: LayerId, expert: ExpertId) -> usize {
+        layer.index() * self.set.experts() + expert.index()
+    }
+}
+
+/// `sums[row] += weight * output` of every use. A product is rounded before it is added: `0 + a + b` is then the same sum as `0 + b + a`,
+/// and as `0 + (a + b)` of a peer that holds both.
+fn scatter(compute: &mut Compute, uses: &[Use], outputs: &[f32], sums: &mut [f32], hidden: usize) {
+    let sums = Shared::new(sums);
+    let grain = (8192 / uses.len().max(1)).clamp(16, hidden.max(16));
+    compute.pool.share(hidden, grain, |columns| {
+        for (one, output) in uses.iter().zip(outputs.chunks_exact(hidden)) {
+            let row = one.row as usize * hidden;
+            // SAFETY: these columns are this thread's.
+            let sums = unsafe { sums.piece(row + columns.start..row + columns.end) };
+            for (sum, output) in sums.iter_mut().zip(&output[columns.clone()]) {
+                *sum += one.weight * *output;
+            }
+        }
+    });
+}
+
+/// Every used place of an assignment, by expert.
+fn list(assignment: &Assignment<'_>, uses: &mut Vec<Use>) {
+    let slots = assignment.slots.max(1);
+    let places = assignment.experts.iter().zip(assignment.weights).enumerate();
+    uses.clear();
+    uses.extend(places.filter(|(_, (expert, _))| **expert != UNUSED).map(|(place, (expert, weight))| Use {
+        expert: *expert,
+        row: assignment.rows[place / slots],
+        weight: *weight,
+    }));
+    uses.sort_unstable_by_key(|one| (one.expert, one.row));
+}

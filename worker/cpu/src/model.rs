@@ -1,0 +1,125 @@
+//! The weights that every worker holds (all but experts), layer by layer, with each layer's caches.
+
+use m1_arch::{Architecture, AttentionKind, LayerId};
+use m1_engine::CacheSize;
+use m1_weights::TensorName;
+
+use crate::compute::Compute;
+use crate::error::CpuError;
+use crate::layout::{Layout, inverse_frequencies};
+use crate::lightning::{self, Lightning};
+use crate::softmax::{self, Softmax};
+use crate::weights::{Loader, Weight};
+
+/// The network without its experts.
+#[derive(Debug)]
+pub(crate) struct Model {
+    /// `[vocabulary, hidden]`.
+    pub embedding: Weight,
+    /// In order.
+    pub layers: Vec<Layer>,
+    /// `[hidden]`.
+    pub final_norm: Vec<f32>,
+    /// `[vocabulary, hidden]`.
+    pub head: Weight,
+    /// `[rotary / 2]`.
+    pub inverse_frequencies: Vec<f32>,
+}
+
+/// One layer without its experts.
+#[derive(Debug)]
+pub(crate) struct Layer {
+    /// `[hidden]`.
+    pub input_norm: Vec<f32>,
+    /// Its attention.
+    pub mixer: Mixer,
+    /// `[hidden]`.
+    pub post_norm: Vec<f32>,
+    /// `[experts, hidden]`.
+    pub router: Weight,
+}
+
+/// The attention of one layer.
+#[derive(Debug)]
+pub(crate) enum Mixer {
+    /// Decaying state.
+    Lightning(Lightning),
+    /// KV cache.
+    Softmax(Softmax),
+}
+
+/// Memory of a step's attention.
+#[derive(Debug, Default)]
+pub(crate) struct Buffers {
+    lightning: lightning::Buffers,
+    softmax: softmax::Buffers,
+}
+
+impl Model {
+    /// Takes everything but the experts and reserves the caches.
+    pub fn load(arch: &Architecture, loader: &mut Loader<'_>, size: CacheSize) -> Result<Self, CpuError> {
+        let embedding = loader.matrix(TensorName::Embedding)?;
+        let layers = arch.layer_ids().zip(&arch.layers).map(|(layer, kind)| Layer::load(arch, loader, size, layer, *kind));
+        Ok(Self {
+            embedding,
+            layers: layers.collect::<Result<_, _>>()?,
+            final_norm: loader.vector(TensorName::FinalNorm)?,
+            head: loader.matrix(TensorName::LmHead)?,
+            inverse_frequencies: inverse_frequencies(arch),
+        })
+    }
+}
+
+impl Layer {
+    fn load(
+        arch: &Architecture,
+        loader: &mut Loader<'_>,
+        size: CacheSize,
+        layer: LayerId,
+        kind: AttentionKind,
+    ) -> Result<Self, CpuError> {
+        Ok(Self {
+            input_norm: loader.vector(TensorName::InputNorm(layer))?,
+            mixer: match kind {
+                AttentionKind::Lightning => Mixer::Lightning(Lightning::load(arch, loader, size.slots as usize, layer)?),
+                AttentionKind::Softmax => Mixer::Softmax(Softmax::load(arch, loader, size.kv_blocks as usize, layer)?),
+            },
+            post_norm: loader.vector(TensorName::PostAttentionNorm(layer))?,
+            router: loader.matrix(TensorName::Router(layer))?,
+        })
+    }
+}
+
+impl Mixer {
+    /// What the heads give for `h` into `out`, `[rows, heads * head_dim]`, before the output projection; moves the caches on.
+    pub fn heads(
+        &mut self,
+        compute: &mut Compute,
+        buffers: &mut Buffers,
+        h: &[f32],
+        layout: &Layout,
+        out: &mut [f32],
+    ) -> Result<(), CpuError> {
+        match self {
+            Self::Lightning(lightning) => lightning.heads(compute, &mut buffers.lightning, h, layout, out),
+            Self::Softmax(softmax) => softmax.heads(compute, &mut buffers.softmax, h, layout, out),
+        }
+    }
+
+    /// The output projection, `[hidden, heads * head_dim]`.
+    pub fn out(&self) -> &Weight {
+        match self {
+            Self::Lightning(lightning) => &lightning.out,
+            Self::Softmax(softmax) => &softmax.out,
+        }
+    }
+
+    /// Forgets what a slot's sequence left.
+    pub fn clear(&mut self, slot: usize) {
+        match self {
+            Self::Lightning(lightning) => lightning.clear(slot),
+            // A new sequence never looks behind its own tokens.
+            Self::Softmax(_) => {}
+        }
+    }
+}

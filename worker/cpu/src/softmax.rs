@@ -1,0 +1,156 @@
+//! Softmax attention of one layer: projections, rotary channels, and the cache of keys and values. The mathematics of a head is in
+//! `m1_kernels::softmax`.
+
+use m1_arch::{Architecture, LayerId};
+use m1_engine::KV_BLOCK_TOKENS;
+use m1_kernels::softmax::{KvTile, Queries, attend};
+use m1_kernels::{Path, Shared};
+use m1_weights::TensorName;
+
+use crate::compute::{Compute, room, with_scratch};
+use crate::error::CpuError;
+use crate::layout::{Layout, Span};
+use crate::weights::{Loader, Weight};
+
+/// Query tokens of one piece of work: enough that keys are used many times while they are in a cache, few enough that threads have
+/// work alike.
+const QUERY_TOKENS: usize = 16;
+
+/// One softmax layer.
+#[derive(Debug)]
+pub(crate) struct Softmax {
+    heads: usize,
+    kv_heads: usize,
+    dim: usize,
+    /// `[N, hidden]`, `[K, hidden]`, `[K, hidden]`.
+    query: Weight,
+    key: Weight,
+    value: Weight,
+    /// `[hidden, N]`.
+    pub out: Weight,
+    /// `[blocks, kv_heads, 2, 64, dim]`: rotated keys, then values; memory is touched as rows are written.
+    cache: Vec<f32>,
+}
+
+/// Memory of a step, kept for its allocation.
+#[derive(Debug, Default)]
+pub(crate) struct Buffers {
+    query: Vec<f32>,
+    key: Vec<f32>,
+    value: Vec<f32>,
+}
+
+impl Softmax {
+    /// Takes the layer's weights and reserves its cache.
+    pub fn load(arch: &Architecture, loader: &mut Loader<'_>, blocks: usize, layer: LayerId) -> Result<Self, CpuError> {
+        Ok(Self {
+            heads: arch.heads,
+            kv_heads: arch.kv_heads,
+            dim: arch.head_dim,
+            query: loader.matrix(TensorName::Query(layer))?,
+            key: loader.matrix(TensorName::Key(layer))?,
+            value: loader.matrix(TensorName::Value(layer))?,
+            out: loader.matrix(TensorName::SoftmaxOut(layer))?,
+            // Zeroed memory of the operating system: not touched yet.
+            cache: vec![0.0; blocks * arch.kv_heads * 2 * KV_BLOCK_TOKENS * arch.head_dim],
+        })
+    }
+
+    /// Output of all heads into `out`, `[rows, N]`; fills the cache.
+    pub fn heads(
+        &mut self,
+        compute: &mut Compute,
+        buffers: &mut Buffers,
+        h: &[f32],
+        layout: &Layout,
+        out: &mut [f32],
+    ) -> Result<(), CpuError> {
+        let (rows, dim, width) = (layout.rows, self.dim, self.kv_heads * self.dim);
+        let query = room(&mut buffers.query, rows * self.heads * dim);
+        let (key, value) = (room(&mut buffers.key, rows * width), room(&mut buffers.value, rows * width));
+        let jobs = [(h, &self.query, &mut *query), (h, &self.key, &mut *key), (h, &self.value, &mut *value)];
+        compute.products(jobs)?;
+        rotate(query, layout, self.heads * dim, dim);
+        rotate(key, layout, width, dim);
+        let scale = (dim as f64).powf(-0.5) as f32;
+        query.iter_mut().for_each(|number| *number *= scale);
+        for span in &layout.spans {
+            self.keep(span, key, value);
+        }
+        let (queries, to, this) = (&*query, Shared::new(out), &*self);
+        let mut pieces = Vec::new();
+        for span in &layout.spans {
+            pieces.extend(
+                (0..span.tokens).step_by(QUERY_TOKENS).flat_map(|first| (0..this.kv_heads).map(move |kv| (span, first, kv))),
+            );
+        }
+        compute.each(pieces.len(), |path, piece| {
+            let (span, first, kv_head) = pieces[piece];
+            this.attend(path, (span, first, kv_head), queries, &to);
+        });
+        Ok(())
+    }
+
+    /// Where a block's keys of a KV head begin; its values follow them.
+    fn place(&self, block: usize, kv_head: usize) -> usize {
+        (block * self.kv_heads + kv_head) * 2 * KV_BLOCK_TOKENS * self.dim
+    }
+
+    /// Writes a span's keys and values into the cache.
+    fn keep(&mut self, span: &Span, key: &[f32], value: &[f32]) {
+        let (dim, width) = (self.dim, self.kv_heads * self.dim);
+        for token in 0..span.tokens {
+            let (row, position) = (span.start + token, span.position + token);
+            let Some(block) = span.blocks.get(position / KV_BLOCK_TOKENS) else { continue };
+            for kv_head in 0..self.kv_heads {
+                let from = row * width + kv_head * dim..row * width + (kv_head + 1) * dim;
+                let keys = self.place(*block, kv_head) + position % KV_BLOCK_TOKENS * dim;
+                let values = keys + KV_BLOCK_TOKENS * dim;
+                self.cache[keys..keys + dim].copy_from_slice(&key[from.clone()]);
+                self.cache[values..values + dim].copy_from_slice(&value[from]);
+            }
+        }
+    }
+
+    /// Some tokens' queries of one KV head over all that they see; writes their part of `to`, `[rows, N]`.
+    fn attend(&self, path: Path, (span, first, kv_head): (&Span, usize, usize), queries: &[f32], to: &Shared<'_>) {
+        let (dim, group) = (self.dim, self.heads / self.kv_heads);
+        let (tokens, part) = (QUERY_TOKENS.min(span.tokens - first), group * dim);
+        let place = |token: usize| (span.start + first + token) * self.heads * dim + kv_head * part;
+        let tiles: Vec<KvTile<'_>> = span
+            .blocks
+            .iter()
+            .map(|block| {
+                let (keys, values) = self.cache[self.place(*block, kv_head)..].split_at(KV_BLOCK_TOKENS * dim);
+                KvTile { keys, values: &values[..KV_BLOCK_TOKENS * dim], stride: dim }
+            })
+            .collect();
+        with_scratch(2 * tokens * part, |scratch| {
+            let (rows, out) = scratch.split_at_mut(tokens * part);
+            for (token, rows) in rows.chunks_exact_mut(part).enumerate() {
+                rows.copy_from_slice(&queries[place(token)..place(token) + part]);
+            }
+            attend(path, Queries { rows, dim, group, seen: span.position + first + 1 }, &tiles, out);
+            for (token, out) in out.chunks_exact(part).enumerate() {
+                // SAFETY: this KV head's part of this row is nobody else's.
+                unsafe { to.piece(place(token)..place(token) + part) }.copy_from_slice(out);
+            }
+        });
+    }
+}
+
+/// `(a, b) -> (a cos - b sin, b cos + a sin)` on the two halves of the rotary channels of every head; `x` is `[rows, width]`.
+fn rotate(x: &mut [f32], layout: &Layout, width: usize, dim: usize) {
+    let half = layout.angles.len() / layout.rows.max(1);
+    if half == 0 {
+        return;
+    }
+    for (row, angles) in x.chunks_exact_mut(width).zip(layout.angles.chunks_exact(half)) {
+        for head in row.chunks_exact_mut(dim) {
+            let (a, b) = head.split_at_mut(half);
+            for ((a, b), (cosine, sine)) in a.iter_mut().zip(b).zip(angles) {
+                (*a, *b) = (*a * cosine - *b * sine, *b * cosine + *a * sine);
+            }
+        }
+    }
+}
