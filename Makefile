@@ -1,18 +1,19 @@
-# The four commands of this project. Each says in one line what is missing on this machine.
+# The commands of this project. Each says in one line what is missing on this machine.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build quickstart test e2e scale bench-router check lint clean
+.PHONY: help setup build quickstart test torch e2e scale bench-router check lint clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: ## get libtorch (pinned wheels, 543 MB once, then cached)
+setup:
 	@scripts/setup.sh
 
-build: setup ## build m1ctl, m1-router and m1-worker into target/debug
-	cargo build --workspace --bins
+build: setup ## build all programs into target/debug
+	cargo build --bins
 
-quickstart: build ## serve the demo model on two expert-parallel workers at http://127.0.0.1:8000
+quickstart: setup ## serve the demo model on two expert-parallel workers at http://127.0.0.1:8000
+	cargo build --bins -p m1ctl -p m1-router -p m1-worker
 	@echo
 	@echo 'In another terminal:   python3 scripts/demo.py        Ctrl-C here ends everything.'
 	@echo
@@ -20,10 +21,15 @@ quickstart: build ## serve the demo model on two expert-parallel workers at http
 
 test: build ## build and pass all tests
 	scripts/test-e2e.sh prepare
-	cargo test --workspace
+	cargo test
 	scripts/test-e2e.sh
 	scripts/hostile.sh --short
 	scripts/adjacent.sh
+
+torch: ## pass the tests of the executor on libtorch (pinned wheels, 543 MB once, then cached)
+	@scripts/libtorch.sh
+	cargo clippy -p m1-torch -p m1-worker --features m1-worker/torch --all-targets -- -D warnings
+	cargo test -p m1-torch -p m1-worker --features m1-worker/torch
 
 e2e: build ## the same on a real cluster: builds one, or uses KUBECONFIG
 	scripts/e2e.sh
@@ -36,14 +42,14 @@ bench-router: ## the router's speed beside smg, vllm-router and nginx (docs/benc
 
 lint:
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --all-targets -- -D warnings
 	cargo xtask tidy
 	cargo xtask crd --check
 	cargo xtask docs --check
 	cargo xtask chart --check
-	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
+	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --quiet
 
-check: setup lint test ## what CI runs: format, lints, docs, tidy, tests
+check: setup lint test ## format, lints, docs, tidy, tests: what CI runs before `make torch` and `make e2e`
 
 clean: ## remove build outputs (the cached libtorch stays: see M1_CACHE in CONTRIBUTING.md)
 	cargo clean

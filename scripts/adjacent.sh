@@ -11,11 +11,12 @@ if [ ! -x "$before/bin/m1-worker" ]; then
   rm -rf target/adjacent
   mkdir -p "$before/source" "$before/target/debug" "$before/bin"
   git archive "$commit" | tar -x -C "$before/source"
-  # What both have of other crates is built already; the same LIBTORCH keeps its C++ side so.
+  # What both have of other crates is built already.
   for part in deps build .fingerprint; do cp -a "target/debug/$part" "$before/target/debug/"; done
   # Crates of the project go by their place in it, so today's would pass for those of before.
   (cd "$before/target/debug" && rm -rf .fingerprint/{m1-,m1ctl-,xtask-}* build/m1-* deps/*m1_* deps/*m1ctl* deps/*xtask*)
-  (cd "$before/source" && LIBTORCH="$OLDPWD/target/libtorch" CARGO_TARGET_DIR="$before/target" cargo build --workspace --bins)
+  # What it needs beside cargo it gets itself.
+  (cd "$before/source" && scripts/setup.sh && CARGO_TARGET_DIR="$before/target" cargo build -p m1ctl -p m1-router -p m1-worker --bins)
   for name in m1ctl m1-router m1-worker; do cp "$before/target/debug/$name" "$before/bin/"; done
   rm -rf "$before/target" "$before/source"
 fi

@@ -20,7 +20,7 @@ def download(into):
     if subprocess.call([sys.executable, "-m", "pip", "--version"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
         sys.exit("setup: python3 has no pip: install it (Debian: apt-get install python3-pip)")
     if subprocess.call(command):
-        sys.exit("setup: libtorch could not be downloaded (543 MB from the Python package index). Is there a network? "
+        sys.exit("libtorch: it could not be downloaded (543 MB from the Python package index). Is there a network? "
                  "Behind a mirror set PIP_INDEX_URL. A folder with the wheels works too: PIP_FIND_LINKS=DIR PIP_NO_INDEX=1.")
 
 
@@ -60,7 +60,7 @@ def main(into):
         return
     parent = os.path.dirname(into)
     os.makedirs(parent, exist_ok=True)
-    print(f"setup: libtorch 2.11.0 (CPU) -> {into}", flush=True)
+    print(f"libtorch 2.11.0 (CPU) -> {into}", flush=True)
     with tempfile.TemporaryDirectory(dir=parent) as scratch:
         wheels, tree = os.path.join(scratch, "wheels"), os.path.join(scratch, "tree")
         download(wheels)

@@ -1,16 +1,9 @@
 #!/usr/bin/env bash
-# Gets what a build needs and says in one line what is missing. Safe to run again; costs nothing when all is there.
+# Says in one line what a build lacks. Costs nothing when all is there.
 set -euo pipefail
-cd "$(dirname "$0")/.."
 
 need() { command -v "$1" >/dev/null 2>&1 || { echo "setup: $1 is missing: $2" >&2; exit 1; }; }
 need cargo "install Rust from https://rustup.rs (the toolchain version is pinned in rust-toolchain.toml)"
-need python3 "install Python 3 with pip (Debian: apt-get install python3 python3-pip python3-venv)"
-command -v c++ >/dev/null 2>&1 || command -v g++ >/dev/null 2>&1 || command -v clang++ >/dev/null 2>&1 ||
-  { echo "setup: a C++ compiler is missing (Debian: apt-get install g++)" >&2; exit 1; }
-[ "$(uname -sm)" = "Linux x86_64" ] || { echo "setup: libtorch is pinned for Linux x86_64; this is $(uname -sm)" >&2; exit 1; }
-
-cache="${M1_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/minimax-m1}"
-python3 scripts/libtorch.py "$cache/libtorch-2.11.0-cpu"
-mkdir -p target
-ln -sfn "$cache/libtorch-2.11.0-cpu" target/libtorch
+command -v cc >/dev/null 2>&1 || command -v gcc >/dev/null 2>&1 || command -v clang >/dev/null 2>&1 ||
+  { echo "setup: a C compiler is missing (Debian: apt-get install gcc libc6-dev)" >&2; exit 1; }
+[ "$(uname -s)" = Linux ] || { echo "setup: Linux is needed; this is $(uname -s)" >&2; exit 1; }

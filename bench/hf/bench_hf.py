@@ -16,7 +16,7 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 torch.set_num_threads(threads)
 torch.set_grad_enabled(False)
-PROMPT, STEPS, WARM = 64, 32, 4  # as worker/torch/examples/speed.rs
+PROMPT, STEPS, WARM = 64, 32, 4  # as worker/cpu/examples/speed.rs
 
 c = json.load(open(f"{folder}/config.json"))
 config = MiniMaxConfig(

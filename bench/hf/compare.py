@@ -38,7 +38,7 @@ def main():
     options = parser.parse_args()
     if not os.path.exists(f"{FOLDER}/config.json"):
         run(sys.executable, "bench/hf/make_m355.py", FOLDER, "demo/m1-demo/tokenizer.json")
-    run("cargo", "build", "--release", "-p", "m1-torch", "--example", "speed")
+    run("cargo", "build", "--release", "-p", "m1-cpu", "--example", "speed")
     print("| threads | work | transformers tok/s | one worker tok/s | ratio |\n|---|---|---|---|---|")
     for threads in map(int, options.threads.split(",")):
         best = ({}, {})

@@ -59,7 +59,10 @@ pub struct ServeArgs {
     /// Address of /livez, /readyz, /startupz and /metrics. Without it they are not served; in a pod: 0.0.0.0:9090.
     #[arg(long, value_name = "HOST:PORT")]
     pub admin: Option<SocketAddr>,
-    /// Threads of the tensor library.
+    /// What computes the model: kernels of our own on this machine's CPU, or libtorch where this program was built with it.
+    #[arg(long, value_enum, default_value_t = ExecutorKind::Cpu)]
+    pub executor: ExecutorKind,
+    /// Threads that compute.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub threads: u16,
     /// Sequences that may run at once: lightning state slots.
@@ -113,7 +116,9 @@ pub struct Config {
     pub listen_fd: Option<i32>,
     /// Address of probes and metrics; none where they are not served.
     pub admin: Option<SocketAddr>,
-    /// Threads of the tensor library, at least 1.
+    /// What computes the model.
+    pub executor: ExecutorKind,
+    /// Threads that compute, at least 1.
     pub threads: u16,
     /// State slots, at least 1.
     pub slots: u32,
@@ -135,15 +140,25 @@ pub struct Config {
     pub tls: Option<(PathBuf, String)>,
 }
 
+/// What computes the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ExecutorKind {
+    /// Kernels of our own, weights used where the checkpoint's files are mapped.
+    Cpu,
+    /// libtorch, in fp32.
+    #[cfg(feature = "torch")]
+    Torch,
+}
+
 impl Config {
     /// What one worker of a model holds.
     pub fn limits(&self, arch: &Architecture) -> m1_engine::Limits {
-        let held = m1_torch::Limits::for_tokens(self.slots, self.kv_tokens.into());
+        let held = m1_engine::CacheSize::for_tokens(self.slots, self.kv_tokens.into());
         m1_engine::Limits {
             vocab: arch.vocab as u32,
             max_context: self.max_context,
             slots: held.slots,
-            kv_block_tokens: m1_torch::KV_BLOCK_TOKENS as u32,
+            kv_block_tokens: m1_engine::KV_BLOCK_TOKENS as u32,
             kv_blocks: held.kv_blocks,
         }
     }
@@ -197,6 +212,7 @@ impl ServeArgs {
             listen: self.listen,
             listen_fd: self.listen_fd,
             admin: self.admin,
+            executor: self.executor,
             threads: self.threads,
             slots: self.slots,
             kv_tokens: self.kv_tokens,

@@ -17,6 +17,7 @@ mod fetch;
 mod group;
 mod inbox;
 mod links;
+mod loaded;
 mod own_step;
 mod report;
 mod sequences;
@@ -30,7 +31,6 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use m1_engine::{AllowedIds, Failure, RoutingShape, Scheduler, SchedulerConfig};
 use m1_exchange::{Action, DispatchTable, Exchange, Lane, Micros, PodId};
-use m1_torch::TorchExecutor;
 use m1_weights::Checkpoint;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -45,6 +45,7 @@ use announce::Announcing;
 use fetch::Fetching;
 use group::Peers;
 use links::Links;
+use loaded::Loaded;
 use own_step::OwnStep;
 use sequences::Sequences;
 use serving::Requests;
@@ -98,12 +99,11 @@ pub fn spawn(
     inbox: mpsc::Receiver<Inbox>,
     ended: CancellationToken,
 ) -> Result<JoinHandle<()>, StartError> {
-    let (threads, runtime) = (config.threads, parts.runtime.clone());
+    let runtime = parts.runtime.clone();
     let device = Device::new(config, parts)?;
     Ok(std::thread::Builder::new().name("device".into()).spawn(move || {
         let _ended = ended.drop_guard();
         let _runtime = runtime.enter();
-        m1_torch::set_threads(threads);
         device.run(inbox);
     })?)
 }
@@ -121,7 +121,7 @@ struct Device {
     /// When counts were published last; none before the first time.
     counted: Option<Instant>,
     /// Absent until a placement was applied.
-    executor: Option<Announcing<TorchExecutor>>,
+    executor: Option<Announcing<Box<dyn Loaded>>>,
     sequences: Sequences,
     exchange: Exchange,
     links: Links,

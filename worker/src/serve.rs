@@ -285,8 +285,8 @@ fn first_status(config: &Config) -> pb::StatusResponse {
         phase: pb::Phase::Waiting.into(),
         message: "the checkpoint is being opened".into(),
         state_slots_total: config.slots,
-        kv_blocks_total: m1_torch::Limits::for_tokens(config.slots, config.kv_tokens.into()).kv_blocks,
-        kv_block_tokens: m1_torch::KV_BLOCK_TOKENS as u32,
+        kv_blocks_total: m1_engine::CacheSize::for_tokens(config.slots, config.kv_tokens.into()).kv_blocks,
+        kv_block_tokens: m1_engine::KV_BLOCK_TOKENS as u32,
         max_context_tokens: config.max_context,
         incarnation: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64),
         ..Default::default()

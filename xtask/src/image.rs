@@ -1,5 +1,5 @@
 //! Container images as files, without a registry, a daemon or a base image: what is inside is written down here. Layers
-//! from below: system libraries and certificates, libtorch (worker only), programs, so that an upgrade moves the last one.
+//! from below: system libraries and certificates, libtorch where a program needs it, programs, so that an upgrade moves the last one.
 //!
 //! The same programs, packages and commit give the same digest: nothing else of the machine or the hour goes in.
 
@@ -116,17 +116,13 @@ fn programs_image(root: &Path, kind: Kind, reference: &str, options: &Options, o
         reference: reference.to_owned(),
         created: origin.created,
         labels: labels(kind, origin),
-        run: kind.programs().first().map(|program| start(kind, program)),
+        run: kind.programs().first().map(|program| start(program)),
         layers: [system, torch, top].into_iter().filter(|layer| !layer.is_empty()).collect(),
     })
 }
 
-fn start(kind: Kind, program: &str) -> oci::Run {
-    let mut env = vec!["PATH=/usr/local/bin".to_owned(), format!("SSL_CERT_FILE={}", debian::CERTIFICATES)];
-    if kind == Kind::Worker {
-        // Threads that spin between operations starve the worker's own ones where a container has few cores.
-        env.push("OMP_WAIT_POLICY=PASSIVE".to_owned());
-    }
+fn start(program: &str) -> oci::Run {
+    let env = vec!["PATH=/usr/local/bin".to_owned(), format!("SSL_CERT_FILE={}", debian::CERTIFICATES)];
     oci::Run { entrypoint: format!("/usr/local/bin/{program}"), user: debian::USER.to_owned(), env }
 }
 
@@ -216,12 +212,6 @@ mod tests {
         assert_eq!(lines.len(), 3);
         assert!(lines.iter().all(|line| line.find("  file").or(line.find("  a.tar")) == lines[0].find("  file")), "{text}");
         assert!(lines[1].ends_with("1.5 MB  a.tar"));
-    }
-
-    #[test]
-    fn only_the_worker_waits_passively() {
-        let passive = |kind: Kind| start(kind, "x").env.contains(&"OMP_WAIT_POLICY=PASSIVE".to_owned());
-        assert_eq!(Kind::PROGRAMS.map(passive), [false, false, true]);
     }
 
     #[test]

@@ -132,7 +132,6 @@ impl Process {
         }
         command.process_group(0).kill_on_drop(true);
         die_with_parent(&mut command);
-        share_cores(&mut command);
         let child = command.spawn().map_err(failed)?;
         let pid = child.id().unwrap_or_default();
         let (order, orders) = watch::channel(Order::Run);
@@ -215,15 +214,6 @@ fn terminate(child: &Child) {
     if let Some(pid) = pid {
         // It may have ended this very moment; then there is nothing to ask for.
         let _ = kill_process(pid, Signal::TERM);
-    }
-}
-
-/// Processes of a local group share the machine's cores. OpenMP threads that spin while they wait would take them from those
-/// who have work: two threads beside any other load become several times slower. Whoever has set the variable knows better.
-fn share_cores(command: &mut Command) {
-    const WAIT: &str = "OMP_WAIT_POLICY";
-    if std::env::var_os(WAIT).is_none() {
-        command.env(WAIT, "PASSIVE");
     }
 }
 

@@ -274,7 +274,7 @@ mod tests {
     }
 
     fn batch(tokens: u32, position: u32) -> Batch {
-        let segments = vec![Segment { slot: SlotId(0), start: 0, tokens, position }];
+        let segments = vec![Segment { slot: SlotId(0), start: 0, tokens, position, prompt: position + tokens }];
         Batch { ids: vec![1; tokens as usize], segments, logit_rows: vec![0] }
     }
 

@@ -8,13 +8,13 @@ use m1_arch::ExpertSet;
 use m1_engine::Failure;
 use m1_exchange::{DispatchTable, Event, Health, Lane, PodId, TableVersion};
 use m1_proto::worker::Phase;
-use m1_torch::{TorchError, TorchExecutor};
 use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Device;
 use super::announce::{Announcing, reading};
 use super::inbox::Group;
+use super::loaded::{self, LoadError};
 use crate::transport::PeerAddress;
 
 /// The other pods of the group.
@@ -112,7 +112,7 @@ impl Device {
     /// Carries out a placement whose weights are on disk.
     pub(super) fn apply(&mut self, version: TableVersion, group: &Group, table: DispatchTable, mine: &ExpertSet) {
         if let Err(error) = self.hold(mine) {
-            return self.broken(error.reason(), &error.to_string(), false);
+            return self.broken(error.reason, &error.to_string(), false);
         }
         self.peers.version = version;
         self.peers.placed = true;
@@ -129,7 +129,7 @@ impl Device {
     }
 
     /// Brings the held experts to `wanted`. What goes is served and asked for no more before its memory goes.
-    fn hold(&mut self, wanted: &ExpertSet) -> Result<(), TorchError> {
+    fn hold(&mut self, wanted: &ExpertSet) -> Result<(), LoadError> {
         let held = self.executor.as_ref().map(|executor| executor.held().clone());
         if held.as_ref() == Some(wanted) {
             return Ok(());
@@ -153,14 +153,13 @@ impl Device {
         Ok(())
     }
 
-    fn load(&mut self, wanted: &ExpertSet, bytes: u64) -> Result<(), TorchError> {
+    fn load(&mut self, wanted: &ExpertSet, bytes: u64) -> Result<(), LoadError> {
         let status = self.status.clone();
         let mut progress = reading(&status, bytes);
         if let Some(executor) = &mut self.executor {
             return executor.update_experts(&self.checkpoint, wanted, &mut progress);
         }
-        let limits = m1_torch::Limits::for_tokens(self.config.slots, self.config.kv_tokens.into());
-        let executor = TorchExecutor::load(&self.checkpoint, wanted, limits, &mut progress)?;
+        let executor = loaded::load(&self.config, &self.checkpoint, wanted, &mut progress)?;
         self.executor = Some(Announcing::new(executor, self.checkpoint.architecture(), self.status.clone()));
         Ok(())
     }

@@ -186,7 +186,7 @@ impl Device {
         }
         own.layer = LayerId(own.layer.0 + 1);
         own.due = Due::Attention;
-        if own.layer.index() < executor.architecture().layers.len() {
+        if own.layer.index() < self.checkpoint.architecture().layers.len() {
             self.step = Some(own);
             return;
         }

@@ -45,17 +45,17 @@ impl Kind {
         match self {
             Self::Operator => "Runs MiniMaxM1Deployments on Kubernetes",
             Self::Router => "OpenAI-compatible endpoint in front of MiniMax-M1 workers",
-            Self::Worker => "Serves a part of a MiniMax-M1 model on libtorch (CPU)",
+            Self::Worker => "Serves a part of a MiniMax-M1 model",
             Self::DemoModel => "Demo checkpoint in the format of MiniMax-M1, for an image volume",
         }
     }
 
-    /// Compressed layers at most: what a node pulls in seconds (libtorch's CPU part alone has 123 MB). Programs are a
-    /// fraction of it, so that only something that does not belong inside breaks it.
+    /// Compressed layers at most: what a node pulls in a second or two. Programs are a fraction of it, so that only something that does
+    /// not belong inside breaks it.
     pub fn limit(self) -> u64 {
         match self {
             Self::Operator | Self::Router => 60 * MB,
-            Self::Worker => 250 * MB,
+            Self::Worker => 25 * MB,
             Self::DemoModel => 30 * MB,
         }
     }

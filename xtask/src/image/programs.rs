@@ -73,8 +73,7 @@ pub fn take(name: &'static str, folder: &Path) -> Result<Program> {
     let path = folder.join(name);
     ensure!(path.is_file(), "there is no program {}", path.display());
     let text = path.to_str().context("a path that is not UTF-8")?;
-    let libraries =
-        loader::libraries(&Host, text, "").context("a library is missing on this machine; `make setup` gets libtorch")?;
+    let libraries = loader::libraries(&Host, text, "").context("a library is missing on this machine")?;
     Ok(Program { name, bytes: stripped(&path)?, libraries })
 }
 

@@ -40,7 +40,7 @@ pub fn layer(root: &Path, libraries: &BTreeSet<Library>) -> Result<(Layer, Vec<P
         let marker = Path::new(&torch.path).with_file_name("../build-version");
         let found = fs::read_to_string(&marker).with_context(|| format!("read {}", marker.display()))?;
         let expected = versions.get("torch").copied().unwrap_or("");
-        ensure!(found.trim() == expected, "libtorch is {}, but {PINNED} says {expected}: run `make setup`", found.trim());
+        ensure!(found.trim() == expected, "libtorch is {}, but {PINNED} says {expected}: run `make torch`", found.trim());
     }
     Ok((layer, packages.into_iter().collect()))
 }
