@@ -106,6 +106,12 @@ pub enum ApiError {
         /// The longest wait.
         most: u64,
     },
+    /// Clients leave too much unread.
+    #[error("answers that their clients do not read take {most} bytes already; try again")]
+    Unread {
+        /// The bound.
+        most: usize,
+    },
     /// No room for one more connection.
     #[error("{most} connections are open already; try again")]
     TooManyConnections {
@@ -197,7 +203,7 @@ impl ApiError {
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::QueueFull { .. } | Self::QueueWait { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
-            Self::NotReady(_) | Self::TooManyConnections { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotReady(_) | Self::TooManyConnections { .. } | Self::Unread { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::WorkerLost(_) | Self::Engine { .. } => StatusCode::BAD_GATEWAY,
             Self::Attempts(_) | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -224,6 +230,7 @@ impl ApiError {
             Self::Encoding { .. } => "unsupported_encoding",
             Self::TooSlow { .. } => "request_timeout",
             Self::TooManyConnections { .. } => "too_many_connections",
+            Self::Unread { .. } => "answers_unread",
             Self::Cancelled => "cancelled",
             Self::QueueFull { .. } => "queue_full",
             Self::QueueWait { .. } => "queue_timeout",
@@ -258,7 +265,7 @@ impl ApiError {
     pub fn retry_after(&self) -> Option<u32> {
         match self {
             Self::QueueFull { .. } | Self::QueueWait { .. } => Some(QUEUE_RETRY_SECONDS),
-            Self::NotReady(_) | Self::TooManyConnections { .. } => Some(READY_RETRY_SECONDS),
+            Self::NotReady(_) | Self::TooManyConnections { .. } | Self::Unread { .. } => Some(READY_RETRY_SECONDS),
             _ => None,
         }
     }

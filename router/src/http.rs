@@ -15,7 +15,7 @@ use crate::App;
 use crate::error::{ApiError, READY_RETRY_SECONDS, cut};
 use crate::metrics::{Endpoint, Meter};
 use crate::openai::{chat, completions, models};
-use crate::server::{Framing, Link, Phase};
+use crate::server::{Framing, Link, Phase, unread};
 use crate::{generate, requests};
 
 pub use reply::{Reply, json as json_reply};
@@ -28,6 +28,9 @@ const LONGEST_ID: usize = 128;
 const LONGEST_HEAD: usize = 64 << 10;
 /// Longest target of a request.
 const LONGEST_TARGET: usize = 8 << 10;
+/// Bytes of whole answers that clients have not taken, of all connections, beyond which no more is made that is long for a short request: some two
+/// hundred pages of `/metrics`.
+const MOST_UNREAD: usize = 256 << 20;
 /// Paths that need no key: what probes and scrapers ask. All others do, known or not, so that a path added later is not open by oversight.
 const OPEN: [&str; 3] = ["/health", "/ready", "/metrics"];
 /// What a client that speaks HTTP/2 from the start asks first; see [`crate::server`].
@@ -126,10 +129,13 @@ async fn route(app: &Arc<App>, call: Call, request: Request<Incoming>, number: u
         "/tokenize" | "/detokenize" => only(&parts.method, path, &Method::POST)?,
         _ => {}
     }
-    match path {
+    let is_long = matches!(path, "/metrics" | "/tokenize" | "/detokenize");
+    let most_unread = || if is_long && unread() > MOST_UNREAD { Err(ApiError::Unread { most: MOST_UNREAD }) } else { Ok(()) };
+    most_unread()?;
+    let answer = match path {
         "/health" => Ok(reply::text("text/plain; charset=utf-8", "ok\n")),
         "/ready" => Ok(ready(app)),
-        "/metrics" => metrics(app),
+        "/metrics" => metrics(app).await,
         "/v1/models" => Ok(json_reply(StatusCode::OK, &models::list(app))),
         "/tokenize" => compute(app, &call, &parts.headers, body, requests::tokenize::encode).await,
         "/detokenize" => compute(app, &call, &parts.headers, body, requests::tokenize::decode).await,
@@ -141,7 +147,9 @@ async fn route(app: &Arc<App>, call: Call, request: Request<Incoming>, number: u
             }
             None => Err(ApiError::UnknownPath(cut(path))),
         },
-    }
+    };
+    // What was made meanwhile for others counts too.
+    most_unread().and(answer)
 }
 
 fn only(given: &Method, path: &str, allowed: &Method) -> Result<(), ApiError> {
@@ -194,7 +202,14 @@ fn ready(app: &App) -> hyper::Response<Reply> {
     response
 }
 
-fn metrics(app: &App) -> Result<hyper::Response<Reply>, ApiError> {
-    let text = app.metrics.render(&app.pool.view()).map_err(|error| ApiError::Internal(error.to_string()))?;
+/// 13,000 lines take tens of milliseconds to write, which the clients of this loop must not wait for.
+async fn metrics(app: &Arc<App>) -> Result<hyper::Response<Reply>, ApiError> {
+    /// One at a time: two scrapers wait for each other, and a thousand clients do not make a thousand pages at once.
+    static TURN: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(1);
+    let _turn = TURN.acquire().await;
+    let app = Arc::clone(app);
+    let rendered = tokio::task::spawn_blocking(move || app.metrics.render(&app.pool.view())).await;
+    let text = rendered.map_err(|error| ApiError::Internal(error.to_string()))?;
+    let text = text.map_err(|error| ApiError::Internal(error.to_string()))?;
     Ok(reply::text("text/plain; version=0.0.4; charset=utf-8", text))
 }

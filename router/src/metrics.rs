@@ -63,6 +63,16 @@ pub struct Metrics {
     experts: OnceLock<Mutex<ExpertSeries>>,
 }
 
+/// Pairs of a layer and an expert that there are series for at most: 25 times MiniMax-M1's, some 60 MB. Also the most layers, and the most experts of a
+/// layer.
+const MOST_PAIRS: usize = 1 << 16;
+
+/// Whether a worker may say that this is its model. What it says makes series, which take memory.
+fn is_plausible(Geometry { layers, experts, top_k }: Geometry) -> bool {
+    let pairs = layers.checked_mul(experts).is_some_and(|pairs| (1..=MOST_PAIRS).contains(&pairs));
+    pairs && (1..=experts).contains(&top_k)
+}
+
 impl Metrics {
     /// Registers everything that does not need the model's geometry.
     ///
@@ -129,8 +139,11 @@ impl Metrics {
 
     /// Learns the model's shape, once: all expert series are there from then on.
     pub fn learn(&self, geometry: Geometry) {
-        if self.experts.get().is_some() || geometry.pairs() == 0 || geometry.top_k == 0 {
+        if self.experts.get().is_some() {
             return;
+        }
+        if !is_plausible(geometry) {
+            return tracing::warn!(?geometry, most = MOST_PAIRS, "a worker tells of a model that cannot be");
         }
         match ExpertSeries::new(&self.registry, &self.model, geometry) {
             // A second worker may have been as quick; its series were refused by the registry then.

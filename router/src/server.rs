@@ -29,7 +29,7 @@ use crate::http;
 use crate::loops::Loops;
 
 pub use head::Framing;
-pub use link::{Client, Io, Link, Phase, Times};
+pub use link::{Client, Io, Link, Phase, Times, unread};
 
 /// Headers of a request; browsers and proxies send thirty.
 const MOST_HEADERS: usize = 128;
@@ -100,10 +100,22 @@ pub async fn serve(app: Arc<App>, loops: &Loops, listener: TcpListener, closing:
     connections.wait().await;
 }
 
+/// A connection on which nothing has come for so long is asked whether its client is there.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+/// Between two such questions.
+const KEEPALIVE_PAUSE: Duration = Duration::from_secs(10);
+/// Questions without an answer that end it.
+const KEEPALIVE_PROBES: u32 = 3;
+
 /// Sends at once, lets the kernel keep little of what a client does not take, and is free to go to any loop.
 fn prepare(stream: TcpStream) -> std::io::Result<std::net::TcpStream> {
     stream.set_nodelay(true)?;
     rustix::net::sockopt::set_socket_send_buffer_size(&stream, KERNEL_BUFFER)?;
+    // A client that has vanished without a word (power, a network that forgets) is found after a minute.
+    rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
+    rustix::net::sockopt::set_tcp_keepidle(&stream, KEEPALIVE_IDLE)?;
+    rustix::net::sockopt::set_tcp_keepintvl(&stream, KEEPALIVE_PAUSE)?;
+    rustix::net::sockopt::set_tcp_keepcnt(&stream, KEEPALIVE_PROBES)?;
     stream.into_std()
 }
 

@@ -111,7 +111,7 @@ impl Owner {
                     return Err(error);
                 }
                 Err(Fault::Early(outcome, words)) => {
-                    if outcome == Outcome::Full {
+                    if matches!(outcome, Outcome::Full | Outcome::NotReady) {
                         // It waited there, if anywhere.
                         patience = patience.saturating_sub(began.elapsed());
                     }

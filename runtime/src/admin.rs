@@ -2,17 +2,32 @@
 //! answered with 200 `ok`, or with 503 and `{"reason": "...", "message": "..."}`. It knows no component: what the answers
 //! are is [`Checks`]. The address is bound before anything slow, so that a probe is never refused by a process that lives.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::AbortHandle;
+
+/// Connections at most: probes and scrapers need a handful. One more ends the oldest, so that whoever holds many keeps no probe out.
+const MOST_CONNECTIONS: usize = 64;
+/// A head is here within this time, or the connection ends; also how long one may be idle.
+const HEAD: Duration = Duration::from_secs(75);
+/// No connection lives longer: scrapers make another one.
+const LIFE: Duration = Duration::from_secs(600);
+/// Pause after a connection that could not be accepted.
+const EXHAUSTED: Duration = Duration::from_millis(100);
 
 /// Media type of Prometheus' text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -109,14 +124,44 @@ impl Admin {
     /// Answers until `stop` completes.
     pub async fn serve(self, checks: Arc<dyn Checks>, stop: impl Future<Output = ()>) {
         tracing::info!(address = %self.address, "the admin server listens");
-        tokio::select! {
-            served = axum::serve(self.listener, router(checks)).into_future() => {
-                if let Err(error) = served {
-                    tracing::error!(%error, "the admin server failed");
+        let service = router(checks);
+        // The oldest first.
+        let mut connections: VecDeque<AbortHandle> = VecDeque::new();
+        let mut stop = pin!(stop);
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                () = &mut stop => break,
+            };
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // One client's trouble, or no descriptors left: both pass.
+                    tracing::warn!(%error, "a probe's connection could not be accepted");
+                    tokio::time::sleep(EXHAUSTED).await;
+                    continue;
                 }
+            };
+            connections.retain(|connection| !connection.is_finished());
+            if connections.len() >= MOST_CONNECTIONS
+                && let Some(oldest) = connections.pop_front()
+            {
+                oldest.abort();
             }
-            () = stop => {}
+            connections.push_back(tokio::spawn(connection(stream, service.clone())).abort_handle());
         }
+        connections.iter().for_each(AbortHandle::abort);
+    }
+}
+
+/// One connection, whose client may take its time for nothing.
+async fn connection(stream: TcpStream, service: Router) {
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEAD);
+    let served = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+    // Answers are small and the kernel takes them whole, or somebody does not read them.
+    if let Ok(Err(error)) = tokio::time::timeout(LIFE, served).await {
+        tracing::debug!(%error, "a probe's connection broke");
     }
 }
 

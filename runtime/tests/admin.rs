@@ -123,3 +123,24 @@ async fn it_ends_when_told_and_a_taken_address_is_an_error() {
     stand.served.await.unwrap();
     assert!(TcpStream::connect(stand.address).await.is_err());
 }
+
+#[tokio::test]
+async fn clients_that_say_nothing_keep_no_probe_out() {
+    let stand = Stand::new(true).await;
+    let mut silent = Vec::new();
+    for _ in 0..200 {
+        let mut stream = TcpStream::connect(stand.address).await.unwrap();
+        stream.write_all(b"GET /livez HTTP/1.1\r\nhost: ").await.unwrap();
+        silent.push(stream);
+    }
+    assert_eq!(stand.ask("GET", "/livez").await.0, 200);
+    // The oldest are gone; those of late are still there.
+    let mut byte = [0u8; 1];
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(10), silent[0].read(&mut byte)).await.expect("it is ended");
+    assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+    let newest = silent.last_mut().unwrap();
+    newest.write_all(b"pod\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut text = String::new();
+    newest.read_to_string(&mut text).await.unwrap();
+    assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+}

@@ -66,7 +66,12 @@ impl Body for Reply {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = &mut *self;
         match &mut this.content {
-            Content::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Content::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| {
+                if let Some(link) = &this.link {
+                    link.owes(bytes.len());
+                }
+                Ok(Frame::data(bytes))
+            })),
             Content::Events(source) => {
                 let probe = this.link.as_ref().is_some_and(|link| link.take_probe());
                 source.as_mut().poll_next(cx, probe).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))

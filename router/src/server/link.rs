@@ -7,6 +7,7 @@
 use std::future::Future;
 use std::io::{self, ErrorKind, IoSlice};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -20,7 +21,8 @@ use m1_runtime::process;
 use super::head::{Framing, Scanner};
 use super::refusal;
 
-/// Bytes read ahead of an answer: a hundred pipelined requests. Of a client that sends more only a reset is seen.
+/// Bytes kept that came ahead of an answer: a hundred pipelined requests. Of a client that sends more while it gets a stream only a reset is seen. Where a
+/// whole answer is made, what comes beyond is thrown away, so that its FIN is seen behind it, and the connection ends with what was kept.
 const AHEAD: usize = 256 << 10;
 /// After an answer that left a body unread the client may go on sending for this long, so that it sees the answer and not a reset.
 const LINGER: Duration = Duration::from_secs(5);
@@ -28,6 +30,14 @@ const LINGER: Duration = Duration::from_secs(5);
 const LEAST_PER_SECOND: u64 = 1 << 10;
 /// Bytes thrown away in one go then.
 const SCRATCH: usize = 16 << 10;
+
+/// Bytes of whole answers that clients have not taken, of all connections.
+static UNREAD: AtomicUsize = AtomicUsize::new(0);
+
+/// Bytes of whole answers that are kept for clients who have not taken them.
+pub fn unread() -> usize {
+    UNREAD.load(Ordering::Relaxed)
+}
 
 /// How long a client may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +92,8 @@ struct State {
     phase: Phase,
     since: Instant,
     blocked: Option<Blocked>,
+    /// Bytes of a whole answer that hyper has and the kernel has not, more or less: its head counts as part of it.
+    unread: usize,
     scanner: Scanner,
     ahead: Vec<u8>,
     /// Bytes that hyper got behind the head of this request, and how long its body is, where that was told.
@@ -90,6 +102,8 @@ struct State {
     /// hyper has got bytes of another request before it had answered one, so it may hold half a head when it waits.
     pipelines: bool,
     fin: bool,
+    /// Bytes were thrown away: what is read ends with what came before them.
+    flooded: bool,
     probe: bool,
     /// The client may still send what nobody reads.
     lingers: bool,
@@ -111,12 +125,14 @@ impl Link {
             phase: Phase::Idle,
             since: Instant::now(),
             blocked: None,
+            unread: 0,
             scanner: Scanner::default(),
             ahead: Vec::new(),
             behind: 0,
             body: None,
             pipelines: false,
             fin: false,
+            flooded: false,
             probe: false,
             lingers: false,
             reset: None,
@@ -129,6 +145,7 @@ impl Link {
         let mut state = self.lock();
         state.phase = phase;
         state.since = Instant::now();
+        state.reset = None;
         if phase == Phase::Idle {
             let behind = std::mem::take(&mut state.behind);
             state.pipelines |= state.body.is_some_and(|length| behind > length);
@@ -150,6 +167,12 @@ impl Link {
     pub fn refused(&self) {
         let mut state = self.lock();
         state.lingers |= state.body.is_none_or(|length| state.behind < length);
+    }
+
+    /// A whole answer of so many bytes is on its way.
+    pub fn owes(&self, bytes: usize) {
+        self.lock().unread += bytes;
+        UNREAD.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Whether a comment is due because the client has finished sending; asked once.
@@ -199,7 +222,7 @@ impl Link {
             return if state.phase == Phase::Whole { Client::Gone } else { self.watch_reset(&mut state, cx) };
         }
         loop {
-            if state.ahead.len() >= AHEAD {
+            if state.ahead.len() >= AHEAD && state.phase != Phase::Whole {
                 return self.watch_reset(&mut state, cx);
             }
             match self.stream.poll_read_ready(cx) {
@@ -218,7 +241,11 @@ impl Link {
                     }
                     return Client::Finished;
                 }
-                Ok(count) => state.ahead.extend_from_slice(scratch.get(..count).unwrap_or_default()),
+                Ok(count) => {
+                    let kept = count.min(AHEAD.saturating_sub(state.ahead.len()));
+                    state.flooded |= kept < count;
+                    state.ahead.extend_from_slice(scratch.get(..kept).unwrap_or_default());
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(_) => return Client::Gone,
             }
@@ -244,7 +271,7 @@ impl Link {
             state.seen(&mut []);
             return Poll::Ready(Ok(()));
         }
-        if state.fin {
+        if state.fin || state.flooded {
             return Poll::Ready(Ok(()));
         }
         let before = out.filled().len();
@@ -275,7 +302,15 @@ impl Link {
         loop {
             match self.stream.try_write_vectored(parts) {
                 Ok(count) => {
-                    self.lock().blocked = None;
+                    let mut state = self.lock();
+                    state.blocked = None;
+                    let taken = state.unread.min(count);
+                    state.unread -= taken;
+                    UNREAD.fetch_sub(taken, Ordering::Relaxed);
+                    if state.phase == Phase::Idle {
+                        // The time between requests begins when the answer is with the kernel.
+                        state.since = Instant::now();
+                    }
                     return Poll::Ready(Ok(count));
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -316,10 +351,18 @@ impl Link {
     }
 }
 
+impl Drop for State {
+    fn drop(&mut self) {
+        UNREAD.fetch_sub(self.unread, Ordering::Relaxed);
+    }
+}
+
 impl State {
     /// Until when what the connection does now may last, whatever waits to be written.
     fn due(&self, times: &Times) -> Option<Instant> {
         match self.phase {
+            // It takes the answer still, as fast as it can.
+            Phase::Idle if self.blocked.is_some() => None,
             Phase::Idle if self.pipelines => Some(self.since + times.idle.min(times.head)),
             Phase::Idle => Some(self.since + times.idle),
             Phase::Head => Some(self.since + times.head),

@@ -168,11 +168,19 @@ impl<'a> Attempt<'a> {
 
 /// Words of a worker may name its peers; a client has no use for where they are.
 fn without_addresses(words: &str) -> String {
-    let hidden = words.split(' ').map(|word| {
+    let hidden = words.split_whitespace().map(|word| {
         let bare = word.trim_matches(|c: char| !c.is_ascii_alphanumeric() && c != '[' && c != ']');
-        if crate::workers::is_address(bare) { word.replace(bare, "a worker") } else { word.to_owned() }
+        let host = bare.split_once("://").map_or(bare, |(_, rest)| rest);
+        let host = host.split(['/', '?', '#']).next().unwrap_or(host);
+        if is_place(host) { word.replace(bare, "a worker") } else { word.to_owned() }
     });
     crate::error::cut(&hidden.collect::<Vec<_>>().join(" "))
+}
+
+/// Whether this says where somebody is: HOST:PORT, an IP address, or a name within the cluster.
+fn is_place(text: &str) -> bool {
+    let within = |name: &str| name.ends_with(".svc") || name.contains(".svc.") || name.ends_with(".local");
+    crate::workers::is_address(text) || text.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok() || within(text)
 }
 
 /// What a status means that came in place of a stream, or before its first token.
@@ -202,6 +210,12 @@ mod tests {
         assert_eq!(without_addresses("pod 3 (10.0.0.7:9000) is lost"), "pod 3 (a worker) is lost");
         assert_eq!(without_addresses("m1-0-1.m1-0.models.svc:7000, [::1]:3: gone"), "a worker, a worker: gone");
         assert_eq!(without_addresses("given 3, allowed: 0 to 2"), "given 3, allowed: 0 to 2");
+        assert_eq!(
+            without_addresses("see http://10.0.0.7:7000/x?y and\n10.0.0.7, or fd00::7"),
+            "see a worker and a worker, or a worker"
+        );
+        assert_eq!(without_addresses("m1-0-1.m1-0.models.svc.cluster.local fails"), "a worker fails");
+        assert_eq!(without_addresses("temperature: 0.5 given, e.g. v1.2.3"), "temperature: 0.5 given, e.g. v1.2.3");
     }
 
     #[test]

@@ -16,6 +16,8 @@ use super::{Came, Pool};
 const STATUS_INTERVAL: Duration = Duration::from_millis(200);
 /// A worker that does not answer a call for its status this fast is as good as gone.
 const ANSWER: Duration = Duration::from_secs(10);
+/// A worker tells its status every two seconds, changed or not. One that is silent for so long may be in any state.
+const SILENCE: Duration = Duration::from_secs(30);
 
 impl Pool {
     /// Applies every topology that comes, for as long as the router runs. When nobody speaks any more the last one stands.
@@ -67,7 +69,10 @@ impl Pool {
         };
         let mut phase = None;
         loop {
-            match stream.message().await {
+            let Ok(message) = tokio::time::timeout(SILENCE, stream.message()).await else {
+                return format!("it has told nothing for {} s", SILENCE.as_secs());
+            };
+            match message {
                 Ok(Some(mut status)) => {
                     if let Some(member) =
                         link.member.as_ref().filter(|member| !status.member.is_empty() && status.member != ***member)

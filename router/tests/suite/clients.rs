@@ -259,7 +259,9 @@ async fn a_client_that_is_gone_frees_its_stream_whatever_it_had_sent() {
 
 #[tokio::test]
 async fn a_client_that_is_gone_frees_its_whole_answer_whatever_it_had_sent() {
-    for more in ["", "and more", &post(TEXT, &completion(json!({}))).repeat(100)] {
+    // The last is more than is read ahead.
+    let much = "x".repeat(2 << 20);
+    for more in ["", "and more", &post(TEXT, &completion(json!({}))).repeat(100), &much] {
         for reset in [false, true] {
             let stand = Stand::ready(1).await;
             stand.script(&[Act::Hold, Act::Eos]);
@@ -322,6 +324,32 @@ async fn readers_that_stop_hold_no_place_on_a_worker() {
             client.get("/metrics").await.text.contains("m1_router_connections{model_name=\"MiniMax-M1-demo\"} 1\n")
         })
         .await;
+}
+
+#[tokio::test]
+async fn a_whole_answer_that_is_read_slowly_comes_whole() {
+    let stand = Stand::with(1, |config| {
+        config.times.idle = Duration::from_millis(700);
+        config.bodies.bytes = 1 << 20;
+    })
+    .await;
+    let ids = json!({"tokens": vec![300; 100_000]});
+    let whole = stand.client.post("/detokenize", &ids).await.text.len();
+    assert!(whole > 200_000, "{whole}");
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut raw = Raw(socket.connect(stand.address).await.unwrap());
+    raw.post("/detokenize", &ids).await;
+    let began = std::time::Instant::now();
+    let mut read = 0;
+    while read < whole {
+        let mut part = [0u8; 4096];
+        let count = tokio::time::timeout(PATIENCE, tokio::io::AsyncReadExt::read(&mut raw.0, &mut part)).await.unwrap().unwrap();
+        assert!(count > 0, "{read} of {whole} bytes after {:?}", began.elapsed());
+        read += count;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(began.elapsed() > Duration::from_millis(1200), "slower than the time between requests: {:?}", began.elapsed());
 }
 
 #[tokio::test]
