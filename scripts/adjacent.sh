@@ -15,8 +15,9 @@ if [ ! -x "$before/bin/m1-worker" ]; then
   for part in deps build .fingerprint; do cp -a "target/debug/$part" "$before/target/debug/"; done
   # Crates of the project go by their place in it, so today's would pass for those of before.
   (cd "$before/target/debug" && rm -rf .fingerprint/{m1-,m1ctl-,xtask-}* build/m1-* deps/*m1_* deps/*m1ctl* deps/*xtask*)
-  # What it needs beside cargo it gets itself.
-  (cd "$before/source" && scripts/setup.sh && CARGO_TARGET_DIR="$before/target" cargo build -p m1ctl -p m1-router -p m1-worker --bins)
+  # What it needs beside cargo it gets itself; where libtorch really lies outlives this folder.
+  (cd "$before/source" && scripts/setup.sh &&
+    LIBTORCH=$(readlink -f target/libtorch) CARGO_TARGET_DIR="$before/target" cargo build --workspace --bins)
   for name in m1ctl m1-router m1-worker; do cp "$before/target/debug/$name" "$before/bin/"; done
   rm -rf "$before/target" "$before/source"
 fi
