@@ -121,7 +121,7 @@ struct Device {
     /// When counts were published last; none before the first time.
     counted: Option<Instant>,
     /// Absent until a placement was applied.
-    executor: Option<Announcing<Box<dyn Loaded>>>,
+    executor: Option<Announcing<dyn Loaded>>,
     sequences: Sequences,
     exchange: Exchange,
     links: Links,

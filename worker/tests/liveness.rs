@@ -73,6 +73,8 @@ impl Server {
             stop: CancellationToken::new(),
             generations: Arc::default(),
         };
+        // Its first turn is before anybody asks: a heartbeat that tells of none would be right, and not what is tested.
+        status.turn();
         let turns = Arc::new(AtomicBool::new(true));
         let (device, turning) = (status.clone(), turns.clone());
         tokio::spawn(async move {

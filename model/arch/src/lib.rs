@@ -10,6 +10,7 @@ mod config;
 mod experts;
 mod flops;
 mod parameters;
+mod rotary;
 mod sharding;
 mod slopes;
 mod units;
@@ -18,6 +19,7 @@ pub use architecture::{Architecture, AttentionKind, LIGHTNING_NORM_EPS, Residual
 pub use bytes::Storage;
 pub use config::ConfigError;
 pub use experts::{ExpertSet, ExpertSetError};
+pub use rotary::rotary_frequencies;
 pub use sharding::{GpuShare, GpuWeights, ShardError, linear_share};
 pub use slopes::slopes;
 pub use units::{Bytes, ExpertId, LayerId};

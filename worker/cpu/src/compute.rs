@@ -58,15 +58,8 @@ impl Compute {
 
     /// Calls `each` for every number below `items`; threads take them in turn.
     pub fn each(&mut self, items: usize, each: impl Fn(Path, usize) + Sync) {
-        let (path, shares) = (self.path, self.pool.shares().min(items));
-        if shares <= 1 {
-            return (0..items).for_each(|item| each(path, item));
-        }
-        self.pool.run(&|share| {
-            if share < shares {
-                (share..items).step_by(shares).for_each(|item| each(path, item));
-            }
-        });
+        let path = self.path;
+        self.pool.each(items, |item| each(path, item));
     }
 }
 

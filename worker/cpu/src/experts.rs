@@ -2,7 +2,7 @@
 //! that each weight is read once. `y = down(silu(gate x) * up x)`.
 
 use m1_arch::{Architecture, ExpertId, ExpertSet, LayerId};
-use m1_engine::{Assignment, UNUSED};
+use m1_engine::{Assignment, Held, UNUSED};
 use m1_kernels::product::{Product, products};
 use m1_kernels::{Shared, silu_gate};
 use m1_weights::{ExpertPart, TensorName};
@@ -33,9 +33,7 @@ struct Use {
 /// Held experts of all layers.
 #[derive(Debug)]
 pub(crate) struct Experts {
-    /// `layers * experts` places.
-    held: Vec<Option<Expert>>,
-    set: ExpertSet,
+    held: Held<Expert>,
     hidden: usize,
     inner: usize,
     buffers: Buffers,
@@ -54,10 +52,8 @@ struct Buffers {
 impl Experts {
     /// None held.
     pub fn none(arch: &Architecture) -> Self {
-        let layers = arch.layers.len();
         Self {
-            held: (0..layers * arch.experts).map(|_| None).collect(),
-            set: ExpertSet::empty(layers, arch.experts),
+            held: Held::none(arch.layers.len(), arch.experts),
             hidden: arch.hidden,
             inner: arch.expert_hidden,
             buffers: Buffers::default(),
@@ -66,26 +62,19 @@ impl Experts {
 
     /// Which are held.
     pub fn set(&self) -> &ExpertSet {
-        &self.set
+        self.held.set()
     }
 
-    /// Lets go of what `wanted` lacks, then takes what is missing. After an error [`Experts::set`] says how far it came.
+    /// Changes what is held: see [`Held::update`].
     pub fn update(&mut self, wanted: &ExpertSet, loader: &mut Loader<'_>) -> Result<(), CpuError> {
-        for (layer, expert) in self.set.difference(wanted).iter() {
-            let place = self.place(layer, expert);
-            self.held[place] = None;
-            self.set.remove(layer, expert);
-        }
-        for (layer, expert) in wanted.difference(&self.set).iter() {
+        self.held.update(wanted, |layer, expert| {
             let part = |part| TensorName::Expert { layer, expert, part };
-            let gate = loader.matrix(part(ExpertPart::Gate))?;
-            let up = loader.matrix(part(ExpertPart::Up))?;
-            let down = loader.matrix(part(ExpertPart::Down))?;
-            let place = self.place(layer, expert);
-            self.held[place] = Some(Expert { gate, up, down });
-            self.set.insert(layer, expert);
-        }
-        Ok(())
+            Ok(Expert {
+                gate: loader.matrix(part(ExpertPart::Gate))?,
+                up: loader.matrix(part(ExpertPart::Up))?,
+                down: loader.matrix(part(ExpertPart::Down))?,
+            })
+        })
     }
 
     /// Adds the weighted sums of the assigned experts for rows of `x`, `[rows, hidden]`, to the same rows of `sums`. The assignment has
@@ -155,11 +144,7 @@ impl Experts {
     /// Experts that are used and how often, in the order of `uses`.
     fn groups(&self, layer: LayerId, uses: &[Use]) -> impl Iterator<Item = (&Expert, usize)> {
         let groups = uses.chunk_by(|a, b| a.expert == b.expert);
-        groups.filter_map(move |group| Some((self.held.get(self.place(layer, ExpertId(group[0].expert)))?.as_ref()?, group.len())))
-    }
-
-    fn place(&self, layer: LayerId, expert: ExpertId) -> usize {
-        layer.index() * self.set.experts() + expert.index()
+        groups.filter_map(move |group| Some((self.held.get(layer, ExpertId(group[0].expert))?, group.len())))
     }
 }
 

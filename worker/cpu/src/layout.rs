@@ -1,7 +1,6 @@
 //! [`Layout`]: what every layer of a step needs to know of its batch, computed once: who owns which rows, where their KV lies, and
 //! the rotary angles of their positions.
 
-use m1_arch::Architecture;
 use m1_engine::{Batch, ExecutorError, Slots};
 
 /// Consecutive tokens of one sequence in the batch.
@@ -56,23 +55,5 @@ impl Layout {
             });
         }
         Ok(layout)
-    }
-}
-
-/// `theta^(-2i / rotary)`, rounded to fp32.
-pub(crate) fn inverse_frequencies(arch: &Architecture) -> Vec<f32> {
-    let exponent = |i: usize| (2 * i) as f64 / arch.rotary_dim as f64;
-    (0..arch.rotary_dim / 2).map(|i| arch.rope_theta.powf(-exponent(i)) as f32).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn frequencies_fall_from_one() {
-        let values = inverse_frequencies(&Architecture::minimax_m1());
-        assert_eq!((values.len(), values[0]), (32, 1.0));
-        assert!((f64::from(values[31]) / 1e7f64.powf(-62.0 / 64.0) - 1.0).abs() < 1e-6);
     }
 }

@@ -26,8 +26,6 @@ pub(crate) struct Lightning {
     pub out: Weight,
     /// By head.
     decays: Vec<Decays>,
-    /// `e^-s` by head.
-    decay: Vec<f32>,
     /// `[slots, heads, dim, dim]`; a slot's memory is touched when it is opened.
     state: Vec<f32>,
 }
@@ -43,7 +41,6 @@ pub(crate) struct Buffers {
 impl Lightning {
     /// Takes the layer's weights and reserves its states.
     pub fn load(arch: &Architecture, loader: &mut Loader<'_>, slots: usize, layer: LayerId) -> Result<Self, CpuError> {
-        let slopes = slopes(arch, layer);
         Ok(Self {
             heads: arch.heads,
             dim: arch.head_dim,
@@ -51,8 +48,7 @@ impl Lightning {
             gate: loader.matrix(TensorName::LightningGate(layer))?,
             norm: loader.vector(TensorName::LightningNorm(layer))?,
             out: loader.matrix(TensorName::LightningOut(layer))?,
-            decay: slopes.iter().map(|slope| (-slope).exp()).collect(),
-            decays: slopes.into_iter().map(Decays::of).collect(),
+            decays: slopes(arch, layer).into_iter().map(Decays::of).collect(),
             // Zeroed memory of the operating system: not touched yet.
             state: vec![0.0; slots * arch.heads * arch.head_dim * arch.head_dim],
         })
@@ -86,7 +82,7 @@ impl Lightning {
             let place = (span.slot * heads + head) * size;
             // SAFETY: no slot comes twice in a batch, so every (slot, head) is one item's.
             let state = unsafe { state.piece(place..place + size) };
-            let head = OneHead { path, index: head, heads, dim, decays: &self.decays[head], decay: self.decay[head] };
+            let head = OneHead { path, index: head, heads, dim, decays: &self.decays[head] };
             head.attend(span, qkv, state, &to);
         });
         compute.rms(attended, &self.norm, LIGHTNING_NORM_EPS as f32, out);
@@ -102,7 +98,6 @@ struct OneHead<'a> {
     heads: usize,
     dim: usize,
     decays: &'a Decays,
-    decay: f32,
 }
 
 impl OneHead<'_> {
@@ -130,7 +125,7 @@ impl OneHead<'_> {
             silu(self.path, packed);
             let head = Head { qkv: packed, stride: 3 * dim, dim };
             match tokens {
-                1 => step(self.path, head, self.decay, state, out),
+                1 => step(self.path, head, self.decays, state, out),
                 _ => block(self.path, (head, tokens), self.decays, state, (out, dim)),
             }
             for (token, out) in out.chunks_exact(dim).enumerate() {

@@ -1,12 +1,12 @@
 //! The weights that every worker holds (all but experts), layer by layer, with each layer's caches.
 
-use m1_arch::{Architecture, AttentionKind, LayerId};
+use m1_arch::{Architecture, AttentionKind, LayerId, rotary_frequencies};
 use m1_engine::CacheSize;
 use m1_weights::TensorName;
 
 use crate::compute::Compute;
 use crate::error::CpuError;
-use crate::layout::{Layout, inverse_frequencies};
+use crate::layout::Layout;
 use crate::lightning::{self, Lightning};
 use crate::softmax::{self, Softmax};
 use crate::weights::{Loader, Weight};
@@ -65,7 +65,7 @@ impl Model {
             layers: layers.collect::<Result<_, _>>()?,
             final_norm: loader.vector(TensorName::FinalNorm)?,
             head: loader.matrix(TensorName::LmHead)?,
-            inverse_frequencies: inverse_frequencies(arch),
+            inverse_frequencies: rotary_frequencies(arch),
         })
     }
 }

@@ -7,6 +7,7 @@
 
 mod checks;
 mod choice;
+mod held;
 mod order;
 mod slots;
 
@@ -15,6 +16,7 @@ use m1_arch::{ExpertId, LayerId};
 
 pub use checks::{check_assignment, check_batch, check_rows};
 pub use choice::choose_experts;
+pub use held::Held;
 pub use order::{StepOrder, in_flight};
 pub use slots::{CacheSize, KV_BLOCK_TOKENS, Slots};
 
@@ -130,54 +132,6 @@ pub trait Executor {
         assignment: &Assignment<'_>,
         sums: &mut BytesMut,
     ) -> Result<(), ExecutorError>;
-}
-
-impl<E: Executor + ?Sized> Executor for Box<E> {
-    fn open_slot(&mut self) -> Result<SlotId, ExecutorError> {
-        (**self).open_slot()
-    }
-
-    fn close_slot(&mut self, slot: SlotId) {
-        (**self).close_slot(slot);
-    }
-
-    fn begin_step(&mut self, batch: &Batch) -> Result<(), ExecutorError> {
-        (**self).begin_step(batch)
-    }
-
-    fn attention(&mut self, layer: LayerId, routing: &mut LayerRouting) -> Result<(), ExecutorError> {
-        (**self).attention(layer, routing)
-    }
-
-    fn gather(&mut self, rows: &[u32], out: &mut BytesMut) -> Result<(), ExecutorError> {
-        (**self).gather(rows, out)
-    }
-
-    fn local(&mut self, layer: LayerId, assignment: &Assignment<'_>) -> Result<(), ExecutorError> {
-        (**self).local(layer, assignment)
-    }
-
-    fn accumulate(&mut self, rows: &[u32], sums: &[u8]) -> Result<(), ExecutorError> {
-        (**self).accumulate(rows, sums)
-    }
-
-    fn combine(&mut self, layer: LayerId) -> Result<(), ExecutorError> {
-        (**self).combine(layer)
-    }
-
-    fn end_step(&mut self, logits: &mut Vec<f32>) -> Result<(), ExecutorError> {
-        (**self).end_step(logits)
-    }
-
-    fn serve(
-        &mut self,
-        layer: LayerId,
-        hidden: &[u8],
-        assignment: &Assignment<'_>,
-        sums: &mut BytesMut,
-    ) -> Result<(), ExecutorError> {
-        (**self).serve(layer, hidden, assignment, sums)
-    }
 }
 
 /// Why the executor could not do what was asked.

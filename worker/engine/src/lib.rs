@@ -27,7 +27,7 @@ mod step;
 
 pub use allowed::AllowedIds;
 pub use executor::{Assignment, Batch, Executor, ExecutorError, LayerRouting, Segment, SlotId, UNUSED};
-pub use executor::{CacheSize, KV_BLOCK_TOKENS, Slots, StepOrder, in_flight};
+pub use executor::{CacheSize, Held, KV_BLOCK_TOKENS, Slots, StepOrder, in_flight};
 pub use executor::{check_assignment, check_batch, check_rows, choose_experts};
 pub use routing::{RoutingCounts, RoutingError, RoutingShape, TallyId, apply_threshold};
 pub use sampler::{Ids, SampleError, Sampler, Sampling, TokenLogprobs};

@@ -62,9 +62,9 @@ impl Head<'_> {
 ///
 /// # Panics
 /// Lengths that do not fit.
-pub fn step(path: Path, head: Head<'_>, decay: f32, state: &mut [f32], out: &mut [f32]) {
+pub fn step(path: Path, head: Head<'_>, decays: &Decays, state: &mut [f32], out: &mut [f32]) {
     head.check(1, state, out.len(), head.dim);
-    path.run(Step { head, decay, state: state.as_mut_ptr(), out: out.as_mut_ptr() });
+    path.run(Step { head, decay: decays.0[1], state: state.as_mut_ptr(), out: out.as_mut_ptr() });
 }
 
 /// Up to [`BLOCK`] tokens in block form; output `j` lies at `out[j * stride..]`.

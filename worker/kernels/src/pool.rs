@@ -120,6 +120,19 @@ impl Pool {
         }
     }
 
+    /// Calls `work` with every number below `items`; threads take them in turn. Threads that have none are not called.
+    pub fn each(&mut self, items: usize, work: impl Fn(usize) + Sync) {
+        let shares = self.shares().min(items);
+        if shares <= 1 {
+            return (0..items).for_each(work);
+        }
+        self.run(&|share| {
+            if share < shares {
+                (share..items).step_by(shares).for_each(&work);
+            }
+        });
+    }
+
     /// Calls `work` with every thread's part of `0..items`, in whole multiples of `grain`. Threads whose part is empty are not called.
     pub fn share(&mut self, items: usize, grain: usize, work: impl Fn(Range<usize>) + Sync) {
         let shares = self.shares();

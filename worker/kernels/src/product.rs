@@ -26,6 +26,7 @@ const DEPTH: usize = 512;
 const BLOCK: usize = 128;
 /// From so many rows on, panels are widened: below, the widening costs more than it saves.
 const MANY: usize = 12;
+
 /// Memory of one thread's products.
 #[derive(Default)]
 struct Scratch {
@@ -56,31 +57,17 @@ pub struct Product<'a> {
 /// Lengths that do not fit.
 pub fn products(path: Path, pool: &mut Pool, products: &mut [Product<'_>]) {
     let jobs: Vec<_> = products.iter_mut().map(|Product { x, weights, out }| (*x, *weights, Shared::new(out))).collect();
-    let panels = |outputs: usize| outputs.div_ceil(PANEL);
-    let all: usize = jobs.iter().map(|(_, weights, _)| panels(weights.outputs())).sum();
-    let shares = pool.shares().min(all);
-    let work = |share: usize| {
-        let mut before = 0;
+    let panels = |weights: &Matrix<'_>| weights.outputs().div_ceil(PANEL);
+    let all = jobs.iter().map(|(_, weights, _)| panels(weights)).sum();
+    pool.each(all, |mut panel| {
         for (x, weights, out) in &jobs {
-            let count = panels(weights.outputs());
-            // The first panel of this product that is this thread's.
-            let first = (share + shares - before % shares) % shares;
-            for panel in (first..count).step_by(shares) {
+            let count = panels(weights);
+            if panel < count {
                 let outputs = panel * PANEL..((panel + 1) * PANEL).min(weights.outputs());
                 // SAFETY: each panel is one thread's, and its columns of every row are nobody else's.
-                unsafe { columns(path, x, weights, outputs, out) };
+                return unsafe { columns(path, x, weights, outputs, out) };
             }
-            before += count;
-        }
-    };
-    if shares <= 1 {
-        return if all > 0 {
-            work(0)
-        };
-    }
-    pool.run(&|share| {
-        if share < shares {
-            work(share);
+            panel -= count;
         }
     });
 }

@@ -143,7 +143,7 @@ proptest! {
             let (mut out, mut out_blocked) = (vec![f32::NAN; tokens * dim], vec![f32::NAN; tokens * dim]);
             for t in 0..tokens {
                 let head = Head { qkv: &qkv[t * stride..], stride, dim };
-                lightning::step(path, head, (-slope).exp(), &mut stepped, &mut out[t * dim..(t + 1) * dim]);
+                lightning::step(path, head, &decays, &mut stepped, &mut out[t * dim..(t + 1) * dim]);
             }
             for first in (0..tokens).step_by(BLOCK) {
                 let count = BLOCK.min(tokens - first);

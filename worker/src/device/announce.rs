@@ -84,8 +84,8 @@ impl Costs {
 
 /// An executor and what is known of its pace.
 #[derive(Debug)]
-pub(super) struct Announcing<E> {
-    executor: E,
+pub(super) struct Announcing<E: ?Sized> {
+    executor: Box<E>,
     status: Arc<SharedStatus>,
     kinds: Vec<AttentionKind>,
     costs: Costs,
@@ -94,9 +94,9 @@ pub(super) struct Announcing<E> {
     step: (f64, f64, f64),
 }
 
-impl<E> Announcing<E> {
+impl<E: ?Sized> Announcing<E> {
     /// Announces an executor's long calls through `status`.
-    pub fn new(executor: E, arch: &Architecture, status: Arc<SharedStatus>) -> Self {
+    pub fn new(executor: Box<E>, arch: &Architecture, status: Arc<SharedStatus>) -> Self {
         let paces = std::array::from_fn(|_| Pace([None; 64]));
         Self { executor, status, kinds: arch.layers.clone(), costs: Costs::of(arch), paces, step: (0.0, 0.0, 0.0) }
     }
@@ -109,7 +109,7 @@ impl<E> Announcing<E> {
             self.status.announce(expected);
         }
         let began = Instant::now();
-        let done = call(&mut self.executor);
+        let done = call(&mut *self.executor);
         self.paces[kind as usize].took(operations, began.elapsed().as_secs_f64());
         if long {
             self.status.turn();
@@ -123,7 +123,7 @@ impl<E> Announcing<E> {
     }
 }
 
-impl<E> Deref for Announcing<E> {
+impl<E: ?Sized> Deref for Announcing<E> {
     type Target = E;
 
     fn deref(&self) -> &E {
@@ -131,13 +131,13 @@ impl<E> Deref for Announcing<E> {
     }
 }
 
-impl<E> DerefMut for Announcing<E> {
+impl<E: ?Sized> DerefMut for Announcing<E> {
     fn deref_mut(&mut self) -> &mut E {
         &mut self.executor
     }
 }
 
-impl<E: Executor> Executor for Announcing<E> {
+impl<E: Executor + ?Sized> Executor for Announcing<E> {
     fn open_slot(&mut self) -> Result<SlotId, ExecutorError> {
         self.executor.open_slot()
     }
@@ -270,7 +270,7 @@ mod tests {
     fn of(arch: &Architecture) -> (Arc<SharedStatus>, Announcing<Noting>) {
         let status = Arc::new(SharedStatus::new(Default::default()));
         let noting = Noting { status: status.clone(), seen: Vec::new() };
-        (status.clone(), Announcing::new(noting, arch, status))
+        (status.clone(), Announcing::new(Box::new(noting), arch, status))
     }
 
     fn batch(tokens: u32, position: u32) -> Batch {

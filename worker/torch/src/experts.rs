@@ -2,7 +2,7 @@
 //! its rows. `y = down(silu(gate x) * up x)`.
 
 use m1_arch::{Architecture, ExpertId, ExpertSet, LayerId};
-use m1_engine::{Assignment, UNUSED};
+use m1_engine::{Assignment, Held, UNUSED};
 use m1_weights::{ExpertPart, TensorName};
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -27,44 +27,28 @@ struct Use {
 
 /// Held experts of all layers.
 pub(crate) struct Experts {
-    /// `layers * experts` places.
-    held: Vec<Option<Expert>>,
-    set: ExpertSet,
+    held: Held<Expert>,
     inner: i64,
 }
 
 impl Experts {
     /// None held.
     pub fn none(arch: &Architecture) -> Self {
-        let layers = arch.layers.len();
-        Experts {
-            held: (0..layers * arch.experts).map(|_| None).collect(),
-            set: ExpertSet::empty(layers, arch.experts),
-            inner: arch.expert_hidden as i64,
-        }
+        Experts { held: Held::none(arch.layers.len(), arch.experts), inner: arch.expert_hidden as i64 }
     }
 
     /// Which are held.
     pub fn set(&self) -> &ExpertSet {
-        &self.set
+        self.held.set()
     }
 
-    /// Lets go of what `wanted` lacks, then reads what is missing. After an error [`Experts::set`] says how far it came.
+    /// Changes what is held: see [`Held::update`].
     pub fn update(&mut self, wanted: &ExpertSet, reader: &mut Reader<'_>) -> Result<(), TorchError> {
-        for (layer, expert) in self.set.difference(wanted).iter() {
-            let place = self.place(layer, expert);
-            self.held[place] = None;
-            self.set.remove(layer, expert);
-        }
-        for (layer, expert) in wanted.difference(&self.set).iter() {
+        self.held.update(wanted, |layer, expert| {
             let part = |part| TensorName::Expert { layer, expert, part };
             let gate_up = reader.stacked(&[part(ExpertPart::Gate), part(ExpertPart::Up)])?.f_tr()?;
-            let down = reader.tensor(part(ExpertPart::Down))?.f_tr()?;
-            let place = self.place(layer, expert);
-            self.held[place] = Some(Expert { gate_up, down });
-            self.set.insert(layer, expert);
-        }
-        Ok(())
+            Ok(Expert { gate_up, down: reader.tensor(part(ExpertPart::Down))?.f_tr()? })
+        })
     }
 
     /// Adds `factor` times the weighted sums of the assigned experts for rows of `x` to the same rows of `sums`. The
@@ -140,11 +124,7 @@ impl Experts {
     }
 
     fn expert(&self, layer: LayerId, expert: u16) -> Option<&Expert> {
-        self.held.get(self.place(layer, ExpertId(expert))).and_then(Option::as_ref)
-    }
-
-    fn place(&self, layer: LayerId, expert: ExpertId) -> usize {
-        layer.index() * self.set.experts() + expert.index()
+        self.held.get(layer, ExpertId(expert))
     }
 }
 

@@ -95,30 +95,10 @@ impl Layout {
     }
 }
 
-/// `theta^(-2i / rotary)`, rounded to fp32.
-pub(crate) fn inverse_frequencies(theta: f64, rotary_dim: usize) -> Result<Tensor, TchError> {
-    let exponent = |i: usize| (2 * i) as f64 / rotary_dim as f64;
-    let values: Vec<f32> = (0..rotary_dim / 2).map(|i| theta.powf(-exponent(i)) as f32).collect();
-    Tensor::f_from_slice(&values)
-}
-
 /// The angle is `position * inverse frequency` in fp32, as every reference has it: f64 would differ from them near
 /// position 1M.
 fn angles(positions: &[f32], inverse_frequencies: &Tensor) -> Result<(Tensor, Tensor), TchError> {
     let positions = Tensor::f_from_slice(positions)?.f_view([-1, 1, 1])?;
     let angle = positions.f_mul(&inverse_frequencies.f_to_kind(Kind::Float)?)?;
     Ok((angle.f_cos()?, angle.f_sin()?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn frequencies_fall_from_one() -> Result<(), TchError> {
-        let values = Vec::<f32>::try_from(&inverse_frequencies(1e7, 64)?)?;
-        assert_eq!((values.len(), values[0]), (32, 1.0));
-        assert!((f64::from(values[31]) / 1e7f64.powf(-62.0 / 64.0) - 1.0).abs() < 1e-6);
-        Ok(())
-    }
 }

@@ -1,11 +1,10 @@
 //! The weights that every worker holds (all but experts), layer by layer, with each layer's caches.
 
-use m1_arch::{Architecture, AttentionKind, LayerId};
+use m1_arch::{Architecture, AttentionKind, LayerId, rotary_frequencies};
 use m1_weights::TensorName;
 use tch::Tensor;
 
 use crate::error::TorchError;
-use crate::layout::inverse_frequencies;
 use crate::load::Reader;
 use crate::mixer::{Lightning, Mixer, Softmax};
 use m1_engine::CacheSize;
@@ -46,7 +45,7 @@ impl Model {
             layers: layers.collect::<Result<_, _>>()?,
             final_norm: reader.tensor(TensorName::FinalNorm)?,
             head: reader.tensor(TensorName::LmHead)?.f_tr()?,
-            inverse_frequencies: inverse_frequencies(arch.rope_theta, arch.rotary_dim)?,
+            inverse_frequencies: Tensor::f_from_slice(&rotary_frequencies(arch))?,
         })
     }
 }
