@@ -7,7 +7,8 @@
 //! - A `<tool_calls>` block holds JSON objects, one a line: `{"name": .., "arguments": {..}}`. White space before it is dropped. Its
 //!   end may be missing. Surplus closing braces are skipped. What is no call is given out as content: nothing written is lost.
 //!
-//! Invariant: the deltas, joined by kind and place, do not depend on how the text was cut.
+//! Invariant: the deltas, joined by kind and place, do not depend on how the text was cut. What waits is looked at once: an answer of white space alone,
+//! or of a block that never ends, costs what its length costs.
 
 mod calls;
 
@@ -79,6 +80,8 @@ pub struct OutputParser {
     /// The next text opens its part: leading newlines (in reasoning all white space) are dropped.
     opens: bool,
     held: String,
+    /// Bytes at the front of what is held that are white space: they wait for what follows, and no tag begins in them.
+    blank: usize,
     reader: CallReader,
     next_index: u32,
 }
@@ -87,7 +90,15 @@ impl OutputParser {
     /// A parser at the start of an answer.
     #[must_use]
     pub fn new(calls: Calls) -> Self {
-        Self { calls, phase: Phase::Start, opens: false, held: String::new(), reader: CallReader::default(), next_index: 0 }
+        Self {
+            calls,
+            phase: Phase::Start,
+            opens: false,
+            held: String::new(),
+            blank: 0,
+            reader: CallReader::default(),
+            next_index: 0,
+        }
     }
 
     /// A parser of an answer whose reasoning the prompt has opened, with what [`opened_reasoning`] gives.
@@ -121,6 +132,7 @@ impl OutputParser {
     pub fn finish(&mut self) -> Vec<Delta> {
         let mut out = Vec::new();
         let rest = std::mem::take(&mut self.held);
+        self.blank = 0;
         match self.phase {
             Phase::Start | Phase::Content => content(&rest, &mut out),
             Phase::Reasoning => reasoning(rest.trim_end(), &mut out),
@@ -142,9 +154,11 @@ impl OutputParser {
     }
 
     fn start(&mut self) -> bool {
-        let text = self.held.trim_start();
-        if let Some(rest) = text.strip_prefix(THINK) {
-            self.held = rest.to_owned();
+        let text = self.behind_blank().trim_start();
+        self.blank = self.held.len() - text.len();
+        let text = self.behind_blank();
+        if text.starts_with(THINK) {
+            self.take(self.blank + THINK.len());
             self.enter(Phase::Reasoning);
             return true;
         }
@@ -159,15 +173,13 @@ impl OutputParser {
         if self.opens {
             self.drop_start(char::is_whitespace);
         }
-        if let Some(at) = self.held.find(THINK_END) {
-            reasoning(self.held[..at].trim_end(), out);
-            self.held.drain(..at + THINK_END.len());
+        if let Some(at) = self.find(THINK_END) {
+            let text = self.take(at + THINK_END.len());
+            reasoning(text[..at].trim_end(), out);
             self.enter(Phase::Content);
             return true;
         }
-        let certain = self.certain(THINK_END);
-        reasoning(&self.held[..certain], out);
-        self.held.drain(..certain);
+        reasoning(&self.certain(THINK_END), out);
         false
     }
 
@@ -176,20 +188,17 @@ impl OutputParser {
             self.drop_start(|c| NEWLINES.contains(&c));
         }
         if self.calls == Calls::Keep {
-            let text = std::mem::take(&mut self.held);
+            let text = self.take(self.held.len());
             content(&text, out);
             return false;
         }
-        if let Some(at) = self.held.find(CALLS) {
-            let text = self.held[..at].trim_end().to_owned();
-            content(&text, out);
-            self.held.drain(..at + CALLS.len());
+        if let Some(at) = self.find(CALLS) {
+            let text = self.take(at + CALLS.len());
+            content(text[..at].trim_end(), out);
             self.enter(Phase::ToolCalls);
             return true;
         }
-        let certain = self.certain(CALLS);
-        let text: String = self.held.drain(..certain).collect();
-        content(&text, out);
+        content(&self.certain(CALLS), out);
         false
     }
 
@@ -198,7 +207,7 @@ impl OutputParser {
             Some(next) => next,
             None => return false,
         };
-        let text: String = self.held.drain(..used).collect();
+        let text = self.take(used);
         match found {
             Found::Call { name, arguments } => {
                 out.push(Delta::ToolCall { index: self.next_index, name, arguments });
@@ -218,13 +227,39 @@ impl OutputParser {
 
     fn drop_start(&mut self, unwanted: impl Fn(char) -> bool) {
         let kept = self.held.trim_start_matches(unwanted).len();
-        self.held.drain(..self.held.len() - kept);
+        self.take(self.held.len() - kept);
         self.opens = self.held.is_empty();
     }
 
-    /// Bytes of the held text that neither belong to a tag that may follow nor are white space in front of one.
-    fn certain(&self, tag: &str) -> usize {
-        self.held[..self.held.len() - partial_end(&self.held, tag)].trim_end().len()
+    /// What is held behind its white space.
+    fn behind_blank(&self) -> &str {
+        &self.held[self.blank..]
+    }
+
+    /// Where a tag begins.
+    fn find(&self, tag: &str) -> Option<usize> {
+        self.behind_blank().find(tag).map(|at| self.blank + at)
+    }
+
+    /// Takes bytes off the front.
+    fn take(&mut self, bytes: usize) -> String {
+        self.blank = self.blank.saturating_sub(bytes);
+        let rest = self.held.split_off(bytes);
+        std::mem::replace(&mut self.held, rest)
+    }
+
+    /// Takes what neither belongs to a tag that may follow nor is white space in front of one.
+    fn certain(&mut self, tag: &str) -> String {
+        let text = self.behind_blank();
+        let certain = &text[..text.len() - partial_end(text, tag)];
+        let (whole, said) = (certain.len(), certain.trim_end().len());
+        if said == 0 {
+            self.blank += whole;
+            return String::new();
+        }
+        let text = self.take(self.blank + said);
+        self.blank = whole - said;
+        text
     }
 }
 

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{CALLS_END, NEWLINES};
+use crate::hold::partial_end;
 
 /// What stands at the front of a block's text.
 #[derive(Debug, PartialEq, Eq)]
@@ -19,9 +20,12 @@ pub(super) enum Found {
     End,
 }
 
-/// How far an unfinished object was read, so that long arguments are read once.
+/// How far what is unfinished was read, so that long arguments, lines without an end and white space are read once.
 #[derive(Debug, Default, Clone)]
 pub(super) struct CallReader {
+    /// Bytes in front that may stand between two calls.
+    skipped: usize,
+    /// Bytes read of what follows them.
     at: usize,
     depth: usize,
     in_string: bool,
@@ -37,22 +41,24 @@ impl CallReader {
     /// What `text` begins with, and how many bytes that takes; none while more text is needed. Until something was found, the next
     /// call must give the same text with more behind it.
     pub(super) fn next(&mut self, text: &str) -> Option<(usize, Found)> {
-        let body = skip(text);
+        let body = skip(text.get(self.skipped..).unwrap_or_default());
         let skipped = text.len() - body.len();
-        if body.starts_with(CALLS_END) {
-            return Some((skipped + CALLS_END.len(), Found::End));
-        }
-        if CALLS_END.starts_with(body) {
+        self.skipped = skipped;
+        if CALLS_END.starts_with(body) && body.len() < CALLS_END.len() {
             return None;
         }
-        if !body.starts_with('{') {
-            return stray(body).map(|length| (skipped + length, Found::Other));
-        }
-        let (length, missing) = self.object(body)?;
+        let (length, found) = if body.starts_with(CALLS_END) {
+            (CALLS_END.len(), Found::End)
+        } else if body.starts_with('{') {
+            let (length, missing) = self.object(body)?;
+            let written = &body[..length];
+            let call = if missing == 0 { read(written) } else { read(&format!("{}{}", written.trim_end(), "}".repeat(missing))) };
+            (length, call.unwrap_or(Found::Other))
+        } else {
+            (self.stray(body)?, Found::Other)
+        };
         *self = Self::default();
-        let written = &body[..length];
-        let call = if missing == 0 { read(written) } else { read(&format!("{}{}", written.trim_end(), "}".repeat(missing))) };
-        Some((skipped + length, call.unwrap_or(Found::Other)))
+        Some((skipped + length, found))
     }
 
     /// Length of the object at the front of `body`, and how many closing braces it lacks.
@@ -74,15 +80,19 @@ impl CallReader {
         }
         None
     }
-}
 
-/// Length of text that begins no object: up to the end of its line or of the block.
-fn stray(body: &str) -> Option<usize> {
-    let line = body.find(NEWLINES).map(|at| at + 1);
-    let end = body.find(CALLS_END);
-    match (line, end) {
-        (Some(line), Some(end)) => Some(line.min(end)),
-        (line, end) => line.or(end),
+    /// Length of text that begins no object: up to the end of its line or of the block.
+    fn stray(&mut self, body: &str) -> Option<usize> {
+        let from = self.at;
+        let new = body.get(from..).unwrap_or_default();
+        let line = new.find(NEWLINES).map(|at| from + at + 1);
+        let end = new.find(CALLS_END).map(|at| from + at);
+        // The end's own start may have come.
+        self.at = body.len() - partial_end(new, CALLS_END);
+        match (line, end) {
+            (Some(line), Some(end)) => Some(line.min(end)),
+            (line, end) => line.or(end),
+        }
     }
 }
 

@@ -145,3 +145,37 @@ fn the_phase_follows_the_text() {
     parser.push("<tool_calls>{\"name\": \"f\"}");
     assert_eq!((parser.phase(), parser.tool_calls()), (Phase::ToolCalls, 1));
 }
+
+#[test]
+fn what_never_ends_is_read_once() {
+    // A model that repeats itself; read anew with each character, any of these would take hours.
+    const LONG: usize = 1 << 20;
+    let blank = || "\n \t".chars().cycle().take(LONG).collect::<String>();
+    for (front, repeated) in [
+        ("", blank()),
+        ("<think>", blank()),
+        ("<think>x", blank()),
+        ("x", blank()),
+        ("x\n<tool_call", "s".repeat(LONG)),
+        ("<tool_calls>", blank()),
+        ("<tool_calls>", "},".repeat(LONG / 2)),
+        ("<tool_calls>", "x".repeat(LONG)),
+        ("<tool_calls>x", " ".repeat(LONG)),
+        ("<tool_calls>x", "</".repeat(LONG / 2)),
+        ("<tool_calls>", "{".repeat(LONG)),
+        ("<tool_calls>{\"", "\\".repeat(LONG)),
+    ] {
+        let mut parser = OutputParser::new(Calls::Parse);
+        let mut out = parser.push(front);
+        let mut letter = [0; 4];
+        for c in repeated.chars() {
+            out.extend(parser.push(c.encode_utf8(&mut letter)));
+        }
+        out.extend(parser.finish());
+        let written = out.iter().map(|delta| match delta {
+            Delta::Reasoning(text) | Delta::Content(text) => text.len(),
+            Delta::ToolCall { .. } => panic!("{front:?} and {:?}: a call", &repeated[..4]),
+        });
+        assert!(written.sum::<usize>() <= front.len() + LONG);
+    }
+}
