@@ -46,6 +46,11 @@ impl Restarts {
     pub fn budget(&self) -> u32 {
         self.budget
     }
+
+    /// The window.
+    pub fn window(&self) -> Duration {
+        self.window
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! `group.json` of `--state-dir`: what runs, for scripts that want an address or a process id. It is there while m1ctl runs.
 
+use std::fs::{File, TryLockError};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -12,16 +13,24 @@ use crate::local::Workers;
 #[derive(Debug)]
 pub struct StateFile {
     path: PathBuf,
+    /// Ours while it is open.
+    _lock: File,
 }
 
 impl StateFile {
     /// In `folder`, which is made where it is missing.
     ///
     /// # Errors
-    /// The folder cannot be made.
+    /// The folder cannot be made, or another m1ctl has it.
     pub fn new(folder: &Path) -> Result<Self, Failure> {
-        std::fs::create_dir_all(folder).map_err(|error| Failure::new(format_args!("--state-dir {}", folder.display()), error))?;
-        Ok(Self { path: folder.join("group.json") })
+        let failed = |error: &dyn std::fmt::Display| Failure::new(format_args!("--state-dir {}", folder.display()), error);
+        std::fs::create_dir_all(folder).map_err(|error| failed(&error))?;
+        let lock = File::create(folder.join("lock")).map_err(|error| failed(&error))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path: folder.join("group.json"), _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(failed(&"another m1ctl up runs with this folder; give each its own")),
+            Err(TryLockError::Error(error)) => Err(failed(&error)),
+        }
     }
 
     /// Replaces the file as a whole.
@@ -60,4 +69,20 @@ fn content(workers: &Workers, (address, pid): (SocketAddr, u32)) -> Value {
         "router": {"address": address, "pid": pid},
         "pods": pods.collect::<Vec<_>>(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_one_m1ctls() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = StateFile::new(folder.path()).unwrap();
+        let second = StateFile::new(folder.path()).unwrap_err();
+        let second = format!("{second:?}");
+        assert!(second.contains("another m1ctl up runs with this folder"), "{second}");
+        drop(first);
+        StateFile::new(folder.path()).unwrap();
+    }
 }

@@ -273,15 +273,17 @@ impl Supervisor {
 
 /// When a process that died starts again; an error where it does not.
 fn next_life(life: &mut Life, name: &str, exit: &Exit) -> Result<Duration, Failure> {
-    // Exit code 2 is wrong usage: the same command line would fail again.
-    let pause = if exit.code == Some(2) { None } else { life.restarts.died(Instant::now()) };
-    match pause {
-        Some(pause) => {
-            life.due = Some(Instant::now() + pause);
-            Ok(pause)
-        }
-        None => Err(LocalError::died(name, exit).into()),
+    if exit.code == Some(2) {
+        // Wrong usage: the same command line would fail again.
+        return Err(LocalError::died(name, exit).into());
     }
+    let Some(pause) = life.restarts.died(Instant::now()) else {
+        let (budget, window) = (life.restarts.budget(), life.restarts.window().as_secs());
+        let what = format_args!("spec.worker.restartBudget: {budget} restarts in {window} s are used up");
+        return Err(Failure::new(what, LocalError::died(name, exit)));
+    };
+    life.due = Some(Instant::now() + pause);
+    Ok(pause)
 }
 
 #[cfg(test)]
@@ -300,7 +302,8 @@ mod tests {
     fn wrong_usage_is_final_and_so_is_a_spent_budget() {
         let failure = next_life(&mut life(5), "pod 1", &exit(Some(2))).unwrap_err();
         assert_eq!(failure.to_string(), "m1ctl: local group: pod 1 ended with exit code 2: --threads: 0 given\n");
-        assert!(next_life(&mut life(0), "router", &exit(None)).is_err());
+        let spent = next_life(&mut life(0), "router", &exit(None)).unwrap_err().to_string();
+        assert!(spent.starts_with("m1ctl: spec.worker.restartBudget: 0 restarts in 60 s are used up: router "), "{spent}");
     }
 
     #[test]
