@@ -107,13 +107,9 @@ impl Device {
     pub(super) fn begin(&mut self) -> bool {
         let Some(executor) = &mut self.executor else { return false };
         let Some(step) = self.sequences.next_step(executor) else { return false };
-        match executor.begin_step(&step.batch) {
-            Ok(()) => {
-                self.steps_begun += 1;
-                self.step = Some(OwnStep::new(StepId(self.steps_begun), step));
-            }
-            Err(error) => self.sequences.fail(step, &Failure::from(&error)),
-        }
+        let failure = executor.begin_step(&step.batch).err().map(|error| Failure::from(&error));
+        self.steps_begun += 1;
+        self.step = Some(OwnStep { failure, ..OwnStep::new(StepId(self.steps_begun), step) });
         true
     }
 
@@ -207,6 +203,13 @@ impl Device {
 
     /// Ends the step, if one is in flight, and its sequences.
     pub(super) fn fail_step(&mut self, failure: &Failure) {
+        if self.step.is_some() {
+            tracing::error!(reason = failure.reason, error = %failure, "a step failed");
+        }
+        self.end_step(failure);
+    }
+
+    fn end_step(&mut self, failure: &Failure) {
         let Some(own) = self.step.take() else { return };
         self.tell(Event::Abort { step: own.id });
         self.sequences.fail(own.step, failure);
@@ -215,7 +218,8 @@ impl Device {
     /// Drops the step in flight where nobody waits for any of its sequences.
     pub(super) fn abort_unwanted(&mut self) {
         if self.step.as_ref().is_some_and(|own| !self.sequences.wants_any(&own.step)) {
-            self.fail_step(&Failure { reason: "Cancelled", message: "nobody waits for this step".into() });
+            // No failure: its clients have gone.
+            self.end_step(&Failure { reason: "Cancelled", message: "nobody waits for this step".into() });
         }
     }
 }

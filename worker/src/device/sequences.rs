@@ -89,7 +89,6 @@ impl Sequences {
 
     /// Ends a step that could not be computed, and its sequences.
     pub fn fail(&mut self, step: Step, failure: &Failure) {
-        tracing::error!(reason = failure.reason, error = %failure, "a step failed");
         self.scheduler.fail(step, failure, &mut self.outcomes);
         self.settle();
     }
