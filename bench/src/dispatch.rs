@@ -78,6 +78,7 @@ async fn server() -> anyhow::Result<()> {
     let status = Arc::new(SharedStatus::new(Default::default()));
     status.serve_peers(true);
     let service = DispatchService {
+        guard: Default::default(),
         identity: Some(identity(1)),
         events,
         status,

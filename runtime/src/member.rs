@@ -52,9 +52,12 @@ impl Deployment {
 }
 
 impl Member {
-    /// Who answers in this member's place, as a status names itself; none where it is this member, or was not told who it is.
+    /// Who answers in this member's place, as a status names itself; none where it is this member.
     pub fn instead<'a>(&self, answers: &'a str) -> Option<&'a str> {
-        Some(answers).filter(|answers| !answers.is_empty() && *answers != self.to_string())
+        match answers {
+            "" => Some("a worker that was not told whose it is"),
+            answers => Some(answers).filter(|answers| *answers != self.to_string()),
+        }
     }
 }
 
@@ -132,7 +135,8 @@ impl Interceptor for MeantFor {
     }
 }
 
-/// Refuses calls that mean somebody else. Calls that mean nobody in particular pass, and so do all where this process was not told who it is.
+/// Refuses calls that mean somebody else. Calls that mean nobody in particular pass where they only look or ask; so do all where this process was not
+/// told who it is.
 #[derive(Clone, Debug, Default)]
 pub struct Guard(Option<Member>);
 
@@ -153,10 +157,27 @@ impl Guard {
             return Ok(());
         }
         let meant: String = meant.chars().take(LONGEST).collect();
-        let mut status = Status::failed_precondition(format!("the call is meant for {meant}; this is {own}"));
-        status.metadata_mut().insert("m1-reason", MetadataValue::from_static(WRONG_MEMBER));
-        Err(status)
+        Err(refusal(format!("the call is meant for {meant}; this is {own}")))
     }
+
+    /// Holds the metadata of a call that changes something against who this is: it has to say whom it means.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub fn demand(&self, metadata: &MetadataMap) -> Result<(), Status> {
+        match &self.0 {
+            Some(own) if !metadata.contains_key(MEANT_FOR) => {
+                Err(refusal(format!("the call does not say for whom it is meant ({MEANT_FOR}); this is {own}")))
+            }
+            _ => self.check(metadata),
+        }
+    }
+}
+
+fn refusal(words: String) -> Status {
+    let mut status = Status::failed_precondition(words);
+    status.metadata_mut().insert("m1-reason", MetadataValue::from_static(WRONG_MEMBER));
+    status
 }
 
 impl Interceptor for Guard {
@@ -194,7 +215,7 @@ mod tests {
     #[test]
     fn who_answers_instead_is_named() {
         assert_eq!(member().instead("models/m1/0b54-11/m1-0/3"), None);
-        assert_eq!(member().instead(""), None, "a worker of a version before does not know");
+        assert_eq!(member().instead(""), Some("a worker that was not told whose it is"));
         assert_eq!(member().instead("models/m1/0b54-12/m1-0/3"), Some("models/m1/0b54-12/m1-0/3"));
         let refused = Guard::new(Some(member()))
             .call(MeantFor::new(Some(&member().deployment.member("other", 3))).call(Request::new(())).unwrap());
@@ -213,8 +234,14 @@ mod tests {
     }
 
     #[test]
-    fn calls_that_mean_nobody_pass() {
-        assert!(Guard::new(Some(member())).check(&MetadataMap::new()).is_ok());
+    fn calls_that_mean_nobody_may_look() {
+        let own = Guard::new(Some(member()));
+        assert!(own.check(&MetadataMap::new()).is_ok());
+        assert_eq!(
+            own.demand(&MetadataMap::new()).unwrap_err().message(),
+            "the call does not say for whom it is meant (m1-meant-for); this is models/m1/0b54-11/m1-0/3"
+        );
+        assert!(Guard::default().demand(&MetadataMap::new()).is_ok(), "who knows no name believes");
         let request = MeantFor::new(Some(&member())).call(Request::new(())).unwrap();
         assert!(Guard::default().check(request.metadata()).is_ok());
         assert!(Guard::new(Some(member())).check(request.metadata()).is_ok());

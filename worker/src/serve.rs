@@ -253,7 +253,9 @@ async fn listen(
     listener: TcpListener,
 ) -> anyhow::Result<()> {
     let Shared { events, status, tasks, stop, tls, .. } = shared;
+    let guard = Guard::new(config.member.clone());
     let dispatch = DispatchService {
+        guard: guard.clone(),
         identity: identity.clone(),
         events: events.clone(),
         status: status.clone(),
@@ -263,9 +265,10 @@ async fn listen(
     };
     let limits = identity.as_ref().map(|identity| config.limits(&identity.arch));
     let live = Live::new(config.raw_logits_limit);
-    let worker = WorkerService { events, status, identity, tokenizer, limits, tallies, live, stop: stop.clone() };
+    let worker =
+        WorkerService { guard: guard.clone(), events, status, identity, tokenizer, limits, tallies, live, stop: stop.clone() };
     Server::builder()
-        .layer(InterceptorLayer::new(Guard::new(config.member)))
+        .layer(InterceptorLayer::new(guard))
         .max_frame_size(HTTP2_FRAME)
         .initial_stream_window_size(HTTP2_WINDOW)
         .initial_connection_window_size(HTTP2_WINDOW)

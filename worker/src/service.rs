@@ -14,6 +14,7 @@ use m1_arch::ExpertSet;
 use m1_exchange::PodId;
 use m1_proto::worker as pb;
 use m1_proto::worker::worker_server::Worker;
+use m1_runtime::member::Guard;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -30,6 +31,8 @@ pub use live::Live;
 /// The gRPC service of one pod.
 #[derive(Debug, Clone)]
 pub struct WorkerService {
+    /// Who this is.
+    pub guard: Guard,
     /// To the device thread.
     pub events: Events,
     /// From the device thread.
@@ -78,6 +81,7 @@ impl Worker for WorkerService {
         &self,
         request: Request<pb::ApplyPlacementRequest>,
     ) -> Result<Response<pb::ApplyPlacementResponse>, Status> {
+        self.guard.demand(request.metadata())?;
         let identity = self.identity.as_ref().ok_or_else(|| Status::failed_precondition(self.status.brief().message))?;
         let group = checked_group(identity, request.into_inner()).map_err(Status::invalid_argument)?;
         let epoch = group.epoch;
@@ -88,6 +92,7 @@ impl Worker for WorkerService {
     }
 
     async fn drain(&self, request: Request<pb::DrainRequest>) -> Result<Response<pb::DrainResponse>, Status> {
+        self.guard.demand(request.metadata())?;
         let deadline = Duration::from_millis(request.into_inner().deadline_ms.into());
         let left = match self.events.send(Inbox::Drain).await {
             Ok(()) => crate::drain::drained(&self.status, deadline).await,

@@ -66,6 +66,7 @@ impl Server {
         let status = Arc::new(SharedStatus::new(Default::default()));
         status.serve_peers(true);
         let service = DispatchService {
+            guard: Default::default(),
             identity: Some(identity(0)),
             events,
             status: status.clone(),

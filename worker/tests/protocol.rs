@@ -47,6 +47,7 @@ impl Stand {
         let (events, inbox) = Events::channel();
         let status = Arc::new(SharedStatus::new(Default::default()));
         let service = DispatchService {
+            guard: Default::default(),
             identity: Some(Arc::new(identity(0, "weights"))),
             events,
             status: status.clone(),

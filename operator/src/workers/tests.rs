@@ -18,7 +18,7 @@ use super::*;
 const LONG: Duration = Duration::from_secs(20);
 const OWN: &str = "serving/m1/0b54-11/m1-0-abc/0";
 
-/// A worker that knows who it is, or does not, and forgets every placement at once.
+/// A worker that says who it is, and forgets every placement at once.
 #[derive(Clone, Default)]
 struct Double {
     says: String,
@@ -141,30 +141,30 @@ async fn a_real_worker_of_another_deployment_gets_no_placement() {
 }
 
 #[tokio::test]
-async fn who_names_somebody_else_is_not_believed() {
-    let double = Double { says: "serving/m1/0b54-11/m1-0-abc/1".into(), ..Double::default() };
-    let mut watched = Watched::new(serve(double.clone(), None).await);
-    let (worker, stranger) = watched.until(|(_, stranger)| stranger.is_some()).await;
-    assert_eq!((worker, stranger.as_deref()), (None, Some("serving/m1/0b54-11/m1-0-abc/1 answers")));
-    assert_eq!(double.told.load(Ordering::Relaxed), 0, "it got no placement");
+async fn who_names_somebody_else_or_nobody_is_not_believed() {
+    let (other, nobody) = ("serving/m1/0b54-11/m1-0-abc/1", "a worker that was not told whose it is");
+    for (says, words) in [(other, other), ("", nobody)] {
+        let double = Double { says: says.into(), ..Double::default() };
+        let mut watched = Watched::new(serve(double.clone(), None).await);
+        let (worker, stranger) = watched.until(|(_, stranger)| stranger.is_some()).await;
+        assert_eq!((worker, stranger), (None, Some(format!("{words} answers"))));
+        assert_eq!(double.told.load(Ordering::Relaxed), 0, "it got no placement");
+    }
 }
 
 #[tokio::test]
 async fn a_worker_that_waits_is_told_again_and_again() {
-    for says in [OWN, ""] {
-        let double = Double { says: says.into(), ..Double::default() };
-        let own = Some(OWN).filter(|_| !says.is_empty());
-        let mut watched = Watched::new(serve(double.clone(), own).await);
-        let (worker, _) = watched.until(|(worker, _)| worker.is_some()).await;
-        assert_eq!(worker.unwrap().phase, WorkerPhase::Waiting);
-        let told = async {
-            while double.told.load(Ordering::Relaxed) < 3 {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        };
-        tokio::time::timeout(LONG, told).await.expect("one answer is not enough");
-        assert_eq!(watched.seen().1, None);
-    }
+    let double = Double { says: OWN.into(), ..Double::default() };
+    let mut watched = Watched::new(serve(double.clone(), Some(OWN)).await);
+    let (worker, _) = watched.until(|(worker, _)| worker.is_some()).await;
+    assert_eq!(worker.unwrap().phase, WorkerPhase::Waiting);
+    let told = async {
+        while double.told.load(Ordering::Relaxed) < 3 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(LONG, told).await.expect("one answer is not enough");
+    assert_eq!(watched.seen().1, None);
 }
 
 #[test]

@@ -38,7 +38,7 @@ pub struct Link {
     /// `HOST:PORT`.
     pub address: Arc<str>,
     /// Who should answer there, where that is known.
-    pub member: Option<Arc<str>>,
+    pub member: Option<Member>,
     /// One for each loop.
     answers: Box<[Client]>,
     status: Client,
@@ -61,7 +61,8 @@ impl Link {
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE)
             .keep_alive_while_idle(true);
-        let meant = MeantFor::new(member.as_ref().and_then(|member| member.parse::<Member>().ok()).as_ref());
+        let member = member.and_then(|member| member.parse::<Member>().ok());
+        let meant = MeantFor::new(member.as_ref());
         let client = |stream_window, connection_window| {
             let endpoint =
                 endpoint.clone().initial_stream_window_size(stream_window).initial_connection_window_size(connection_window);
@@ -111,6 +112,15 @@ pub fn read_counts(routing: wire::Routing) -> Counts {
     }
 }
 
+/// What a worker has less of than it says it uses; what it does not say it has counts for nothing.
+pub fn overstated(status: &StatusResponse) -> Option<&'static str> {
+    let is_more = |used, total| total > 0 && used > total;
+    if is_more(status.state_slots_used, status.state_slots_total) || is_more(status.running, status.state_slots_total) {
+        return Some("state slots");
+    }
+    is_more(status.kv_blocks_used, status.kv_blocks_total).then_some("KV blocks")
+}
+
 /// The part of a status that decisions need.
 pub fn read_status(status: &StatusResponse) -> WorkerStats {
     WorkerStats {
@@ -139,6 +149,20 @@ pub fn read_status(status: &StatusResponse) -> WorkerStats {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nobody_uses_more_than_there_is() {
+        let status = |slots, kv| StatusResponse {
+            state_slots_used: slots,
+            state_slots_total: 4,
+            kv_blocks_used: kv,
+            kv_blocks_total: 10,
+            ..StatusResponse::default()
+        };
+        assert_eq!(overstated(&status(4, 10)), None);
+        assert_eq!((overstated(&status(5, 10)), overstated(&status(4, 11))), (Some("state slots"), Some("KV blocks")));
+        assert_eq!(overstated(&StatusResponse { running: 9, kv_blocks_used: 9, ..StatusResponse::default() }), None);
+    }
 
     #[test]
     fn an_address_is_a_host_and_a_port() {

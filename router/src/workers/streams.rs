@@ -9,7 +9,7 @@ use m1_router_core::{Topology, WorkerId};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::link::{Link, geometry, read_counts, read_status};
+use super::link::{Link, geometry, overstated, read_counts, read_status};
 use super::{Came, Pool};
 
 /// How often a worker may push its status. Also how long a wrong picture lives.
@@ -74,10 +74,12 @@ impl Pool {
             };
             match message {
                 Ok(Some(mut status)) => {
-                    if let Some(member) =
-                        link.member.as_ref().filter(|member| !status.member.is_empty() && status.member != ***member)
-                    {
-                        return format!("{} answers there, {member} is meant", status.member);
+                    let other = link.member.as_ref().and_then(|member| Some((member, member.instead(&status.member)?)));
+                    if let Some((member, other)) = other {
+                        return format!("{other} answers there, {member} is meant");
+                    }
+                    if let Some(what) = overstated(&status) {
+                        return format!("it says that it uses more {what} than it has");
                     }
                     if let Some(experts) = status.experts.take() {
                         self.counted(&link.address, status.incarnation, read_counts(experts));

@@ -383,7 +383,15 @@ async fn a_call_that_is_meant_for_somebody_else_is_refused_by_name() {
     let meant = |text: &str| MeantFor::new(Some(&text.parse::<Member>().unwrap()));
     let status = WorkerClient::with_interceptor(channel(), meant(own)).status(pb::StatusRequest {}).await.unwrap().into_inner();
     assert_eq!(status.member, own);
-    assert!(pod.client().await.status(pb::StatusRequest {}).await.is_ok(), "who means nobody is a version before");
+    let mut nameless = pod.client().await;
+    assert!(nameless.status(pb::StatusRequest {}).await.is_ok(), "who means nobody may look");
+    for refusal in [
+        nameless.apply_placement(pb::ApplyPlacementRequest::default()).await.unwrap_err(),
+        nameless.drain(pb::DrainRequest { deadline_ms: 0 }).await.unwrap_err(),
+        ExpertDispatchClient::new(channel()).exchange(tokio_stream::empty()).await.unwrap_err(),
+    ] {
+        assert!(is_for_another(&refusal) && refusal.message().contains("does not say for whom"), "{refusal}");
+    }
     for other in ["local/m1/77aa/0/0", "local/m1/0b54/1/0", "local/m1/0b54/0/1"] {
         let words = format!("the call is meant for {other}; this is {own}");
         let mut worker = WorkerClient::with_interceptor(channel(), meant(other));
@@ -406,6 +414,8 @@ async fn a_call_that_is_meant_for_somebody_else_is_refused_by_name() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_of_another_deployment_serves_no_rows() {
+    use m1_runtime::member::MeantFor;
+
     let start = async |member: &str, pod: &str| {
         let flags = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--member", member, "--pod", pod, "--drain-seconds", "0"];
         let line = ["m1-worker", "serve", "--model", demo().to_str().unwrap()].map(str::to_owned);
@@ -419,7 +429,9 @@ async fn a_peer_of_another_deployment_serves_no_rows() {
         holds: holds.repeat(8),
     });
     let request = pb::ApplyPlacementRequest { epoch: 3, layers: 8, experts: 32, pods: placed.collect(), ..Default::default() };
-    own.client().await.apply_placement(request).await.unwrap();
+    let channel = Channel::from_shared(format!("http://{}", own.address)).unwrap().connect_lazy();
+    let meant = MeantFor::new(Some(&"local/m1/0b54/0/0".parse().unwrap()));
+    WorkerClient::with_interceptor(channel, meant).apply_placement(request).await.unwrap();
     let words = "pod 1: refuses this pod: WrongMember: the call is meant for local/m1/0b54/0/1; this is local/m1/77aa/0/1";
     eventually(words, async || {
         let status = own.client().await.status(pb::StatusRequest {}).await.unwrap().into_inner();

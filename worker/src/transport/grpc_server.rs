@@ -9,6 +9,7 @@ use m1_exchange::{Lane, PodId};
 use m1_proto::dispatch::expert_dispatch_server::ExpertDispatch;
 use m1_proto::dispatch::frame::Kind;
 use m1_proto::dispatch::{Frame, Hello, Refused};
+use m1_runtime::member::Guard;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
@@ -24,6 +25,8 @@ use crate::status::SharedStatus;
 /// `m1.dispatch.v1.ExpertDispatch` of one pod.
 #[derive(Debug, Clone)]
 pub struct DispatchService {
+    /// Who this is.
+    pub guard: Guard,
     /// What peers must agree with; absent while the checkpoint is unreadable.
     pub identity: Option<Arc<Identity>>,
     /// Where requests go.
@@ -45,6 +48,7 @@ impl ExpertDispatch for DispatchService {
     type ExchangeStream = Answers;
 
     async fn exchange(&self, request: Request<Streaming<Frame>>) -> Result<Response<Answers>, Status> {
+        self.guard.demand(request.metadata())?;
         let identity = self.identity.clone().ok_or_else(|| Status::failed_precondition("this pod has no readable checkpoint"))?;
         if !self.status.serves_peers() {
             return Err(Status::unavailable("this pod has not loaded its experts yet"));

@@ -40,6 +40,7 @@ impl Double {
         let status = Arc::new(SharedStatus::new(Default::default()));
         status.serve_peers(true);
         let service = DispatchService {
+            guard: Default::default(),
             identity: Some(Arc::new(Identity { pod: 1, digest, arch })),
             events,
             status: status.clone(),
