@@ -159,7 +159,9 @@ impl Balancer {
                 Next::Settled
             }
             Outcome::Full | Outcome::NotReady => {
-                self.table.refused(seat.worker, now + REFUSAL_HOLDS);
+                let until = now + REFUSAL_HOLDS;
+                request.is_refused(seat.worker, until);
+                self.table.refused(seat.worker, outcome, until);
                 Next::Again
             }
             Outcome::Failed | Outcome::Lost | Outcome::Stalled => {
@@ -226,13 +228,14 @@ impl Balancer {
         self.table.stats(worker).is_some_and(|stats| stats.waiting > 0)
     }
 
-    /// The shortest window of the workers that take new requests, where they say one; of those that did last while there are none.
+    /// The longest window of the workers that take new requests, where they say one; of those that did last while there are none. Requests that need
+    /// more than some of them have go to the others.
     pub fn max_context(&self) -> Option<u32> {
         let mut serving = self.table.serving().map(|(_, stats)| stats.max_context).peekable();
         if serving.peek().is_none() {
             return self.last_context;
         }
-        serving.filter(|tokens| *tokens > 0).min()
+        serving.filter(|tokens| *tokens > 0).max()
     }
 
     fn decide(&mut self, candidates: &[Candidate], request: &Request, turn: Turn<'_>) -> Decision {

@@ -22,6 +22,8 @@ pub struct Request {
     pub avoid: Vec<WorkerId>,
     /// When the last of them did.
     pub failed_at: Duration,
+    /// Workers that had no room for it, and until when it does not ask them again.
+    pub refused: Vec<(WorkerId, Duration)>,
     /// Where its first attempt went; later ones stay there.
     pub revision: Option<Revision>,
     /// Tokens that it reserves: prompt and all output. 0 where it takes no KV.
@@ -32,6 +34,17 @@ impl Request {
     /// One that nobody has tried yet.
     pub fn new(tokens: u32) -> Self {
         Self { tokens, ..Self::default() }
+    }
+
+    /// A worker has no room for it.
+    pub fn is_refused(&mut self, worker: WorkerId, until: Duration) {
+        self.refused.retain(|(other, _)| *other != worker);
+        self.refused.push((worker, until));
+    }
+
+    /// Whether a worker may be asked.
+    fn may_ask(&self, worker: WorkerId, now: Duration) -> bool {
+        !self.refused.iter().any(|(other, until)| *other == worker && *until > now)
     }
 
     /// Whether a worker has failed it.
@@ -152,14 +165,16 @@ pub fn choose(candidates: &[Candidate], request: &Request, turn: Turn<'_>, rng: 
     let tiers = Tiers::of(&fit, request, turn.now);
     let open = |c: &&Candidate| !turn.kept.contains(&c.worker);
     for tier in tiers.sending() {
-        let free: Vec<&Candidate> = fit.iter().copied().filter(open).filter(|c| tier(c) && c.has_room(request)).collect();
+        let free =
+            fit.iter().copied().filter(open).filter(|c| tier(c) && c.has_room(request) && request.may_ask(c.worker, turn.now));
+        let free: Vec<&Candidate> = free.collect();
         if let Some(decision) = least_loaded(&free, request, rng) {
             return decision;
         }
     }
     let usable = fit.iter().copied().filter(open).filter(|c| tiers.waiting()(c));
     match keep(usable, request, turn.keeps) {
-        Some(kept) if turn.waited >= HANDED_OVER && kept.may_queue() => {
+        Some(kept) if turn.waited >= HANDED_OVER && kept.may_queue() && request.may_ask(kept.worker, turn.now) => {
             Decision { choice: Choice::Send(kept.worker), reason: Reason::WaitsThere }
         }
         kept => Decision { choice: Choice::Wait(kept.map(|c| c.worker)), reason: Reason::AllFull },

@@ -13,6 +13,9 @@ pub struct Deadlines {
     pub between: Duration,
 }
 
+/// A worker that gives signs of progress has so many times as long to the first token, and no longer: signs are no tokens.
+const WITH_SIGNS: u32 = 4;
+
 impl Default for Deadlines {
     /// 40 s, because a step may park 30 s for a lost expert (`experts.loss.waitSeconds`) and its worker should be heard on that first. 200 tokens/s: a
     /// pod reads thousands, and shares them among the prompts it reads at once, some tens of them.
@@ -29,9 +32,15 @@ impl Deadlines {
 
     /// How long the next event may take after one that came: the rest of the prompt's time while the worker still reads it, else `between`.
     ///
-    /// `began` is the time since the worker has the request. A sign of progress (a part of the prompt is read) never shortens the time that is left.
+    /// `began` is the time since the worker has the request. A sign of progress (a part of the prompt is read) never shortens the time that is left, but
+    /// there is an end to them.
     pub fn next_event(&self, prompt: u32, began: Duration, has_token: bool) -> Duration {
-        if has_token { self.between } else { self.first_token(prompt).saturating_sub(began).max(self.between) }
+        if has_token {
+            return self.between;
+        }
+        let first = self.first_token(prompt);
+        let last = first.saturating_mul(WITH_SIGNS).saturating_sub(began);
+        first.saturating_sub(began).max(self.between).min(last)
     }
 }
 
@@ -58,6 +67,8 @@ mod tests {
         assert_eq!(deadlines.next_event(20, 5 * SECOND, false), 25 * SECOND);
         assert_eq!(deadlines.next_event(20, 29 * SECOND, false), 4 * SECOND, "it is alive: it gets as long as between tokens");
         assert_eq!(deadlines.next_event(20, 5 * SECOND, true), 4 * SECOND);
+        assert_eq!(deadlines.next_event(20, 118 * SECOND, false), 2 * SECOND, "signs are no tokens");
+        assert_eq!(deadlines.next_event(20, 130 * SECOND, false), Duration::ZERO);
     }
 
     #[test]

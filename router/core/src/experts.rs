@@ -20,6 +20,13 @@ pub struct Geometry {
     pub top_k: usize,
 }
 
+impl std::fmt::Display for Geometry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { layers, experts, top_k } = self;
+        write!(f, "{layers} layers of {experts} experts, {top_k} for each token")
+    }
+}
+
 impl Geometry {
     /// (layer, expert) pairs.
     pub fn pairs(&self) -> usize {
@@ -74,7 +81,7 @@ pub enum CountsError {
         wanted: u64,
     },
     /// Another model's counts.
-    #[error("routing counts are of {given:?}, the model is {wanted:?}")]
+    #[error("routing counts are of {given}, the model has {wanted}")]
     Geometry {
         /// Theirs.
         given: Geometry,

@@ -19,6 +19,7 @@ use m1_arch::ExpertSet;
 
 use crate::choice::Candidate;
 use crate::health::Health;
+use crate::outcome::Outcome;
 use crate::standing::Standing;
 use crate::topology::{GroupSpec, Revision, Topology};
 use crate::worker::{WorkerId, WorkerStats};
@@ -156,10 +157,10 @@ impl Table {
         }
     }
 
-    /// A worker has refused a sequence and is not asked again before this.
-    pub fn refused(&mut self, worker: WorkerId, until: Duration) {
+    /// A worker has refused a sequence. Where it takes none it is not asked again before this; where it had no room for this one, others may still fit.
+    pub fn refused(&mut self, worker: WorkerId, outcome: Outcome, until: Duration) {
         if let Some(post) = self.workers.get_mut(&worker) {
-            post.refused_until = until;
+            post.refused(outcome, until);
         }
     }
 

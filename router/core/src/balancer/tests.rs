@@ -154,7 +154,7 @@ fn refuse(balancer: &mut Balancer, outcome: Outcome) {
 fn a_refusal_holds_until_a_status_or_a_moment_later() {
     let mut balancer = balancer(&[1]);
     balancer.heard(WorkerId(0), stats(Phase::Ready, 4));
-    refuse(&mut balancer, Outcome::Full);
+    (0..3).for_each(|_| refuse(&mut balancer, Outcome::Full));
     let Entry::Queued(ordinary) = enter(&mut balancer) else { panic!("it waits") };
     let Entry::Queued(urgent) = balancer.enter(Request::default(), true, NOW) else { panic!("it waits") };
     assert!(balancer.grants(NOW).is_empty());

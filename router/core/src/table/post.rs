@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::choice::{Candidate, Share};
 use crate::health::Health;
+use crate::outcome::Outcome;
 use crate::standing::{Record, Standing};
 use crate::topology::Revision;
 use crate::worker::{WorkerId, WorkerStats};
@@ -20,6 +21,9 @@ pub(super) struct Usage {
     pub blocks: u64,
 }
 
+/// A worker that has refused so many sequences for want of room, since it last told its status, has none.
+const REFUSALS: u32 = 3;
+
 /// One worker.
 #[derive(Debug, Default)]
 pub(super) struct Post {
@@ -30,6 +34,8 @@ pub(super) struct Post {
     pub unbegun: u32,
     pub others: Usage,
     pub refused_until: Duration,
+    /// Since its last status.
+    refusals: u32,
     pub left: bool,
 }
 
@@ -48,7 +54,15 @@ impl Post {
         let seats = u64::from(stats.running.max(stats.slots_used)) + u64::from(stats.waiting);
         let blocks = u64::from(stats.kv_used) + u64::from(stats.kv_waiting);
         self.others = Usage { seats: seats.saturating_sub(self.own.seats), blocks: blocks.saturating_sub(self.own.blocks) };
-        self.refused_until = Duration::ZERO;
+        (self.refused_until, self.refusals) = (Duration::ZERO, 0);
+    }
+
+    /// It has refused a sequence. Several that found no room are all that is needed to know that there is none.
+    pub fn refused(&mut self, outcome: Outcome, until: Duration) {
+        self.refusals += 1;
+        if outcome != Outcome::Full || self.refusals >= REFUSALS {
+            self.refused_until = until;
+        }
     }
 
     /// As the choice sees it.
