@@ -27,6 +27,11 @@ impl TokenLogprobs {
         Self { logprob, ids: ids.into(), logprobs: logprobs.into() }
     }
 
+    /// Bytes of the message that it came in which it keeps.
+    pub fn kept(&self) -> usize {
+        self.ids.len() + self.logprobs.len()
+    }
+
     /// The best alternatives, up to where the bytes make sense.
     pub fn top(&self) -> impl Iterator<Item = (u32, f32)> {
         let (mut ids, mut logprobs) = (&self.ids[..], &self.logprobs[..]);

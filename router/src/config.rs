@@ -162,7 +162,7 @@ pub struct Args {
     /// After SIGTERM, new requests are still served for this long while /ready is 503, so that load balancers look elsewhere first. 5 in Kubernetes.
     #[arg(long, value_name = "SECONDS", default_value_t = 0, help_heading = "Shutdown")]
     pub shutdown_delay: u64,
-    /// After that delay, answers under way may go on for this long; then they are cut.
+    /// After that delay, answers under way may go on for this long; then they end with an error.
     ///
     /// terminationGracePeriodSeconds must be longer than both together. A second signal cuts at once.
     #[arg(long, value_name = "SECONDS", default_value_t = 5, help_heading = "Shutdown")]

@@ -1,7 +1,6 @@
 //! How the router ends. The first signal: `/ready` is 503 at once, new requests are served for a while more, so that whoever routes to this router has
-//! looked elsewhere; then the listener closes and answers under way may end; then they are cut. The second signal cuts at once.
+//! looked elsewhere; then the listener closes and answers under way may end; then they end with an error. The second signal ends them at once.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -16,6 +15,9 @@ pub struct Grace {
     /// Answers under way may go on for this long after that.
     pub drain: Duration,
 }
+
+/// How long clients whose answers were ended have to take the error.
+pub(crate) const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// How often this process was asked to end.
 #[derive(Clone, Debug)]
@@ -50,7 +52,7 @@ impl Stops {
 }
 
 /// Completes when the listener should close. Until then `/ready` tells that the end is near.
-pub async fn closing(app: Arc<App>, stops: Stops) {
+pub async fn closing(app: &App, stops: Stops) {
     stops.reached(1).await;
     app.leave();
     let Grace { delay, drain } = app.config.grace;
@@ -58,7 +60,7 @@ pub async fn closing(app: Arc<App>, stops: Stops) {
     within(delay, &stops).await;
 }
 
-/// Completes, after [`closing`], when answers under way are cut.
+/// Completes, after [`closing`], when answers under way are ended.
 pub async fn cutting(drain: Duration, stops: Stops) {
     within(drain, &stops).await;
 }

@@ -106,11 +106,11 @@ pub enum ApiError {
         /// The longest wait.
         most: u64,
     },
-    /// Clients leave too much unread.
-    #[error("answers that their clients do not read take {most} bytes already; try again")]
-    Unread {
-        /// The bound.
-        most: usize,
+    /// The body came too slowly for the room that it takes from others.
+    #[error("the body came with less than {least} KiB per second while others waited for its room; try again")]
+    GaveWay {
+        /// What is allowed while others wait.
+        least: usize,
     },
     /// No room for one more connection.
     #[error("{most} connections are open already; try again")]
@@ -142,6 +142,9 @@ pub enum ApiError {
     /// No worker can serve.
     #[error("{0}")]
     NotReady(String),
+    /// The router ends.
+    #[error("this server is stopping; send the request again")]
+    Stopping,
     /// A worker went away, or broke its contract, while it served the request.
     #[error("{0}")]
     WorkerLost(String),
@@ -197,13 +200,13 @@ impl ApiError {
             Self::UriTooLong => StatusCode::URI_TOO_LONG,
             Self::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
             Self::Encoding { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::TooSlow { .. } | Self::Cancelled => StatusCode::REQUEST_TIMEOUT,
+            Self::TooSlow { .. } | Self::GaveWay { .. } | Self::Cancelled => StatusCode::REQUEST_TIMEOUT,
             Self::UnknownModel { .. } | Self::UnknownPath(_) => StatusCode::NOT_FOUND,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::QueueFull { .. } | Self::QueueWait { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
-            Self::NotReady(_) | Self::TooManyConnections { .. } | Self::Unread { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotReady(_) | Self::TooManyConnections { .. } | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
             Self::WorkerLost(_) | Self::Engine { .. } => StatusCode::BAD_GATEWAY,
             Self::Attempts(_) | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -228,14 +231,14 @@ impl ApiError {
             Self::Host => "malformed_head",
             Self::Origin => "origin_not_allowed",
             Self::Encoding { .. } => "unsupported_encoding",
-            Self::TooSlow { .. } => "request_timeout",
+            Self::TooSlow { .. } | Self::GaveWay { .. } => "request_timeout",
             Self::TooManyConnections { .. } => "too_many_connections",
-            Self::Unread { .. } => "answers_unread",
             Self::Cancelled => "cancelled",
             Self::QueueFull { .. } => "queue_full",
             Self::QueueWait { .. } => "queue_timeout",
             Self::Unauthorized { .. } => "invalid_api_key",
             Self::NotReady(_) => "not_ready",
+            Self::Stopping => "stopping",
             Self::WorkerLost(_) => "worker_lost",
             Self::Attempts(_) => "attempts_failed",
             Self::Internal(_) => "internal_error",
@@ -250,6 +253,7 @@ impl ApiError {
             Self::TooLarge { .. }
                 | Self::Encoding { .. }
                 | Self::TooSlow { .. }
+                | Self::GaveWay { .. }
                 | Self::Framing
                 | Self::Transfer
                 | Self::Host
@@ -265,7 +269,7 @@ impl ApiError {
     pub fn retry_after(&self) -> Option<u32> {
         match self {
             Self::QueueFull { .. } | Self::QueueWait { .. } => Some(QUEUE_RETRY_SECONDS),
-            Self::NotReady(_) | Self::TooManyConnections { .. } | Self::Unread { .. } => Some(READY_RETRY_SECONDS),
+            Self::NotReady(_) | Self::TooManyConnections { .. } | Self::Stopping => Some(READY_RETRY_SECONDS),
             _ => None,
         }
     }

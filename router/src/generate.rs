@@ -25,7 +25,7 @@ use crate::sse::{Dialect, Frames, respond};
 pub async fn answer(app: &Arc<App>, call: Call, body: Given, id: String, mut meter: Meter) -> Result<Response<Reply>, ApiError> {
     let (model, answer_id) = (app.model.name.clone(), id.clone());
     let read = app.reading(body, move |context, body| read(context, body, id)).await.inspect_err(|error| meter.failed(error))?;
-    let generation = Generation::start(app, read.order, read.reading, meter);
+    let generation = Generation::start(app, read.order, read.reading, meter, call.link.backlog());
     if read.streamed {
         return respond(generation, Telling { id: answer_id, model }, app.config.pace, &call.link).await;
     }

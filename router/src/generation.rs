@@ -13,6 +13,7 @@ use crate::error::ApiError;
 use crate::metrics::Meter;
 use crate::model::Model;
 use crate::order::Order;
+use crate::server::Backlog;
 use crate::session::{Finished, News, Place, Session};
 
 /// How text is read.
@@ -116,10 +117,10 @@ pub struct Generation {
 }
 
 impl Generation {
-    /// Starts.
-    pub fn start(app: &Arc<App>, order: Order, reading: Reading, meter: Meter) -> Self {
+    /// Starts, for a client for whom so much is kept already.
+    pub fn start(app: &Arc<App>, order: Order, reading: Reading, meter: Meter, backlog: &Arc<Backlog>) -> Self {
         let reader = Reader::new(Arc::clone(&app.model), reading, &order);
-        let session = Session::start(app, order, meter);
+        let session = Session::start(app, order, meter, backlog);
         Self { session, reader, place: Place::default(), ids: Vec::new(), logprobs: Vec::new(), end: None }
     }
 

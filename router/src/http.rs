@@ -15,7 +15,7 @@ use crate::App;
 use crate::error::{ApiError, READY_RETRY_SECONDS, cut};
 use crate::metrics::{Endpoint, Meter};
 use crate::openai::{chat, completions, models};
-use crate::server::{Framing, Link, Phase, unread};
+use crate::server::{Framing, Link, Phase};
 use crate::{generate, requests};
 
 pub use reply::{Reply, json as json_reply};
@@ -28,9 +28,6 @@ const LONGEST_ID: usize = 128;
 const LONGEST_HEAD: usize = 64 << 10;
 /// Longest target of a request.
 const LONGEST_TARGET: usize = 8 << 10;
-/// Bytes of whole answers that clients have not taken, of all connections, beyond which no more is made that is long for a short request: some two
-/// hundred pages of `/metrics`.
-const MOST_UNREAD: usize = 256 << 20;
 /// Paths that need no key: what probes and scrapers ask. All others do, known or not, so that a path added later is not open by oversight.
 const OPEN: [&str; 3] = ["/health", "/ready", "/metrics"];
 /// What a client that speaks HTTP/2 from the start asks first; see [`crate::server`].
@@ -47,10 +44,13 @@ pub struct Call {
 /// Answers one request.
 pub async fn answer(app: Arc<App>, link: Arc<Link>, request: Request<Incoming>) -> hyper::Response<Reply> {
     let framing = link.begin(request.body().size_hint().exact());
+    if link.has_had_turn() {
+        tokio::task::yield_now().await;
+    }
     let number = app.pool.random();
     let given = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok());
     let fits = |id: &&str| (1..=LONGEST_ID).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
-    let id = given.filter(fits).map_or_else(|| format!("req-{number:016x}"), str::to_owned);
+    let id = given.filter(fits).map_or_else(|| request_id(number), str::to_owned);
     let origin = request.headers().get(header::ORIGIN).cloned();
     let allowed = app.config.cors.allows(origin.as_ref());
     let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
@@ -77,6 +77,11 @@ pub async fn answer(app: Arc<App>, link: Arc<Link>, request: Request<Incoming>) 
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response.map(|reply| reply.on(link))
+}
+
+/// The name of a request that has none that can be taken over.
+pub fn request_id(number: u64) -> String {
+    format!("req-{number:016x}")
 }
 
 /// What is refused before anything of the body is read.
@@ -129,10 +134,7 @@ async fn route(app: &Arc<App>, call: Call, request: Request<Incoming>, number: u
         "/tokenize" | "/detokenize" => only(&parts.method, path, &Method::POST)?,
         _ => {}
     }
-    let is_long = matches!(path, "/metrics" | "/tokenize" | "/detokenize");
-    let most_unread = || if is_long && unread() > MOST_UNREAD { Err(ApiError::Unread { most: MOST_UNREAD }) } else { Ok(()) };
-    most_unread()?;
-    let answer = match path {
+    match path {
         "/health" => Ok(reply::text("text/plain; charset=utf-8", "ok\n")),
         "/ready" => Ok(ready(app)),
         "/metrics" => metrics(app).await,
@@ -147,9 +149,7 @@ async fn route(app: &Arc<App>, call: Call, request: Request<Incoming>, number: u
             }
             None => Err(ApiError::UnknownPath(cut(path))),
         },
-    };
-    // What was made meanwhile for others counts too.
-    most_unread().and(answer)
+    }
 }
 
 fn only(given: &Method, path: &str, allowed: &Method) -> Result<(), ApiError> {

@@ -15,6 +15,7 @@ pub mod groups;
 pub mod http;
 pub mod keys;
 pub mod loops;
+mod memory;
 pub mod metrics;
 pub mod model;
 pub mod openai;
@@ -106,6 +107,8 @@ pub struct App {
     pub keys: Option<Arc<Keys>>,
     /// Who reads long requests, and how many at once.
     pub readers: Readers,
+    /// Ends the requests under way.
+    pub ending: CancellationToken,
     leaving: AtomicBool,
 }
 
@@ -163,19 +166,32 @@ pub async fn serve(
     let pool = Pool::new(config.patience, seed, Arc::clone(&metrics), Arc::clone(&loops), tls);
     tasks.spawn(Arc::clone(&pool).follow(topologies));
     tasks.spawn(Arc::clone(&pool).tick());
+    tasks.spawn(memory::give_back());
     if let Some(keys) = &keys {
         tasks.spawn(Arc::clone(keys).follow(keys::INTERVAL));
     }
     let grace = config.grace;
     let readers = Readers::new(config.bodies.bytes);
-    let app = Arc::new(App { config, model: Arc::new(model), pool, metrics, keys, readers, leaving: AtomicBool::new(false) });
+    let app = Arc::new(App {
+        config,
+        model: Arc::new(model),
+        pool,
+        metrics,
+        keys,
+        readers,
+        ending: CancellationToken::new(),
+        leaving: AtomicBool::new(false),
+    });
     let (closing, cut) = (CancellationToken::new(), CancellationToken::new());
     let mut served = std::pin::pin!(server::serve(Arc::clone(&app), &loops, listener, closing.clone(), cut.clone()));
     let mut ending = std::pin::pin!(async {
-        drain::closing(app, stops.clone()).await;
+        drain::closing(&app, stops.clone()).await;
         closing.cancel();
         drain::cutting(grace.drain, stops).await;
-        tracing::warn!("answers under way are cut");
+        tracing::warn!("answers under way are ended");
+        app.ending.cancel();
+        // Their clients are told.
+        tokio::time::sleep(drain::LAST_WORD).await;
         cut.cancel();
         std::future::pending::<()>().await;
     });

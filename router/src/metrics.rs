@@ -143,7 +143,7 @@ impl Metrics {
             return;
         }
         if !is_plausible(geometry) {
-            return tracing::warn!(?geometry, most = MOST_PAIRS, "a worker tells of a model that cannot be");
+            return tracing::warn!(%geometry, most = MOST_PAIRS, "a worker tells of a model that cannot be");
         }
         match ExpertSeries::new(&self.registry, &self.model, geometry) {
             // A second worker may have been as quick; its series were refused by the registry then.

@@ -1,99 +1,56 @@
 //! Who reads requests and writes whole answers: short ones where they come, long ones in a few threads of their own, so that a million tokens hold up
 //! nobody. A client that goes away takes its request with it.
 
+mod lane;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit};
 
 use crate::App;
 use crate::error::ApiError;
 use crate::http::body::Given;
 use crate::requests::Context;
 
-/// A body of so many bytes is read at once: some hundred microseconds, less than to wake a thread and to be woken by it is worth.
-const SHORT: usize = 16 << 10;
+pub use lane::Held;
+use lane::Lane;
+
+/// A body of so many bytes is read at once: some hundred microseconds at the most, little more than to wake a thread and to be woken by it is worth.
+const SHORT: usize = 4 << 10;
 /// An answer with so many tokens' log-probabilities is written at once: with twenty alternatives each, a hundred kilobytes.
 const SHORT_MARKS: usize = 64;
-/// A body that is no longer than this has a lane of its own, in which nobody waits for the longest.
-const MIDDLE: usize = 1 << 20;
-/// Long bodies read at once, of each lane: parsing and tokenising take up to six times a body's memory, and half of the cores serve the others.
-const MOST_THREADS: usize = 4;
-/// Bytes of bodies up to [`MIDDLE`] that may be held at once.
-const MIDDLES_HELD: usize = 128 << 20;
+/// The longest bodies of each lane but the last, and the bytes of them that may be held at once: nobody waits for a body of more than eight times its
+/// own length, but for those beyond a mebibyte.
+const LANES: [(usize, usize); 2] = [(128 << 10, 32 << 20), (1 << 20, 128 << 20)];
 /// So many of the longest bodies may be held at once; others wait before they are received.
-const LONGEST_HELD: usize = 16;
-/// A body that is no longer than this counts for nothing there.
-const FREE: usize = 64 << 10;
-/// The unit in which held bodies are counted.
-const UNIT: usize = 1 << 10;
-/// Units taken at a time.
-const STEP: usize = 256;
-/// How long a body waits for its turn to be received.
-const TURN: Duration = Duration::from_secs(30);
+const LONGEST_HELD: usize = 15;
+/// Bodies read at once, of each lane: parsing and tokenising take up to six times a body's memory, and half of the cores serve the others.
+const MOST_THREADS: usize = 4;
 
-/// The threads that read, and the memory of what they read.
+/// The lanes, shortest first.
 #[derive(Debug)]
-struct Lane {
-    threads: Arc<Semaphore>,
-    memory: Arc<Semaphore>,
-}
-
-impl Lane {
-    fn new(threads: usize, bytes: usize) -> Self {
-        let units = (bytes / UNIT).clamp(1, Semaphore::MAX_PERMITS);
-        Self { threads: Arc::new(Semaphore::new(threads)), memory: Arc::new(Semaphore::new(units)) }
-    }
-}
-
-/// Both lanes.
-#[derive(Debug)]
-pub struct Readers {
-    middle: Lane,
-    long: Lane,
-}
-
-/// The memory of a body.
-#[derive(Debug, Default)]
-pub struct Held {
-    permit: Option<OwnedSemaphorePermit>,
-    is_long: bool,
-}
+pub struct Readers([Arc<Lane>; 3]);
 
 impl Readers {
     /// For bodies of at most so many bytes.
     pub fn new(longest: usize) -> Self {
         let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2)).min(MOST_THREADS);
-        let long = (longest + UNIT).saturating_mul(LONGEST_HELD);
-        Self { middle: Lane::new(threads, MIDDLES_HELD), long: Lane::new(threads, long) }
+        let [short, middle] = LANES.map(|(longest, held)| Lane::new(longest, threads, held));
+        Self([short, middle, Lane::new(longest, threads, longest.saturating_mul(LONGEST_HELD))])
     }
 
-    fn lane(&self, bytes: usize) -> &Lane {
-        if bytes > MIDDLE { &self.long } else { &self.middle }
+    fn lane(&self, bytes: usize) -> &Arc<Lane> {
+        let [short, middle, long] = &self.0;
+        [short, middle].into_iter().find(|lane| bytes <= lane.longest).unwrap_or(long)
     }
 
-    /// Waits until a body may have grown to so many bytes. What has not come yet holds nothing.
+    /// Waits until a body may have grown to so many bytes.
     ///
     /// # Errors
-    /// Too much of other long ones has come.
+    /// See [`Lane::hold`].
     pub async fn hold(&self, held: &mut Held, bytes: usize) -> Result<(), ApiError> {
-        let is_long = bytes > MIDDLE;
-        let before = held.permit.as_ref().filter(|_| held.is_long == is_long).map_or(0, OwnedSemaphorePermit::num_permits);
-        let has = FREE / UNIT + before;
-        let Some(more) = bytes.div_ceil(UNIT).checked_sub(has).filter(|more| *more > 0) else { return Ok(()) };
-        let units = u32::try_from(more.next_multiple_of(STEP)).unwrap_or(u32::MAX);
-        let turn = Arc::clone(&self.lane(bytes).memory).acquire_many_owned(units);
-        let Ok(Ok(permit)) = tokio::time::timeout(TURN, turn).await else {
-            return Err(ApiError::NotReady("too many long bodies are being received; try again".to_owned()));
-        };
-        match &mut held.permit {
-            Some(same) if held.is_long == is_long => same.merge(permit),
-            // It has become a long one, and leaves the other lane.
-            other => *other = Some(permit),
-        }
-        held.is_long = is_long;
-        Ok(())
+        self.lane(bytes).hold(held, bytes).await
     }
 }
 
@@ -113,24 +70,25 @@ impl App {
     /// What is wrong with it.
     pub async fn reading<T: Send + 'static>(
         self: &Arc<Self>,
-        given: Given,
+        mut given: Given,
         work: impl FnOnce(&Context<'_>, &[u8]) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        if given.len() <= SHORT && !given.is_packed() {
+        for lane in &self.readers.0 {
+            if given.is_packed() {
+                // Nobody knows how long it is: it waits for longer ones when it has shown to be one.
+                let place = Arc::clone(&lane.threads).acquire_owned().await;
+                let most = lane.longest;
+                given = in_thread(place, move || given.unpack(most).map(|()| given)).await?;
+            }
+        }
+        if given.len() <= SHORT {
             return self.read(given, &AtomicBool::new(false), work);
         }
-        // What is packed is as long as it is unpacked, which nobody knows yet.
-        let lane = if given.is_packed() { &self.readers.long } else { self.readers.lane(given.len()) };
-        let place = Arc::clone(&lane.threads).acquire_owned().await;
+        let place = Arc::clone(&self.readers.lane(given.len()).threads).acquire_owned().await;
         let cancelled = Arc::new(AtomicBool::new(false));
         let leaves = Leaves(Arc::clone(&cancelled));
         let app = Arc::clone(self);
-        let read = tokio::task::spawn_blocking(move || {
-            // Whoever has gone still holds the thread until it has noticed.
-            let _place = place;
-            app.read(given, &cancelled, work)
-        });
-        let read = read.await.unwrap_or_else(|error| Err(ApiError::Internal(format!("a task died: {error}"))));
+        let read = in_thread(place, move || app.read(given, &cancelled, work)).await;
         drop(leaves);
         read
     }
@@ -138,17 +96,17 @@ impl App {
     /// Writes a whole answer, of which so many tokens have log-probabilities.
     ///
     /// # Errors
-    /// The thread died.
+    /// It could not be written.
     pub async fn writing(
         self: &Arc<Self>,
         marks: usize,
-        work: impl FnOnce() -> String + Send + 'static,
+        work: impl FnOnce() -> Result<String, ApiError> + Send + 'static,
     ) -> Result<String, ApiError> {
         if marks <= SHORT_MARKS {
-            return Ok(work());
+            return work();
         }
-        let _place = Arc::clone(&self.readers.middle.threads).acquire_owned().await;
-        tokio::task::spawn_blocking(work).await.map_err(|error| ApiError::Internal(format!("a task died: {error}")))
+        let place = Arc::clone(&self.readers.lane(LANES[1].0).threads).acquire_owned().await;
+        in_thread(place, work).await
     }
 
     fn read<T>(
@@ -159,13 +117,27 @@ impl App {
     ) -> Result<T, ApiError> {
         let random = || self.pool.random();
         let context = Context { model: &self.model, limits: self.limits(), cancelled, random: &random };
-        let (bytes, _held) = given.unpacked()?;
+        let (bytes, _held) = given.into_parts();
         work(&context, &bytes)
     }
 }
 
+/// Works in a thread of the place that it has; whoever has gone still holds it until that was noticed.
+async fn in_thread<T: Send + 'static>(
+    place: Result<OwnedSemaphorePermit, AcquireError>,
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let done = tokio::task::spawn_blocking(move || {
+        let _place = place;
+        work()
+    });
+    done.await.unwrap_or_else(|error| Err(ApiError::Internal(format!("a task died: {error}"))))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[tokio::test]
@@ -173,17 +145,18 @@ mod tests {
         const LONGEST: usize = 32 << 20;
         let readers = Readers::new(LONGEST);
         let mut hogs: Vec<Held> = Vec::new();
-        for _ in 0..LONGEST_HELD {
+        for _ in 0..=LONGEST_HELD {
             let mut held = Held::default();
-            for bytes in [FREE, MIDDLE, MIDDLE + 1, LONGEST] {
+            for bytes in [64 << 10, 128 << 10, 1 << 20, (1 << 20) + 1, LONGEST] {
                 readers.hold(&mut held, bytes).await.unwrap();
             }
             hogs.push(held);
         }
         let mut other = Held::default();
         let within = Duration::from_secs(10);
-        tokio::time::timeout(within, readers.hold(&mut other, 100 << 10)).await.expect("it does not wait").unwrap();
-        tokio::time::timeout(within, readers.hold(&mut other, MIDDLE)).await.expect("nor does it later").unwrap();
+        for bytes in [100 << 10, 1 << 20] {
+            tokio::time::timeout(within, readers.hold(&mut other, bytes)).await.expect("it does not wait").unwrap();
+        }
         let mut long = Held::default();
         let waits = tokio::time::timeout(Duration::from_millis(50), readers.hold(&mut long, LONGEST)).await;
         assert!(waits.is_err(), "one more of the longest waits");

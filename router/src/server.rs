@@ -1,6 +1,7 @@
 //! Connections: how many there may be, how long a client may take over each part, and how they end. HTTP is hyper's; what is asked and answered is
 //! [`crate::http`]'s. HTTP/1.1 only: the OpenAI clients and the proxies in front speak it, and a streamed answer gains nothing from HTTP/2.
 
+mod backlog;
 mod head;
 mod link;
 mod refusal;
@@ -28,8 +29,9 @@ use crate::error::ApiError;
 use crate::http;
 use crate::loops::Loops;
 
+pub use backlog::Backlog;
 pub use head::Framing;
-pub use link::{Client, Io, Link, Phase, Times, unread};
+pub use link::{Client, Io, Link, Phase, Times};
 
 /// Headers of a request; browsers and proxies send thirty.
 const MOST_HEADERS: usize = 128;
@@ -62,7 +64,7 @@ pub async fn serve(app: Arc<App>, loops: &Loops, listener: TcpListener, closing:
                 continue;
             }
         };
-        let stream = match prepare(stream) {
+        let stream = match prepare(stream, app.config.times.write) {
             Ok(stream) => stream,
             Err(error) => {
                 tracing::debug!(%error, "a connection could not be set up");
@@ -106,9 +108,12 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_PAUSE: Duration = Duration::from_secs(10);
 /// Questions without an answer that end it.
 const KEEPALIVE_PROBES: u32 = 3;
+/// What was sent and is not acknowledged for so long has nobody to take it: while anything is on the way nobody is asked. A client that takes nothing
+/// acknowledges nothing either, so it has its write deadline before.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 
 /// Sends at once, lets the kernel keep little of what a client does not take, and is free to go to any loop.
-fn prepare(stream: TcpStream) -> std::io::Result<std::net::TcpStream> {
+fn prepare(stream: TcpStream, write: Duration) -> std::io::Result<std::net::TcpStream> {
     stream.set_nodelay(true)?;
     rustix::net::sockopt::set_socket_send_buffer_size(&stream, KERNEL_BUFFER)?;
     // A client that has vanished without a word (power, a network that forgets) is found after a minute.
@@ -116,6 +121,8 @@ fn prepare(stream: TcpStream) -> std::io::Result<std::net::TcpStream> {
     rustix::net::sockopt::set_tcp_keepidle(&stream, KEEPALIVE_IDLE)?;
     rustix::net::sockopt::set_tcp_keepintvl(&stream, KEEPALIVE_PAUSE)?;
     rustix::net::sockopt::set_tcp_keepcnt(&stream, KEEPALIVE_PROBES)?;
+    let most = UNACKNOWLEDGED.max(write.saturating_mul(2)).as_millis();
+    rustix::net::sockopt::set_tcp_user_timeout(&stream, u32::try_from(most).unwrap_or(u32::MAX))?;
     stream.into_std()
 }
 
@@ -147,6 +154,7 @@ async fn connection(app: Arc<App>, stream: TcpStream, closing: CancellationToken
     let mut alarm = Alarm::default();
     let mut told = false;
     std::future::poll_fn(|cx| {
+        link.turn();
         if !told && closing.as_mut().poll(cx).is_ready() {
             told = true;
             http.as_mut().graceful_shutdown();
@@ -159,20 +167,16 @@ async fn connection(app: Arc<App>, stream: TcpStream, closing: CancellationToken
                 return Poll::Ready(());
             }
             match link.watch(cx) {
-                Client::Same => break,
-                Client::Finished => {}
+                Client::Same => {}
+                Client::Finished => continue,
                 Client::Gone => return Poll::Ready(()),
             }
-        }
-        while let Some(deadline) = link.deadline() {
-            if alarm.poll(deadline, cx).is_pending() {
-                break;
-            }
-            if link.gives_up() {
-                return Poll::Ready(());
+            match link.deadline().map(|deadline| alarm.poll(deadline, cx)) {
+                Some(Poll::Ready(())) if link.gives_up() => return Poll::Ready(()),
+                Some(Poll::Ready(())) => {}
+                Some(Poll::Pending) | None => return Poll::Pending,
             }
         }
-        Poll::Pending
     })
     .await;
 }

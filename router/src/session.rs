@@ -18,6 +18,7 @@ use crate::App;
 use crate::error::ApiError;
 use crate::metrics::Meter;
 use crate::order::Order;
+use crate::server::Backlog;
 use crate::workers::Lease;
 
 use attempt::{Attempt, Fault};
@@ -26,12 +27,15 @@ pub use log::{Log, News, Place};
 /// Signs of progress beside one for each token of a prompt: that it has left the worker's queue, and some.
 const SIGNS: usize = 16;
 
+/// Bytes of an alternative to a token, at the most: its id and its log-probability.
+const ALTERNATIVE: usize = 9;
+
 /// How a sequence ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Finished {
     /// It ran out of tokens, rather than coming to an end.
     pub by_length: bool,
-    /// As the worker counted.
+    /// Tokens that were read.
     pub prompt_tokens: u32,
     /// With the token that ended it.
     pub output_tokens: u32,
@@ -46,9 +50,9 @@ pub struct Session {
 }
 
 impl Session {
-    /// Starts to look for a worker.
-    pub fn start(app: &Arc<App>, order: Order, meter: Meter) -> Self {
-        let log = Arc::new(Log::new(order.logprobs.is_some()));
+    /// Starts to look for a worker. What comes counts as kept until it was read.
+    pub fn start(app: &Arc<App>, order: Order, meter: Meter, backlog: &Arc<Backlog>) -> Self {
+        let log = Arc::new(Log::new(order.logprobs.is_some(), Arc::clone(backlog)));
         let owner = Owner { app: Arc::clone(app), order, meter, log: Arc::clone(&log), attempts: 0 };
         Self { log, _task: AbortOnDropHandle::new(tokio::spawn(owner.run())) }
     }
@@ -79,7 +83,11 @@ impl Drop for Ends {
 impl Owner {
     async fn run(mut self) {
         let ends = Ends(Arc::clone(&self.log));
-        let ended = self.serve().await;
+        let ending = self.app.ending.clone();
+        let ended = tokio::select! {
+            ended = self.serve() => ended,
+            () = ending.cancelled() => Err(ApiError::Stopping),
+        };
         if let Err(error) = &ended {
             self.meter.failed(error);
         }
@@ -142,7 +150,8 @@ impl Owner {
         self.attempts += 1;
         let mut attempt = Box::pin(Attempt::open(&self.app, &self.order, self.attempts, lease)).await?;
         self.log.accept();
-        let (mut served, mut signs) = (false, 0usize);
+        let (mut said, mut signs) = (0u32, 0usize);
+        let alternatives = self.order.logprobs.unwrap_or_default() as usize;
         loop {
             match attempt.next().await? {
                 wire::generate_event::Event::Tokens(tokens) => {
@@ -153,17 +162,21 @@ impl Owner {
                         }
                         continue;
                     }
-                    if !std::mem::replace(&mut served, true) {
+                    if tokens.logprobs.iter().any(|logprobs| logprobs.kept() > alternatives * ALTERNATIVE) {
+                        return Err(attempt.garbage("more alternatives than were asked for"));
+                    }
+                    if said == 0 {
                         attempt.has_begun();
                         self.app.pool.report(lease, request, Outcome::Served);
                     }
                     self.meter.tokens(tokens.ids.len());
+                    said = said.saturating_add(u32::try_from(tokens.ids.len()).unwrap_or(u32::MAX));
                     if !self.log.push(tokens, self.order.max_tokens) {
                         return Err(attempt.garbage("more tokens than were asked for"));
                     }
                 }
                 wire::generate_event::Event::Finished(finished) => {
-                    let finished = Box::pin(attempt.finish(finished, &mut self.meter)).await?;
+                    let finished = Box::pin(attempt.finish(finished, said, &mut self.meter)).await?;
                     self.app.pool.report(lease, request, Outcome::Whole);
                     return Ok(finished);
                 }

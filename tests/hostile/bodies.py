@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import threading
 import time
 import zlib
 from functools import cache
@@ -66,6 +67,77 @@ def long_slow_bodies(stage):
     for conn in conns:
         conn.reset()
     return f"bodies in chunks and in gzip are answered meanwhile, for {took:.1f} s"
+
+
+def padded(size):
+    """A good request of about so many bytes."""
+    return post(COMPLETIONS, json.dumps(completion()).encode() + b" " * size)
+
+
+def meanwhile(stage, seconds, most, *requests):
+    """Other requests, one of each again and again for a while; the longest wait in seconds."""
+    start, longest = time.monotonic(), 0.0
+    while time.monotonic() - start < seconds:
+        for request in requests:
+            asked = time.monotonic()
+            good(stage.ask(request, most))
+            longest = max(longest, time.monotonic() - asked)
+        time.sleep(0.05)
+    return longest
+
+
+@case("long bodies that trickle", "140 bodies of a megabyte and 20 of 30 MB that come at once but for their end, which trickles; others send 30 KB, 120 KB and 900 KB meanwhile", stand="defaults", memory=800, short=False, judged=False)
+def trickling_bodies(stage):
+    sizes = [MEGABYTE - 50_000] * 140 + [30 * MEGABYTE] * 20
+    conns = [stage.conn() for _ in sizes]
+
+    def trickled(place):
+        conns[place].send(head("POST", COMPLETIONS, [("Content-Length", str(sizes[place] + 50_000))]))
+        conns[place].push(b" " * sizes[place], 4)
+    threads = [threading.Thread(target=trickled, args=(place,), daemon=True) for place in range(len(sizes))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(5)
+    longest = meanwhile(stage, 8, 3.0, padded(30_000), padded(120_000), padded(900_000))
+    for conn in conns:
+        conn.reset()
+    return f"all others answered, the slowest after {longest:.1f} s"
+
+
+@case("packed texts of 31 MB", "3 clients that send 31 MB of words in 90 KB of gzip to /tokenize, again and again; others send short gzip and 120 KB meanwhile", memory=600, short=False)
+def packed_texts(stage):
+    text = json.dumps({"model": NAME, "prompt": "abc def " * (31 * MEGABYTE // 8)}).encode()
+    long = post("/tokenize", gzip.compress(text), [("Content-Encoding", "gzip")])
+    short = post(COMPLETIONS, gzip.compress(json.dumps(completion()).encode()), [("Content-Encoding", "gzip")])
+    end = time.monotonic() + 4
+    answered = []
+
+    def hog():
+        while time.monotonic() < end:
+            answered.append(good(stage.ask(long, 30)))
+    hogs = [threading.Thread(target=hog, daemon=True) for _ in range(3)]
+    for thread in hogs:
+        thread.start()
+    longest = meanwhile(stage, 4, 1.0, short, padded(120_000))
+    for thread in hogs:
+        thread.join(30)
+    return f"{len(answered)} long ones; the others' slowest after {1e3 * longest:.0f} ms"
+
+
+@case("a pipeline of long requests", "500 requests of 15 KB to /tokenize at once on one connection, and on another", repeat=True)
+def pipelined_texts(stage):
+    one = post("/tokenize", {"model": NAME, "prompt": "abc def " * 1900})
+
+    def pipelined(_):
+        with stage.conn() as conn:
+            sender = threading.Thread(target=conn.push, args=(one * 500, 20), daemon=True)
+            sender.start()
+            for _ in range(500):
+                good(conn.answer())
+            sender.join(10)
+    stage.together(2, pipelined)
+    return "all answered"
 
 
 @case("lengths that are lies", "Content-Length of 99 GB, of 2^63, 40 MB in chunks without end, 33 MB with its length", repeat=True, memory=80)

@@ -1,5 +1,6 @@
 """Cases of clients that read slowly, do not read, or go."""
 
+import socket
 import time
 
 import raw
@@ -73,7 +74,7 @@ def stopped_beside(stage):
     return cut(stage, conns, "streams")
 
 
-@case("whole answers that nobody reads", "12 whole answers of 2,000 tokens with log-probabilities (5 MB), unread", stand="few slots", memory=200, short=False)
+@case("whole answers that nobody reads", "12 whole answers of 2,000 tokens with log-probabilities (2.5 MB), unread", stand="few slots", memory=200, short=False)
 def stopped_whole(stage):
     conns = unread(stage, 12, wordy("burst:250:8,finish", 2_000))
     return cut(stage, conns, "whole answers")
@@ -100,6 +101,58 @@ def slow_readers(stage):
             return len(conn.buffer)
     sizes = stage.together(24, read)
     return f"all 24 whole, {min(sizes) // 1000} KB each"
+
+
+@case("whole answers beyond the bound", "64 whole answers of 2,000 tokens with log-probabilities (2.5 MB each), read at 3 KB/s; /metrics is asked for meanwhile", stand="roomy defaults", memory=300, short=False, judged=False)
+def slow_whole(stage):
+    conns = [stage.conn(receive_buffer=SMALL) for _ in range(64)]
+    for conn in conns:
+        conn.send(wordy("burst:250:8,finish", 2_000))
+    start, pages = time.monotonic(), 0
+    while time.monotonic() - start < 20:
+        for conn in conns:
+            try:
+                conn.socket.recv(3000, socket.MSG_DONTWAIT)
+            except OSError:
+                pass
+        good(stage.ask(raw.head("GET", "/metrics"), 3))
+        pages += 1
+        time.sleep(max(0, start + pages - time.monotonic()))
+    cut = sum(conn.is_over() for conn in conns)
+    now = stage.memory() - stage.memory_before
+    expect(0 < cut < 64, f"{cut} of 64 are cut, so that the rest take 128 MB at the most")
+    for conn in conns:
+        conn.socket.close()
+    return f"{pages} pages of metrics; {cut} cut after 20 s, {now:.0f} MB for the rest"
+
+
+@case("metrics that nobody reads", "1,000 clients that ask for /metrics and do not read", stand="defaults", memory=400, short=False, judged=False)
+def unread_metrics(stage):
+    conns = [stage.conn(receive_buffer=SMALL) for _ in range(1000)]
+    for conn in conns:
+        conn.send(raw.head("GET", "/metrics"))
+    start = time.monotonic()
+    longest = 0.0
+    while time.monotonic() - start < 10:
+        asked = time.monotonic()
+        good(stage.ask(raw.head("GET", "/v1/models"), 3))
+        longest = max(longest, time.monotonic() - asked)
+        time.sleep(0.05)
+    for conn in conns:
+        conn.socket.close()
+    return f"others answered within {1e3 * longest:.0f} ms"
+
+
+@case("a FIN behind much", "a whole answer, a megabyte of requests behind it, then a FIN", repeat=True)
+def fin_behind(stage):
+    conn = stage.conn()
+    conn.send(post(COMPLETIONS, completion(script="tokens:2,hold")))
+    running(stage)
+    conn.push(OK * 25_000)
+    conn.finish()
+    took = freed(stage, "a FIN behind a megabyte")
+    conn.socket.close()
+    return f"free after {took:.0f} ms"
 
 
 @case("half-close", "the end of sending right behind a request: a stream goes on, a whole answer is given up", repeat=True)

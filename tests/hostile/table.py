@@ -24,6 +24,7 @@ STANDS = {
     "few slots": lambda: Stage([Worker(slots=16, window=32768)], {**TIMERS, "--max-context": 32768, "--queue-wait": 20}),
     "many slots": lambda: Stage([Worker(slots=64, window=32768)], {**TIMERS, "--max-context": 32768}),
     "defaults": lambda: Stage([Worker(), Worker()]),
+    "roomy defaults": lambda: Stage([Worker(slots=64, window=32768)], {"--max-context": 32768}),
     "four workers": lambda: Stage([Worker() for _ in range(4)], TIMERS),
     "impatient": lambda: Stage([Worker(), Worker()], {**TIMERS, "--first-token-wait": 1, "--token-wait": 1, "--stream-comment": 1}),
     "one slot": lambda: Stage([Worker(slots=1)], TIMERS, others=False),

@@ -264,6 +264,26 @@ def odd_status(stage):
     return "all requests answered"
 
 
+@case("absurd from the first", "a router whose first worker tells of billions of layers, slots and blocks before any other is there", stand="one slot", memory=64, judged=False)
+def absurd_first(stage):
+    liar = Worker(standing="absurd")
+    fresh = Stage([liar], TIMERS, others=False)
+    try:
+        before = fresh.memory()
+        time.sleep(1.0)
+        page = fresh.ask(raw.head("GET", "/metrics"))
+        expect(page.whole and len(page.body) < 1 << 20, f"/metrics has {len(page.body)} bytes")
+        for name in ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"):
+            expect(fresh.metric(name) <= 1.0, f"{name} is {fresh.metric(name)}")
+        expect(fresh.memory() - before < 32, "the router believes it")
+        liar.tell("standing ready")
+        fresh.ready()
+        answer = fresh.ask(raw.post(COMPLETIONS, completion()))
+        return f"not believed; served once it made sense: {good(answer)}"
+    finally:
+        fresh.stop()
+
+
 @case("a worker killed again and again", "kill -9 of one of two workers, four times, under the others' load", breaks=True)
 def killed(stage):
     for _ in range(4):

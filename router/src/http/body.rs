@@ -38,19 +38,31 @@ pub struct Given {
 }
 
 impl Given {
-    /// Its bytes, unpacked, and the memory that was set aside for them. Takes a moment for long ones.
+    /// Unpacks it, if that gives no more than so many bytes; else it stays as it came. Takes a moment for long ones.
     ///
     /// # Errors
     /// Damaged, or longer than allowed.
-    pub fn unpacked(self) -> Result<(Vec<u8>, Held), ApiError> {
+    pub fn unpack(&mut self, most: usize) -> Result<(), ApiError> {
         if !self.gzip {
-            return Ok((self.bytes, self.held));
+            return Ok(());
         }
+        let most = most.min(self.limit);
         let mut out = Vec::new();
-        let most = self.limit as u64 + 1;
-        let read = MultiGzDecoder::new(self.bytes.as_slice()).take(most).read_to_end(&mut out);
+        let read = MultiGzDecoder::new(self.bytes.as_slice()).take(most as u64 + 1).read_to_end(&mut out);
         read.map_err(|error| ApiError::Malformed(format!("the body is not gzip, as its Content-Encoding says: {error}")))?;
-        if out.len() > self.limit { Err(ApiError::TooLarge { limit: self.limit }) } else { Ok((out, self.held)) }
+        match out.len() > most {
+            true if most == self.limit => Err(ApiError::TooLarge { limit: self.limit }),
+            true => Ok(()),
+            false => {
+                (self.bytes, self.gzip) = (out, false);
+                Ok(())
+            }
+        }
+    }
+
+    /// Its bytes, and the memory that was set aside for them.
+    pub fn into_parts(self) -> (Vec<u8>, Held) {
+        (self.bytes, self.held)
     }
 
     /// Bytes that came.
@@ -86,10 +98,17 @@ pub async fn read(headers: &HeaderMap, body: Incoming, bounds: &Bounds, readers:
     let mut body = pin!(body);
     loop {
         let due = window.min(started + bounds.time);
-        let next = tokio::time::timeout_at(due, std::future::poll_fn(|cx| body.as_mut().poll_frame(cx))).await;
+        let next = tokio::time::timeout_at(due, std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)));
+        let next = tokio::select! {
+            next = next => next,
+            error = held.gives_way() => return Err(error),
+        };
         let slow = |_| ApiError::TooSlow { seconds: started.elapsed().as_secs(), most: bounds.time.as_secs() };
         match next.map_err(slow)? {
-            None => return Ok(Given { bytes, gzip, limit: bounds.bytes, held }),
+            None => {
+                held.has_come();
+                return Ok(Given { bytes, gzip, limit: bounds.bytes, held });
+            }
             Some(Err(error)) => return Err(ApiError::Malformed(format!("the body could not be read: {error}"))),
             Some(Ok(frame)) => {
                 let Ok(part) = frame.into_data() else { continue };
@@ -144,7 +163,8 @@ mod tests {
     }
 
     fn unpacked(bytes: Vec<u8>, limit: usize) -> Result<Vec<u8>, ApiError> {
-        given(bytes, limit).unpacked().map(|(bytes, _)| bytes)
+        let mut given = given(bytes, limit);
+        given.unpack(limit).map(|()| given.bytes)
     }
 
     #[test]
@@ -159,6 +179,17 @@ mod tests {
         for damaged in [cut, b"hello".to_vec(), Vec::new()] {
             assert_eq!(unpacked(damaged, 99).unwrap_err().reason(), "malformed_json");
         }
+    }
+
+    #[test]
+    fn what_is_longer_unpacked_stays_as_it_came() {
+        let bytes = packed(&[7; 100]);
+        let mut body = given(bytes.clone(), 200);
+        body.unpack(99).unwrap();
+        assert!(body.is_packed() && body.len() == bytes.len());
+        body.unpack(100).unwrap();
+        assert!(!body.is_packed() && body.len() == 100);
+        assert_eq!(given(bytes, 99).unpack(1000), Err(ApiError::TooLarge { limit: 99 }));
     }
 
     #[test]

@@ -28,12 +28,12 @@ pub async fn answer(app: &Arc<App>, call: Call, body: Given, id: String, mut met
     let header = Header { id: id.clone(), created: crate::now_seconds(), model: app.model.name.as_str().into() };
     let read = app.reading(body, move |context, body| read(context, body, id)).await.inspect_err(|error| meter.failed(error))?;
     let answer = Answer::new(header, Arc::clone(&app.model), read.streaming.usage, read.order.logprobs.is_some());
-    let generation = Generation::start(app, read.order, read.reading, meter);
+    let generation = Generation::start(app, read.order, read.reading, meter, call.link.backlog());
     if read.streaming.on {
         return respond(generation, answer, app.config.pace, &call.link).await;
     }
     call.link.enter(Phase::Whole);
     let (all, end) = generation.whole().await?;
-    let body = app.writing(all.marks.len(), move || whole(&answer, all, &end).to_string()).await?;
+    let body = app.writing(all.marks.len(), move || whole(&answer, all, &end)).await?;
     Ok(text("application/json", body))
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hyper::Response;
 use m1_text::Delta;
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use crate::App;
 use crate::error::ApiError;
@@ -19,7 +19,7 @@ use crate::server::Phase;
 use crate::sse::{Dialect, Frames, respond};
 
 use super::chunks::{Chunks, Header};
-use super::{text_logprobs, usage};
+use super::{Body, TextLogprobs};
 
 /// As OpenAI calls it, whole and in chunks.
 const OBJECT: &str = "text_completion";
@@ -33,15 +33,16 @@ pub async fn answer(app: &Arc<App>, call: Call, body: Given, id: String, mut met
     let read = app.reading(body, move |context, body| read(context, body, id)).await.inspect_err(|error| meter.failed(error))?;
     let chunks = Chunks::new(&header, OBJECT, read.streaming.usage);
     let answer = Answer { header, model: Arc::clone(&app.model), logprobs: read.order.logprobs.is_some(), chunks };
-    let generation = Generation::start(app, read.order, Reading::Raw, meter);
+    let generation = Generation::start(app, read.order, Reading::Raw, meter, call.link.backlog());
     if read.streaming.on {
         return respond(generation, answer, app.config.pace, &call.link).await;
     }
     call.link.enter(Phase::Whole);
     let (all, end) = generation.whole().await?;
     let body = app.writing(all.marks.len(), move || {
-        let logprobs = if answer.logprobs { text_logprobs(&answer.model, &all.marks) } else { Value::Null };
-        answer.whole(&all.content, logprobs, &end).to_string()
+        let logprobs = answer.logprobs.then(|| TextLogprobs::of(&answer.model, &all.marks));
+        let choice = Choice { index: 0, text: &all.content, logprobs, finish_reason: end.finish.as_str() };
+        Body::write(&answer.header, OBJECT, choice, &end)
     });
     Ok(text("application/json", body.await?))
 }
@@ -53,14 +54,16 @@ struct Answer {
     chunks: Chunks,
 }
 
-impl Answer {
-    fn whole(&self, text: &str, logprobs: Value, end: &End) -> Value {
-        let header = &self.header;
-        let choice = json!({"index": 0, "text": text, "logprobs": logprobs, "finish_reason": end.finish.as_str()});
-        json!({"id": header.id, "object": OBJECT, "created": header.created, "model": &*header.model, "choices": [choice], "usage": usage(end)})
-    }
+#[derive(Serialize)]
+struct Choice<'a> {
+    index: u32,
+    text: &'a str,
+    logprobs: Option<TextLogprobs<'a>>,
+    finish_reason: &'static str,
+}
 
-    fn choice(&self, out: &mut Frames, text: &str, logprobs: &Value, finish: Option<&str>) {
+impl Answer {
+    fn choice(&self, out: &mut Frames, text: &str, logprobs: &Option<TextLogprobs<'_>>, finish: Option<&str>) {
         let said = |out: &mut Frames| {
             out.text("\"text\":");
             out.json(text);
@@ -75,13 +78,12 @@ impl Dialect for Answer {
             Delta::Content(text) => Some(text.as_str()),
             Delta::Reasoning(_) | Delta::ToolCall { .. } => None,
         });
-        let logprobs =
-            if self.logprobs && !piece.marks.is_empty() { text_logprobs(&self.model, &piece.marks) } else { Value::Null };
+        let logprobs = (self.logprobs && !piece.marks.is_empty()).then(|| TextLogprobs::of(&self.model, &piece.marks));
         self.choice(out, &texts.collect::<String>(), &logprobs, None);
     }
 
     fn end(&mut self, end: End, out: &mut Frames) -> Result<(), ApiError> {
-        self.choice(out, "", &Value::Null, Some(end.finish.as_str()));
+        self.choice(out, "", &None, Some(end.finish.as_str()));
         self.chunks.end(&end, out);
         Ok(())
     }

@@ -7,23 +7,25 @@
 use std::future::Future;
 use std::io::{self, ErrorKind, IoSlice};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use m1_runtime::process;
 
+use super::backlog::Backlog;
 use super::head::{Framing, Scanner};
 use super::refusal;
 
-/// Bytes kept that came ahead of an answer: a hundred pipelined requests. Of a client that sends more while it gets a stream only a reset is seen. Where a
-/// whole answer is made, what comes beyond is thrown away, so that its FIN is seen behind it, and the connection ends with what was kept.
+/// Bytes kept that came ahead of an answer: a hundred pipelined requests. What comes beyond stays with the kernel, which says all the same that the client
+/// has gone, or has finished where all that it sends fits there.
 const AHEAD: usize = 256 << 10;
+/// Where more than that waits for so long behind a whole answer, it is thrown away, so that a FIN behind it is seen: the connection ends with what is kept.
+const FLOOD: Duration = Duration::from_millis(500);
 /// After an answer that left a body unread the client may go on sending for this long, so that it sees the answer and not a reset.
 const LINGER: Duration = Duration::from_secs(5);
 /// Bytes that a client takes in each second of its write deadline, at the least, where it takes too little for the kernel to want more.
@@ -31,13 +33,8 @@ const LEAST_PER_SECOND: u64 = 1 << 10;
 /// Bytes thrown away in one go then.
 const SCRATCH: usize = 16 << 10;
 
-/// Bytes of whole answers that clients have not taken, of all connections.
-static UNREAD: AtomicUsize = AtomicUsize::new(0);
-
-/// Bytes of whole answers that are kept for clients who have not taken them.
-pub fn unread() -> usize {
-    UNREAD.load(Ordering::Relaxed)
-}
+/// How often it is looked whether a client that takes nothing is a burden.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// How long a client may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +91,10 @@ struct State {
     blocked: Option<Blocked>,
     /// Bytes of a whole answer that hyper has and the kernel has not, more or less: its head counts as part of it.
     unread: usize,
+    /// A request has begun since the connection's task had its last turn.
+    had_turn: bool,
+    /// When it was last looked whether the client is a burden.
+    looked: Instant,
     scanner: Scanner,
     ahead: Vec<u8>,
     /// Bytes that hyper got behind the head of this request, and how long its body is, where that was told.
@@ -101,20 +102,26 @@ struct State {
     body: Option<u64>,
     /// hyper has got bytes of another request before it had answered one, so it may hold half a head when it waits.
     pipelines: bool,
+    /// All that the client sends has come.
     fin: bool,
+    /// The client has finished sending, but not all of it has been read.
+    finished: bool,
+    /// Since when no more is kept of what comes ahead.
+    full: Option<Instant>,
     /// Bytes were thrown away: what is read ends with what came before them.
     flooded: bool,
     probe: bool,
     /// The client may still send what nobody reads.
     lingers: bool,
-    /// Completes when the client has reset the connection; only needed while nothing can be read.
-    reset: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    /// Completes when the client has reset the connection, or has finished sending where that is not known yet; only needed while nothing is read.
+    end: Option<Pin<Box<dyn Future<Output = io::Result<Ready>> + Send>>>,
 }
 
 /// A connection.
 pub struct Link {
     stream: Arc<TcpStream>,
     times: Times,
+    backlog: Arc<Backlog>,
     state: Mutex<State>,
 }
 
@@ -126,18 +133,22 @@ impl Link {
             since: Instant::now(),
             blocked: None,
             unread: 0,
+            had_turn: false,
+            looked: Instant::now(),
             scanner: Scanner::default(),
             ahead: Vec::new(),
             behind: 0,
             body: None,
             pipelines: false,
             fin: false,
+            finished: false,
+            full: None,
             flooded: false,
             probe: false,
             lingers: false,
-            reset: None,
+            end: None,
         };
-        Arc::new(Self { stream: Arc::new(stream), times, state: Mutex::new(state) })
+        Arc::new(Self { stream: Arc::new(stream), times, backlog: Backlog::new(), state: Mutex::new(state) })
     }
 
     /// What it does from now on.
@@ -145,13 +156,13 @@ impl Link {
         let mut state = self.lock();
         state.phase = phase;
         state.since = Instant::now();
-        state.reset = None;
+        state.end = None;
         if phase == Phase::Idle {
             let behind = std::mem::take(&mut state.behind);
             state.pipelines |= state.body.is_some_and(|length| behind > length);
         }
         // It had finished sending before it was known that this is a stream.
-        state.probe |= state.fin && phase == Phase::Stream;
+        state.probe |= (state.fin || state.finished) && phase == Phase::Stream;
     }
 
     /// A request's head is complete, and its body has so many bytes, where that was told; how it is framed, as it was written.
@@ -163,6 +174,17 @@ impl Link {
         std::mem::take(&mut state.scanner).framing()
     }
 
+    /// The connection's task has its turn.
+    pub fn turn(&self) {
+        self.lock().had_turn = false;
+    }
+
+    /// Whether the connection has begun another request in this turn of its task, and others on its loop should have theirs first: hyper goes on as long
+    /// as there are requests.
+    pub fn has_had_turn(&self) -> bool {
+        std::mem::replace(&mut self.lock().had_turn, true)
+    }
+
     /// A request is refused. Of its body there may be something to come that nobody reads.
     pub fn refused(&self) {
         let mut state = self.lock();
@@ -172,7 +194,12 @@ impl Link {
     /// A whole answer of so many bytes is on its way.
     pub fn owes(&self, bytes: usize) {
         self.lock().unread += bytes;
-        UNREAD.fetch_add(bytes, Ordering::Relaxed);
+        self.backlog.add(bytes);
+    }
+
+    /// What is kept for the client.
+    pub fn backlog(&self) -> &Arc<Backlog> {
+        &self.backlog
     }
 
     /// Whether a comment is due because the client has finished sending; asked once.
@@ -182,30 +209,41 @@ impl Link {
 
     /// Whether the client has finished sending.
     pub fn has_finished(&self) -> bool {
-        self.lock().fin
+        let state = self.lock();
+        state.fin || state.finished
     }
 
     /// Until when the client may stay as it is.
     pub fn deadline(&self) -> Option<Instant> {
         let state = self.lock();
-        let blocked = state.blocked.map(|blocked| blocked.since + self.times.write);
-        match (blocked, state.due(&self.times)) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        let blocked = state.blocked.map(|blocked| {
+            let late = blocked.since + self.times.write;
+            if self.backlog.is_empty() { late } else { late.min(state.looked.max(blocked.since) + LOOK) }
+        });
+        [blocked, state.due(&self.times), state.floods()].into_iter().flatten().min()
     }
 
     /// The deadline has passed: whether the client is given up. One that reads slowly is not: the kernel takes more only when a good part of what it has
     /// is gone. Of one that is given up what it did not take is thrown away: the kernel would keep it for minutes, for each of them.
     pub fn gives_up(&self) -> bool {
         let (mut state, now) = (self.lock(), Instant::now());
-        let Some(blocked) = state.blocked else { return true };
-        let unsent = process::unsent(&*self.stream).unwrap_or(usize::MAX);
-        let least = self.times.write.as_secs().saturating_mul(LEAST_PER_SECOND);
-        let taken = blocked.unsent.saturating_sub(unsent) as u64;
-        if taken >= least && state.due(&self.times).is_none_or(|due| due > now) {
-            state.blocked = Some(Blocked { since: now, unsent });
+        if state.floods().is_some_and(|due| due <= now) {
+            (state.flooded, state.end) = (true, None);
             return false;
+        }
+        let Some(blocked) = state.blocked else { return true };
+        state.looked = now;
+        let is_due = state.due(&self.times).is_some_and(|due| due <= now);
+        if !is_due && !self.backlog.is_hog(now - blocked.since) {
+            if now < blocked.since + self.times.write {
+                return false;
+            }
+            let unsent = process::unsent(&*self.stream).unwrap_or(usize::MAX);
+            let least = self.times.write.as_secs().saturating_mul(LEAST_PER_SECOND);
+            if blocked.unsent.saturating_sub(unsent) as u64 >= least {
+                state.blocked = Some(Blocked { since: now, unsent });
+                return false;
+            }
         }
         let reset = rustix::net::sockopt::set_socket_linger(&*self.stream, Some(Duration::ZERO));
         reset.unwrap_or_else(|error| tracing::debug!(%error, "a connection could not be reset"));
@@ -218,12 +256,13 @@ impl Link {
         if !matches!(state.phase, Phase::Reading | Phase::Whole | Phase::Stream) {
             return Client::Same;
         }
-        if state.fin {
-            return if state.phase == Phase::Whole { Client::Gone } else { self.watch_reset(&mut state, cx) };
-        }
         loop {
-            if state.ahead.len() >= AHEAD && state.phase != Phase::Whole {
-                return self.watch_reset(&mut state, cx);
+            if state.fin || state.finished {
+                return if state.phase == Phase::Whole { Client::Gone } else { self.watch_end(&mut state, cx) };
+            }
+            if state.ahead.len() >= AHEAD && !state.flooded {
+                state.full.get_or_insert_with(Instant::now);
+                return self.watch_end(&mut state, cx);
             }
             match self.stream.poll_read_ready(cx) {
                 Poll::Pending => return Client::Same,
@@ -234,31 +273,33 @@ impl Link {
             match self.stream.try_read(&mut scratch) {
                 Ok(0) => {
                     state.fin = true;
-                    match state.phase {
-                        Phase::Whole => return Client::Gone,
-                        Phase::Stream => state.probe = true,
-                        _ => {}
-                    }
-                    return Client::Finished;
+                    return state.finishes();
                 }
-                Ok(count) => {
-                    let kept = count.min(AHEAD.saturating_sub(state.ahead.len()));
-                    state.flooded |= kept < count;
-                    state.ahead.extend_from_slice(scratch.get(..kept).unwrap_or_default());
-                }
+                Ok(_) if state.flooded => {}
+                Ok(count) => state.ahead.extend_from_slice(scratch.get(..count).unwrap_or_default()),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(_) => return Client::Gone,
             }
         }
     }
 
-    fn watch_reset(&self, state: &mut State, cx: &mut Context<'_>) -> Client {
-        let stream = &self.stream;
-        let reset = state.reset.get_or_insert_with(|| {
+    /// Looks at what the kernel says of a client of whom nothing is read.
+    fn watch_end(&self, state: &mut State, cx: &mut Context<'_>) -> Client {
+        let (stream, has_finished) = (&self.stream, state.fin || state.finished);
+        let end = state.end.get_or_insert_with(|| {
             let stream = Arc::clone(stream);
-            Box::pin(async move { drop(stream.ready(Interest::ERROR).await) })
+            // What is urgent never comes; with it goes that the other side has finished.
+            let interest = if has_finished { Interest::ERROR } else { Interest::ERROR.add(Interest::PRIORITY) };
+            Box::pin(async move { stream.ready(interest).await })
         });
-        if reset.as_mut().poll(cx).is_ready() { Client::Gone } else { Client::Same }
+        match end.as_mut().poll(cx) {
+            Poll::Pending => Client::Same,
+            Poll::Ready(Ok(ready)) if !has_finished && !ready.is_error() => {
+                (state.finished, state.end) = (true, None);
+                state.finishes()
+            }
+            Poll::Ready(_) => Client::Gone,
+        }
     }
 
     fn read(&self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -266,6 +307,7 @@ impl Link {
         if !state.ahead.is_empty() {
             let count = state.ahead.len().min(out.remaining());
             let part: Vec<u8> = state.ahead.drain(..count).collect();
+            state.full = None;
             out.put_slice(&part);
             state.pipelines = true;
             state.seen(&mut []);
@@ -306,7 +348,7 @@ impl Link {
                     state.blocked = None;
                     let taken = state.unread.min(count);
                     state.unread -= taken;
-                    UNREAD.fetch_sub(taken, Ordering::Relaxed);
+                    self.backlog.remove(taken);
                     if state.phase == Phase::Idle {
                         // The time between requests begins when the answer is with the kernel.
                         state.since = Instant::now();
@@ -351,13 +393,19 @@ impl Link {
     }
 }
 
-impl Drop for State {
+impl Drop for Link {
     fn drop(&mut self) {
-        UNREAD.fetch_sub(self.unread, Ordering::Relaxed);
+        let unread = self.lock().unread;
+        self.backlog.remove(unread);
     }
 }
 
 impl State {
+    /// When what waits behind a whole answer is thrown away.
+    fn floods(&self) -> Option<Instant> {
+        self.full.filter(|_| self.phase == Phase::Whole && !self.flooded).map(|full| full + FLOOD)
+    }
+
     /// Until when what the connection does now may last, whatever waits to be written.
     fn due(&self, times: &Times) -> Option<Instant> {
         match self.phase {
@@ -369,6 +417,16 @@ impl State {
             Phase::Closing => Some(self.since + LINGER),
             Phase::Request | Phase::Reading | Phase::Whole | Phase::Stream => None,
         }
+    }
+
+    /// The client has finished sending: nobody waits for a whole answer, as far as can be known, and a stream should say something.
+    fn finishes(&mut self) -> Client {
+        match self.phase {
+            Phase::Whole => return Client::Gone,
+            Phase::Stream => self.probe = true,
+            _ => {}
+        }
+        Client::Finished
     }
 
     /// Bytes came that hyper reads now.

@@ -1,15 +1,19 @@
 //! Answers that are written without HTTP's machinery: to a head that hyper refuses, and to a connection that is one too many. Both have OpenAI's shape
 //! and end the connection.
 
-use crate::error::ApiError;
+use std::hash::{BuildHasher, Hasher, RandomState};
 
-/// The whole answer, in bytes.
+use crate::error::ApiError;
+use crate::http::{REQUEST_ID, request_id};
+
+/// The whole answer, in bytes. Its request has no head that could be read, so the name in it is ours.
 pub fn answer(error: &ApiError) -> Vec<u8> {
+    let id = request_id(RandomState::new().build_hasher().finish());
     let (status, body) = (error.status(), error.body().to_string());
     let reason = status.canonical_reason().unwrap_or("Error");
     let retry = error.retry_after().map(|seconds| format!("retry-after: {seconds}\r\n")).unwrap_or_default();
     format!(
-        "HTTP/1.1 {} {reason}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n{retry}connection: close\r\n\r\n{body}",
+        "HTTP/1.1 {} {reason}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n{REQUEST_ID}: {id}\r\n{retry}connection: close\r\n\r\n{body}",
         status.as_u16(),
         body.len()
     )
@@ -24,7 +28,7 @@ pub fn of_hyper(bytes: &[u8]) -> Option<Vec<u8>> {
         return None;
     }
     let head = std::str::from_utf8(bytes).ok()?;
-    if !head.contains("content-length: 0\r\n") || head.contains(crate::http::REQUEST_ID) || !head.ends_with("\r\n\r\n") {
+    if !head.contains("content-length: 0\r\n") || head.contains(REQUEST_ID) || !head.ends_with("\r\n\r\n") {
         return None;
     }
     let error = match status {
@@ -44,6 +48,8 @@ mod tests {
         let own = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\ndate: x\r\n\r\n";
         let answer = String::from_utf8(of_hyper(own).unwrap()).unwrap();
         assert!(answer.starts_with("HTTP/1.1 431 ") && answer.contains("\"code\":\"head_too_large\""), "{answer}");
+        assert!(answer.contains("\r\nx-request-id: req-"), "{answer}");
+        assert_ne!(of_hyper(own).unwrap(), answer.into_bytes(), "another request has another name");
         for other in [
             "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
             "HTTP/1.1 404 Not Found\r\nx-request-id: a\r\ncontent-length: 0\r\n\r\n",

@@ -113,9 +113,12 @@ impl<'a> Attempt<'a> {
         })
     }
 
-    /// Reads the last event. What the experts did is booked by then.
-    pub async fn finish(self, finished: wire::Finished, meter: &mut Meter) -> Result<Finished, Fault> {
+    /// Reads the last event of an answer of so many tokens. What the experts did is booked by then.
+    pub async fn finish(self, finished: wire::Finished, output_tokens: u32, meter: &mut Meter) -> Result<Finished, Fault> {
         let reason = finished.reason();
+        if reason == FinishReason::FinishUnspecified {
+            return Err(self.garbage("an end without a reason"));
+        }
         if reason == FinishReason::FinishError {
             tracing::warn!(
                 worker = self.lease.address(),
@@ -139,13 +142,9 @@ impl<'a> Attempt<'a> {
             }
         }
         let routing = self.routing(finished.routing, finished.counted > 0);
-        meter.done(finished.prompt_tokens);
-        Ok(Finished {
-            by_length: reason == FinishReason::FinishLength,
-            prompt_tokens: finished.prompt_tokens,
-            output_tokens: finished.output_tokens,
-            routing,
-        })
+        // What was sent and what came are known here, whatever the worker counted.
+        meter.done(self.prompt);
+        Ok(Finished { by_length: reason == FinishReason::FinishLength, prompt_tokens: self.prompt, output_tokens, routing })
     }
 
     /// Counts of one answer. A worker that does not count for its routers has its answers booked here.
@@ -168,18 +167,42 @@ impl<'a> Attempt<'a> {
 
 /// Words of a worker may name its peers; a client has no use for where they are.
 fn without_addresses(words: &str) -> String {
-    let hidden = words.split_whitespace().map(|word| {
-        let bare = word.trim_matches(|c: char| !c.is_ascii_alphanumeric() && c != '[' && c != ']');
-        let host = bare.split_once("://").map_or(bare, |(_, rest)| rest);
-        let host = host.split(['/', '?', '#']).next().unwrap_or(host);
-        if is_place(host) { word.replace(bare, "a worker") } else { word.to_owned() }
-    });
-    crate::error::cut(&hidden.collect::<Vec<_>>().join(" "))
+    let is_part = |c: char| c.is_ascii_alphanumeric() || ".-_:[]/@%?#=&~".contains(c);
+    let (mut hidden, mut rest) = (String::new(), words);
+    while let Some(start) = rest.find(is_part) {
+        let piece = rest.get(start..).unwrap_or_default();
+        let end = piece.find(|c| !is_part(c)).unwrap_or(piece.len());
+        let (piece, behind) = piece.split_at(end);
+        hidden.push_str(rest.get(..start).unwrap_or_default());
+        hide(piece, &mut hidden);
+        rest = behind;
+    }
+    hidden.push_str(rest);
+    crate::error::cut(&hidden.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+/// Adds a word without the place that it names, alone or behind a colon.
+fn hide(word: &str, out: &mut String) {
+    let bare = word.trim_end_matches(|c: char| !c.is_ascii_alphanumeric() && c != ']');
+    let host = bare.split_once("://").map_or(bare, |(_, rest)| rest);
+    let host = host.split(['/', '?', '#']).next().unwrap_or(host);
+    let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
+    let behind = word.get(bare.len()..).unwrap_or_default();
+    match bare.split_once([':', '=']) {
+        _ if is_place(host) => out.push_str(&format!("a worker{behind}")),
+        Some((before, rest)) if !rest.is_empty() => {
+            out.push_str(before);
+            out.push_str(bare.get(before.len()..=before.len()).unwrap_or_default());
+            hide(&word[before.len() + 1..], out);
+        }
+        _ => out.push_str(word),
+    }
 }
 
 /// Whether this says where somebody is: HOST:PORT, an IP address, or a name within the cluster.
 fn is_place(text: &str) -> bool {
-    let within = |name: &str| name.ends_with(".svc") || name.contains(".svc.") || name.ends_with(".local");
+    let within =
+        |name: &str| name.ends_with(".svc") || name.contains(".svc.") || name.ends_with(".local") || name.ends_with(".internal");
     crate::workers::is_address(text) || text.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok() || within(text)
 }
 
@@ -210,6 +233,14 @@ mod tests {
         assert_eq!(without_addresses("pod 3 (10.0.0.7:9000) is lost"), "pod 3 (a worker) is lost");
         assert_eq!(without_addresses("m1-0-1.m1-0.models.svc:7000, [::1]:3: gone"), "a worker, a worker: gone");
         assert_eq!(without_addresses("given 3, allowed: 0 to 2"), "given 3, allowed: 0 to 2");
+        assert_eq!(without_addresses("lost (host:m1-0-1.m1-0:7000)"), "lost (host:a worker)");
+        assert_eq!(without_addresses("m1-0-1.m1-0.ns.svc:7000->10.1.2.3:5 broke"), "a worker->a worker broke");
+        assert_eq!(
+            without_addresses("peer=m1-0-1:7000;user:x@10.0.0.7;to=[fd00::7]:80, a,b,10.0.0.7"),
+            "a worker;a worker;a worker, a,b,a worker"
+        );
+        assert_eq!(without_addresses("ip-10-0-0-7.eu.compute.internal timed out"), "a worker timed out");
+        assert_eq!(without_addresses("layer 3: expert 17: nobody holds it"), "layer 3: expert 17: nobody holds it");
         assert_eq!(
             without_addresses("see http://10.0.0.7:7000/x?y and\n10.0.0.7, or fd00::7"),
             "see a worker and a worker, or a worker"

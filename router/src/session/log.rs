@@ -1,12 +1,13 @@
 //! What was generated for one request, in order. Written by its session, read by whoever tells the client; neither waits for the other.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use m1_proto::worker::{TokenLogprobs, Tokens};
 
 use super::Finished;
 use crate::error::ApiError;
+use crate::server::Backlog;
 
 /// Tokens that a reader gets at a time: he makes a text of each, with log-probabilities some kilobytes, and others wait meanwhile.
 const PORTION: usize = 32;
@@ -25,6 +26,7 @@ struct Inner {
 pub struct Log {
     inner: Mutex<Inner>,
     with_logprobs: bool,
+    backlog: Arc<Backlog>,
 }
 
 /// How far a reader is.
@@ -42,8 +44,8 @@ pub enum News {
 
 impl Log {
     /// Nothing was generated yet.
-    pub fn new(with_logprobs: bool) -> Self {
-        Self { inner: Mutex::default(), with_logprobs }
+    pub fn new(with_logprobs: bool, backlog: Arc<Backlog>) -> Self {
+        Self { inner: Mutex::default(), with_logprobs, backlog }
     }
 
     /// A worker has the sequence.
@@ -61,6 +63,7 @@ impl Log {
         }
         inner.ids.extend_from_slice(&tokens.ids);
         if self.with_logprobs {
+            self.backlog.add(tokens.logprobs.iter().map(TokenLogprobs::kept).sum());
             inner.logprobs.extend(tokens.logprobs);
             // A worker that says none for a token says nothing of it.
             let ids = inner.ids.len();
@@ -109,6 +112,7 @@ impl Log {
         if let Some(new) = inner.ids.get(place.0..end).filter(|new| !new.is_empty()) {
             ids.extend_from_slice(new);
             let read = inner.logprobs.get_mut(place.0..end).unwrap_or_default();
+            self.backlog.remove(read.iter().map(TokenLogprobs::kept).sum());
             logprobs.extend(read.iter_mut().map(std::mem::take));
             place.0 = end;
             return Poll::Ready(News::Tokens);
@@ -124,6 +128,13 @@ impl Log {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        let unread = self.lock().logprobs.iter().map(TokenLogprobs::kept).sum();
+        self.backlog.remove(unread);
     }
 }
 
@@ -161,7 +172,7 @@ mod tests {
 
     #[test]
     fn every_reader_sees_all_in_order_at_his_own_place() {
-        let log = Log::new(false);
+        let log = Log::new(false, Backlog::new());
         let (mut one, mut two) = (Place::default(), Place::default());
         assert_eq!(read(&log, &mut one), None);
         assert!(log.push(tokens(&[1, 2]), 9));
@@ -178,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_reader_that_was_away_gets_it_in_portions() {
-        let log = Log::new(false);
+        let log = Log::new(false, Backlog::new());
         assert!(log.push(tokens(&(0..100).collect::<Vec<u32>>()), 100));
         let mut place = Place::default();
         let portions: Vec<usize> = (0..4).map(|_| read(&log, &mut place).unwrap().len()).collect();
@@ -187,7 +198,7 @@ mod tests {
 
     #[test]
     fn it_holds_no_more_than_was_asked_for() {
-        let log = Log::new(true);
+        let log = Log::new(true, Backlog::new());
         assert!(log.push(tokens(&[1, 2]), 3));
         assert!(!log.push(tokens(&[3, 4]), 3));
         let mut place = Place::default();

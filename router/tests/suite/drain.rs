@@ -1,9 +1,10 @@
-//! The end of a router: what is still served, for how long, and what is cut. The real process is asked with real signals.
+//! The end of a router: what is still served, for how long, and how the rest ends. The real process is asked with real signals.
 
 use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::Duration;
 
+use crate::common::client::Events;
 use crate::common::{Act, Client, Double, PATIENCE, Stand, chat, model_dir};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -91,7 +92,7 @@ async fn a_process_leaves_the_endpoints_serves_on_and_ends_in_peace() {
 }
 
 #[tokio::test]
-async fn a_second_signal_cuts_at_once() {
+async fn a_second_signal_ends_answers_at_once() {
     let process = Process::start(&["--shutdown-delay", "600", "--drain-seconds", "600"]).await;
     process.double.script(&[Act::Say("hi"), Act::Hold, Act::Eos]);
     let mut events = process.client.stream(CHAT, &stream()).await;
@@ -100,18 +101,43 @@ async fn a_second_signal_cuts_at_once() {
     process.until(|client| async move { client.get("/ready").await.status == 503 }).await;
     process.signal();
     process.ends_well().await;
-    assert!(events.breaks().await, "a cut answer does not look whole");
+    is_told(events).await;
+}
+
+/// An answer that was ended does not look whole.
+async fn is_told(events: Events) {
+    let rest = events.rest().await;
+    assert_eq!(rest.last().unwrap().1["error"]["code"], "stopping", "{rest:?}");
 }
 
 #[tokio::test]
-async fn answers_that_take_too_long_are_cut() {
+async fn whoever_takes_too_long_is_told() {
     let stand = Stand::with(1, |config| config.grace.drain = Duration::from_millis(300)).await;
     stand.wait_ready().await;
     stand.script(&[Act::Say("hi"), Act::Hold, Act::Eos]);
     let mut events = stand.client.stream(CHAT, &stream()).await;
     events.json().await;
+    let post = || {
+        let client = stand.client.clone();
+        tokio::spawn(async move { client.post(CHAT, &chat(json!({}))).await })
+    };
+    // The double has four places.
+    let others: [_; 6] = std::array::from_fn(|_| post());
+    let waiting = format!("m1_router_queue_depth{{model_name=\"{}\"}} 3", crate::common::NAME);
+    stand
+        .until(|client| {
+            let waiting = waiting.clone();
+            async move { client.get("/metrics").await.text.contains(&waiting) }
+        })
+        .await;
     stand.stops.send_replace(1);
-    tokio::time::timeout(PATIENCE, stand.served).await.expect("it does not wait for the answer").unwrap().unwrap();
+    is_told(events).await;
+    for other in others {
+        let answer = other.await.unwrap();
+        assert_eq!((answer.status, &answer.json()["error"]["code"]), (503, &json!("stopping")), "under way or in the queue");
+        assert_eq!(answer.header("retry-after"), "2");
+    }
+    tokio::time::timeout(PATIENCE, stand.served).await.expect("it does not wait for the answers").unwrap().unwrap();
 }
 
 #[tokio::test]

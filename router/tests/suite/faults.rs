@@ -205,3 +205,16 @@ async fn what_a_worker_says_of_a_failure_reaches_the_client() {
     stand.doubles[0].refuse_once(Code::InvalidArgument);
     assert_eq!(stand.client.post(CHAT, &chat(json!({}))).await.status, 400);
 }
+
+#[tokio::test]
+async fn a_worker_that_sends_what_nobody_asked_for_is_found_out() {
+    let stand = Stand::ready(1).await;
+    let asks = json!({"logprobs": true, "top_logprobs": 3});
+    stand.script(&[Act::Alternatives(3), Act::Eos]);
+    assert_eq!(stand.client.post(CHAT, &chat(asks.clone())).await.status, 200);
+    for script in [&[Act::Alternatives(100), Act::Eos][..], &[Act::Alternatives(1000), Act::Eos], &[Act::Say("hi"), Act::Shrug]] {
+        stand.script(script);
+        let answer = stand.client.post(CHAT, &chat(asks.clone())).await;
+        assert!(matches!(answer.status, 500 | 502), "{}: {}", answer.status, answer.text);
+    }
+}

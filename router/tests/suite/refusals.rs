@@ -1,6 +1,7 @@
 //! Every bad request gets an error of OpenAI's shape that names the field, and reaches no worker.
 
 use crate::common::{NAME, Stand, chat, completion, merge};
+use m1_proto::worker::Phase;
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -180,6 +181,22 @@ async fn bodies_paths_methods_and_models_that_do_not_exist() {
         check(&answer, 404, "model_not_found", Some("model"), path);
         assert!(answer.text.contains(NAME), "what exists is named");
     }
+}
+
+#[tokio::test]
+async fn a_worker_with_a_small_window_is_no_bound_for_the_others() {
+    let stand = Stand::ready(2).await;
+    stand.doubles[0].status(|status| (status.phase, status.max_context_tokens) = (Phase::Loading.into(), 2));
+    stand.until(|client| async move { client.get("/ready").await.text.contains("loading") }).await;
+    stand.doubles[0].status(|status| status.phase = Phase::Ready.into());
+    stand.wait_ready().await;
+    for _ in 0..8 {
+        let answer = stand.client.post(CHAT, &chat(json!({"max_tokens": 1000}))).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+    }
+    let answer = stand.client.post(CHAT, &chat(json!({"max_tokens": 2048}))).await;
+    check(&answer, 400, "context_length_exceeded", Some("messages"), "longer than any window");
+    assert_eq!(stand.doubles[0].seen().len(), 0);
 }
 
 #[tokio::test]

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use m1_text::Delta;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
 use crate::generation::{End, Piece, Whole};
 use crate::model::Model;
 use crate::openai::chunks::{Chunks, Header};
-use crate::openai::{ChatLogprobs, usage};
+use crate::openai::{Body, ChatLogprobs};
 use crate::sse::{Dialect, Frames};
 
 /// What every part of an answer needs.
@@ -82,8 +83,19 @@ impl Dialect for Answer {
     }
 }
 
+#[derive(Serialize)]
+struct Choice<'a> {
+    index: u32,
+    message: Value,
+    logprobs: Option<ChatLogprobs<'a>>,
+    finish_reason: &'static str,
+}
+
 /// The answer in one.
-pub fn whole(answer: &Answer, all: Whole, end: &End) -> Value {
+///
+/// # Errors
+/// It cannot be written.
+pub fn whole(answer: &Answer, all: Whole, end: &End) -> Result<String, ApiError> {
     let calls: Vec<Value> = (0u32..)
         .zip(&all.calls)
         .map(|(index, (name, arguments))| json!({"id": answer.call_id(index), "type": "function", "function": {"name": name, "arguments": arguments}}))
@@ -98,13 +110,7 @@ pub fn whole(answer: &Answer, all: Whole, end: &End) -> Value {
     if !calls.is_empty() {
         message["tool_calls"] = Value::Array(calls);
     }
-    let logprobs = answer.logprobs.then(|| json!(ChatLogprobs::of(&answer.model, &all.marks)));
-    json!({
-        "id": answer.header.id,
-        "object": "chat.completion",
-        "created": answer.header.created,
-        "model": &*answer.header.model,
-        "choices": [{"index": 0, "message": message, "logprobs": logprobs, "finish_reason": end.finish.as_str()}],
-        "usage": usage(end),
-    })
+    let logprobs = answer.logprobs.then(|| ChatLogprobs::of(&answer.model, &all.marks));
+    let choice = Choice { index: 0, message, logprobs, finish_reason: end.finish.as_str() };
+    Body::write(&answer.header, "chat.completion", choice, end)
 }

@@ -38,6 +38,10 @@ pub enum Act {
     Fail(&'static str),
     /// `Finished` with counts that do not add up.
     Miscount,
+    /// `Finished` without a reason.
+    Shrug,
+    /// A token with so many alternatives, whatever was asked for.
+    Alternatives(u32),
 }
 
 pub struct Stage {
@@ -242,6 +246,15 @@ impl Sequence {
                 self.send(Event::Finished(finished)).await?;
                 Err(Over)
             }
+            Act::Shrug => {
+                let finished = self.finished(FinishReason::FinishUnspecified);
+                self.send(Event::Finished(finished)).await?;
+                Err(Over)
+            }
+            Act::Alternatives(count) => {
+                let logprobs = vec![TokenLogprobs::new(-0.5, (0..count).map(|id| (id, -0.5)))];
+                self.send(Event::Tokens(Tokens { ids: vec![300], logprobs })).await
+            }
             Act::Miscount => {
                 let mut finished = self.finished(FinishReason::FinishStop);
                 finished.routing.as_mut().unwrap().expert_tokens[0] += 1;
@@ -290,6 +303,8 @@ impl Sequence {
     fn finished(&self, reason: FinishReason) -> Finished {
         let (prompt_tokens, output_tokens) = (self.request.prompt.len() as u32, self.output.len() as u32);
         let routing = route(prompt_tokens + output_tokens.saturating_sub(1), self.request.expert_threshold < 1.0);
+        // The router knows what it sent and what came; nobody believes these.
+        let (prompt_tokens, output_tokens) = (0, u32::MAX);
         Finished { reason: reason.into(), prompt_tokens, output_tokens, routing: Some(routing), ..Finished::default() }
     }
 }
