@@ -44,6 +44,7 @@ lint:
 	cargo fmt --all --check
 	cargo clippy --all-targets -- -D warnings
 	cargo xtask tidy
+	cargo xtask proto --check
 	cargo xtask crd --check
 	cargo xtask docs --check
 	cargo xtask chart --check

@@ -11,13 +11,14 @@ if [ ! -x "$before/bin/m1-worker" ]; then
   rm -rf target/adjacent
   mkdir -p "$before/source" "$before/target/debug" "$before/bin"
   git archive "$commit" | tar -x -C "$before/source"
-  # What both have of other crates is built already.
-  for part in deps build .fingerprint; do cp -a "target/debug/$part" "$before/target/debug/"; done
+  # What both have of other crates is built already. Its files are linked, not copied: they are many gigabytes, and nobody writes into them.
+  for part in build .fingerprint; do cp -a "target/debug/$part" "$before/target/debug/"; done
+  cp -al target/debug/deps "$before/target/debug/"
   # Crates of the project go by their place in it, so today's would pass for those of before.
   (cd "$before/target/debug" && rm -rf .fingerprint/{m1-,m1ctl-,xtask-}* build/m1-* deps/*m1_* deps/*m1ctl* deps/*xtask*)
   # What it needs beside cargo it gets itself; where libtorch really lies outlives this folder.
   (cd "$before/source" && scripts/setup.sh &&
-    LIBTORCH=$(readlink -f target/libtorch) CARGO_TARGET_DIR="$before/target" cargo build --workspace --bins)
+    LIBTORCH=$(readlink -f target/libtorch) CARGO_INCREMENTAL=0 CARGO_TARGET_DIR="$before/target" cargo build --bins)
   for name in m1ctl m1-router m1-worker; do cp "$before/target/debug/$name" "$before/bin/"; done
   rm -rf "$before/target" "$before/source"
 fi

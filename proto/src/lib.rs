@@ -1,4 +1,5 @@
-//! Generated types of the wire: `proto/proto/**.proto` says what each message means. Of its own it has the codec and one message that stays bytes.
+//! Types of the wire: `proto/proto/**.proto` says what each message means, `cargo xtask proto` writes `proto/generated`. Of its own this has the codec and one
+//! message that stays bytes.
 #![allow(missing_docs, clippy::all)]
 
 mod codec;
@@ -8,10 +9,10 @@ mod logprobs;
 pub mod worker {
     pub use crate::logprobs::TokenLogprobs;
 
-    tonic::include_proto!("m1.worker.v1");
+    include!("../generated/m1.worker.v1.rs");
 }
 
 /// `m1.dispatch.v1`: token dispatch between the pods of a group.
 pub mod dispatch {
-    tonic::include_proto!("m1.dispatch.v1");
+    include!("../generated/m1.dispatch.v1.rs");
 }

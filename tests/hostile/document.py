@@ -14,7 +14,7 @@ before workers that misbehave on demand, and sends over raw sockets what no libr
 
     scripts/hostile.sh --write      # all cases, release build, and this file; a few minutes
     scripts/hostile.sh              # all cases
-    scripts/hostile.sh --short      # what `make test` runs, below 90 seconds
+    scripts/hostile.sh --short      # what `make test` runs, some two minutes
     scripts/hostile.sh --only smuggling
 
 While a case runs, other clients ask for streamed answers of 16 tokens, 5 ms apart, {rate} times a second, each measured from the moment it was due. A case

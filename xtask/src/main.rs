@@ -1,9 +1,10 @@
-//! The project's own chores: `crd` writes or checks the CRDs under manifests/crds, `docs` their reference, `chart` what is generated of the Helm chart, `tidy` holds the
-//! tree to its style, `image` writes container images.
+//! The project's own chores: `crd` writes or checks the CRDs under manifests/crds, `docs` their reference, `chart` what is generated of the Helm chart,
+//! `proto` the types of the wire, `tidy` holds the tree to its style, `image` writes container images.
 
 mod chart;
 mod crd;
 mod image;
+mod proto;
 mod reference;
 mod tidy;
 
@@ -18,6 +19,8 @@ usage: cargo xtask COMMAND
   docs --check  fail when it differs
   chart         write the chart's CRDs, rights and README
   chart --check fail when they differ
+  proto         write the types of the wire from the .proto files
+  proto --check fail when they differ
   tidy          check headers, lengths of files and functions, leftovers, and which crates the pure ones reach
   image [operator|router|worker|demo|all]... [--profile dev|release] [--output DIR] [--tag TAG] [--programs DIR]
                 write container images as archives (all, release, target/images, the workspace's version);
@@ -36,6 +39,8 @@ fn main() -> ExitCode {
         ["chart", "--check"] => chart::check(&root),
         ["docs"] => reference::write(&root),
         ["docs", "--check"] => reference::check(&root),
+        ["proto"] => proto::write(&root),
+        ["proto", "--check"] => proto::check(&root),
         ["tidy"] => tidy::run(&root),
         ["image", words @ ..] => image::run(&root, words),
         _ => {
