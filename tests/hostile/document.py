@@ -42,6 +42,7 @@ Two cores, the demo model, two workers, `m1ctl bench --concurrency 16` on them a
 | `kill -9` of one of two workers that hold all experts, three times | 1,407 answered, 7 failed after their first token, 1 was tried again on the other worker |
 | SIGSTOP of a pod for 4 s, of the other for 5 s | 1,269 and 1,127 answered, 6 and 7 failed after their first token |
 | SIGSTOP of a worker for 2.5 s, three times | 1,226 answered, none failed |
+| a client in a network namespace from which every packet is dropped, with two streams and a whole answer under way | all three free after 60 to 75 s |
 | 40 `m1ctl up` at once (`M1_TEST_UPS=40 cargo test -p m1-tests --test members together`) | all serve, each with workers of its own |
 
 Properties: `M1_ENGINE_CASES=100000 cargo test -p m1-engine --test properties` runs 100,000 interleavings of token, stop text, end id, length, budget, cancel,
