@@ -82,9 +82,11 @@ def full_queue(stage):
     holder = stage.conn()
     holder.send(post(COMPLETIONS, completion(script="tokens:1,hold", stream=True)))
     stage.until(lambda: stage.scripted() == 1, 5, "the first request does not run")
-    conns = [stage.conn() for _ in range(400)]
-    for conn in conns:
-        conn.send(post(COMPLETIONS, completion(stream=True)))
+    conns = []
+    for _ in range(400):
+        # At once: a busy machine takes longer to connect them all than one may be idle.
+        conns.append(stage.conn())
+        conns[-1].send(post(COMPLETIONS, completion(stream=True)))
     told, end = {}, time.monotonic() + 10
     for conn in conns:
         answer = conn.answer(max(0.01, end - time.monotonic()))
