@@ -48,7 +48,7 @@ impl Readers {
     /// Waits until a body may have grown to so many bytes.
     ///
     /// # Errors
-    /// See [`Lane::hold`].
+    /// Too much of others has come, or the body has to give way to them.
     pub async fn hold(&self, held: &mut Held, bytes: usize) -> Result<(), ApiError> {
         self.lane(bytes).hold(held, bytes).await
     }

@@ -57,10 +57,9 @@ impl Opened {
     fn folder(config: &Config, status: &SharedStatus, folder: &Path, snapshot: Option<Snapshot>, again: Again) -> Self {
         match Checkpoint::open(folder) {
             Ok(checkpoint) => {
-                // Pods of one group must have the same weights, not only tensors of the same shapes. Of what was fetched the source knows which they are, and
-                // not all of it is here.
+                // Pods of one group must have the same commit, not only tensors of the same shapes.
                 let digest = match &snapshot {
-                    None => checkpoint.sampled_digest(),
+                    None => checkpoint.digest().to_owned(),
                     Some(snapshot) => format!("{}@{}", checkpoint.digest(), snapshot.id()),
                 };
                 let identity = Arc::new(Identity { pod: config.pod, digest, arch: checkpoint.architecture().clone() });

@@ -75,8 +75,6 @@ impl MappedTensor {
 
 /// Bytes between two reads that bring pages in: what every machine has at least.
 const PAGE: usize = 4096;
-/// Bytes of a tensor's sample at each place.
-const SAMPLE: usize = 64;
 /// Bytes between two words of progress.
 const TOUCHED: usize = 4 << 20;
 
@@ -115,30 +113,9 @@ impl Checkpoint {
     }
 
     /// SHA-256 in hex over the config's text, the name, dtype and shape of every tensor, and the size of every shard. It
-    /// tells checkpoints apart at no cost; of the weights themselves it says nothing.
+    /// tells checkpoints apart at no cost; it does not prove that two files have the same weights.
     pub fn digest(&self) -> &str {
         &self.digest
-    }
-
-    /// SHA-256 in hex over [`Self::digest`] and samples of every tensor of the network: some bytes of its begin, its middle and its end. It tells checkpoints
-    /// of one shape apart, and costs the read of three pages a tensor (100 MB of MiniMax-M1's 456 B parameters).
-    pub fn sampled_digest(&self) -> String {
-        // Else every page would bring its neighbours along.
-        let advise = |advice| self.shards.iter().for_each(|map| drop(map.advise(advice)));
-        advise(memmap2::Advice::Random);
-        let mut hash = Sha256::new();
-        hash.update(self.digest.as_bytes());
-        let mut entries: Vec<_> = self.entries.iter().collect();
-        entries.sort_unstable_by_key(|(name, _)| **name);
-        for (_, entry) in entries {
-            let data = self.shards.get(entry.shard).and_then(|map| map.get(entry.bytes.clone())).unwrap_or_default();
-            let last = data.len().saturating_sub(SAMPLE);
-            for start in [0, last / 2, last] {
-                hash.update(data.get(start..data.len().min(start + SAMPLE)).unwrap_or_default());
-            }
-        }
-        advise(memmap2::Advice::Normal);
-        hex(hash)
     }
 
     /// Bytes of all tensors of the network as stored, buffers that nobody reads left out.
@@ -247,12 +224,8 @@ impl Shards {
             field(path.file_name().unwrap_or_default().as_encoded_bytes());
             field(&(map.len() as u64).to_le_bytes());
         }
-        hex(hash)
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
-}
-
-fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn map_file(path: &Path) -> io::Result<Mmap> {
