@@ -5,34 +5,14 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, bail};
 use m1_operator_plan::rbac::{self, Rule};
+
+use crate::generated::Generated;
 
 const CHART: &str = "charts/minimax-m1-operator";
 
-/// Writes the generated files.
-pub fn write(root: &Path) -> anyhow::Result<String> {
-    let files = files(root)?;
-    for (path, text) in &files {
-        let path = root.join(path);
-        fs::create_dir_all(path.parent().context("a file has a folder")?)?;
-        fs::write(&path, text).with_context(|| path.display().to_string())?;
-    }
-    Ok(format!("wrote {} files of {CHART}", files.len()))
-}
-
-/// Fails where a generated file differs.
-pub fn check(root: &Path) -> anyhow::Result<String> {
-    let files = files(root)?;
-    for (path, text) in &files {
-        if fs::read_to_string(root.join(path)).unwrap_or_default() != *text {
-            bail!("{path} is not what the code says: cargo xtask chart");
-        }
-    }
-    Ok(format!("{} generated files of {CHART} are up to date", files.len()))
-}
-
-fn files(root: &Path) -> anyhow::Result<Vec<(String, String)>> {
+/// The generated files.
+pub fn generated(root: &Path) -> anyhow::Result<Generated> {
     let mut files = Vec::new();
     for crd in m1_operator_api::crd_files() {
         let mut object = crd.object;
@@ -42,7 +22,7 @@ fn files(root: &Path) -> anyhow::Result<Vec<(String, String)>> {
     files.push((format!("{CHART}/templates/_rules.tpl"), rules()));
     let values = fs::read_to_string(root.join(CHART).join("values.yaml"))?;
     files.push((format!("{CHART}/README.md"), readme(&values)));
-    Ok(files)
+    Ok(Generated { command: "chart", source: "the code", files })
 }
 
 fn rules() -> String {

@@ -3,6 +3,7 @@
 
 mod chart;
 mod crd;
+mod generated;
 mod image;
 mod proto;
 mod reference;
@@ -10,6 +11,8 @@ mod tidy;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+use generated::Generated;
 
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
@@ -33,14 +36,10 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let root = root();
     let outcome = match words.as_slice() {
-        ["crd"] => crd::write(&root),
-        ["crd", "--check"] => crd::check(&root),
-        ["chart"] => chart::write(&root),
-        ["chart", "--check"] => chart::check(&root),
-        ["docs"] => reference::write(&root),
-        ["docs", "--check"] => reference::check(&root),
-        ["proto"] => proto::write(&root),
-        ["proto", "--check"] => proto::check(&root),
+        [command @ ("crd" | "docs" | "chart" | "proto")] => generated(command, &root).and_then(|files| files.write(&root)),
+        [command @ ("crd" | "docs" | "chart" | "proto"), "--check"] => {
+            generated(command, &root).and_then(|files| files.check(&root))
+        }
         ["tidy"] => tidy::run(&root),
         ["image", words @ ..] => image::run(&root, words),
         _ => {
@@ -57,6 +56,16 @@ fn main() -> ExitCode {
             eprintln!("{error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// What a command writes.
+fn generated(command: &str, root: &Path) -> anyhow::Result<Generated> {
+    match command {
+        "crd" => crd::generated(),
+        "docs" => Ok(reference::generated()),
+        "chart" => chart::generated(root),
+        _ => proto::generated(root),
     }
 }
 

@@ -1,7 +1,6 @@
 //! The memory of bodies that are being received, and who gives it up: where there is none left, the slowest goes, so that a few that trickle shut out
 //! nobody; and one of those that wait may always come to its end, so that many that have half of what they need do not wait for each other.
 
-use std::future::Future;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -189,17 +188,14 @@ impl Lane {
         coming.speed().is_excused = true;
         let room = loop {
             self.ask_slowest(Instant::now());
-            let next = until.min(Instant::now() + LOOK);
-            let room = std::future::poll_fn(|cx| {
-                if let std::task::Poll::Ready(memory) = memory.as_mut().poll(cx) {
-                    return std::task::Poll::Ready(memory.map(Room::Memory));
-                }
-                last.as_mut().poll(cx).map(|last| last.map(Room::Last))
-            });
-            match tokio::time::timeout_at(next, room).await {
-                Ok(room) => break room.map_err(|_| full())?,
-                Err(_) if Instant::now() >= until => return Err(full()),
-                Err(_) => {}
+            tokio::select! {
+                biased;
+                memory = &mut memory => break Room::Memory(memory.map_err(|_| full())?),
+                last = &mut last => break Room::Last(last.map_err(|_| full())?),
+                () = tokio::time::sleep_until(until.min(Instant::now() + LOOK)) => {}
+            }
+            if Instant::now() >= until {
+                return Err(full());
             }
         };
         let mut speed = coming.speed();

@@ -162,7 +162,7 @@ impl Link {
             state.pipelines |= state.body.is_some_and(|length| behind > length);
         }
         // It had finished sending before it was known that this is a stream.
-        state.probe |= (state.fin || state.finished) && phase == Phase::Stream;
+        state.probe |= state.has_finished() && phase == Phase::Stream;
     }
 
     /// A request's head is complete, and its body has so many bytes, where that was told; how it is framed, as it was written.
@@ -209,8 +209,7 @@ impl Link {
 
     /// Whether the client has finished sending.
     pub fn has_finished(&self) -> bool {
-        let state = self.lock();
-        state.fin || state.finished
+        self.lock().has_finished()
     }
 
     /// Until when the client may stay as it is.
@@ -257,7 +256,7 @@ impl Link {
             return Client::Same;
         }
         loop {
-            if state.fin || state.finished {
+            if state.has_finished() {
                 return if state.phase == Phase::Whole { Client::Gone } else { self.watch_end(&mut state, cx) };
             }
             if state.ahead.len() >= AHEAD && !state.flooded {
@@ -285,7 +284,7 @@ impl Link {
 
     /// Looks at what the kernel says of a client of whom nothing is read.
     fn watch_end(&self, state: &mut State, cx: &mut Context<'_>) -> Client {
-        let (stream, has_finished) = (&self.stream, state.fin || state.finished);
+        let (stream, has_finished) = (&self.stream, state.has_finished());
         let end = state.end.get_or_insert_with(|| {
             let stream = Arc::clone(stream);
             // What is urgent never comes; with it goes that the other side has finished.
@@ -401,6 +400,11 @@ impl Drop for Link {
 }
 
 impl State {
+    /// Whether the client has finished sending.
+    fn has_finished(&self) -> bool {
+        self.fin || self.finished
+    }
+
     /// When what waits behind a whole answer is thrown away.
     fn floods(&self) -> Option<Instant> {
         self.full.filter(|_| self.phase == Phase::Whole && !self.flooded).map(|full| full + FLOOD)
