@@ -1,14 +1,10 @@
 //! The device thread: the one owner of weights, caches, sequences and the exchange with peers. Everything reaches it through
 //! its inbox; it never waits for the network and never blocks on a send.
 //!
-//! One turn: read the inbox, then do one small piece of work, the first there is of
-//!
-//! 1. a peer's decode request,
-//! 2. the own step: one layer's attention, own experts, or the end of a layer,
-//! 3. a peer's prefill request.
-//!
-//! With none of these it sleeps until something comes. A peer's prefill request also goes before the beginning of an own
-//! step, so that a pod whose own steps never wait cannot starve its peers.
+//! One turn: read the inbox, hand over peers' decode requests, then let the executor do one piece of work or pick up what it has done.
+//! The executor computes peers' requests first, then the own step that decodes, then the one that reads prompts. Where it has nothing
+//! left to do, because own steps wait for peers or there are none, a peer's prefill request and the beginning of an own step take
+//! turns, so that neither starves. With none of these the thread sleeps until something comes.
 
 mod announce;
 pub(crate) mod convert;
@@ -28,8 +24,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
-use m1_engine::{AllowedIds, Failure, RoutingShape, Scheduler, SchedulerConfig};
+use m1_arch::Architecture;
+use m1_engine::{AllowedIds, Command, Completion, Failure, RoutingShape, Scheduler, SchedulerConfig, Turn};
 use m1_exchange::{Action, DispatchTable, Exchange, Lane, Micros, PodId};
 use m1_weights::Checkpoint;
 use tokio::sync::mpsc;
@@ -41,17 +37,18 @@ use crate::service::reasoned;
 use crate::status::SharedStatus;
 use crate::tallies::Tallies;
 use crate::transport::{CREDITS, Transport};
-use announce::Announcing;
+use announce::Announcer;
 use fetch::Fetching;
-use group::Peers;
+use group::{Peers, Placing};
 use links::Links;
-use loaded::Loaded;
+use loaded::{Boxed, Load};
 use own_step::OwnStep;
 use sequences::Sequences;
 use serving::Requests;
 
 pub use fetch::Remote;
 pub use inbox::{Events, Gone, Group, GroupPod, Inbox, NewSequence, SequenceKey};
+pub use loaded::{LoadError, load};
 
 /// Messages taken in before the next piece of work: more than come in one, so that only a flood is held back.
 const MESSAGES_PER_TURN: usize = 128;
@@ -79,6 +76,8 @@ pub struct Parts {
     pub remote: Option<Remote>,
     /// Ids that may be sampled.
     pub known: AllowedIds,
+    /// Makes the executor.
+    pub load: Load,
     /// Opens connections to peers.
     pub transport: Box<dyn Transport>,
     /// What the rest of the process sees.
@@ -111,41 +110,43 @@ pub fn spawn(
 /// The state of the device thread.
 struct Device {
     config: Config,
-    checkpoint: Checkpoint,
+    arch: Architecture,
+    checkpoint: Arc<Checkpoint>,
     remote: Option<Remote>,
     /// The placement whose shards are being fetched.
     fetching: Option<Fetching>,
+    /// The one whose experts are being loaded.
+    placing: Option<Placing>,
+    load: Load,
     transport: Box<dyn Transport>,
     status: Arc<SharedStatus>,
     tallies: Arc<Tallies>,
     /// When counts were published last; none before the first time.
     counted: Option<Instant>,
     /// Absent until a placement was applied.
-    executor: Option<Announcing<dyn Loaded>>,
+    executor: Option<Boxed>,
+    announcer: Announcer,
     sequences: Sequences,
     exchange: Exchange,
     links: Links,
     peers: Peers,
-    /// The step in flight.
-    step: Option<OwnStep>,
-    steps_begun: u64,
+    /// Own steps in flight, oldest first.
+    steps: Vec<OwnStep>,
     /// What peers asked for.
     requests: Requests,
-    /// Sums of the answer whose event is being handled.
-    answer: Bytes,
+    /// A peer's prefill request had the last turn in which there was nothing else to do.
+    served_last: bool,
     /// Memory of the list of actions.
     actions: Vec<Action>,
-    /// Connections found gone while sending.
-    gone: Vec<(PodId, Lane)>,
     draining: bool,
     started: Instant,
 }
 
 impl Device {
     fn new(config: &Config, parts: Parts) -> Result<Self, StartError> {
-        let Parts { checkpoint, remote, known, transport, status, tallies, .. } = parts;
-        let arch = checkpoint.architecture();
-        let limits = config.limits(arch);
+        let Parts { checkpoint, remote, known, load, transport, status, tallies, .. } = parts;
+        let arch = checkpoint.architecture().clone();
+        let limits = config.limits(&arch);
         let scheduler = SchedulerConfig { limits, queue: config.queue, prefill_tokens: config.prefill_chunk };
         let (layers, experts) = (arch.layers.len(), arch.experts);
         let mut exchange = m1_exchange::Config::new(PodId(config.pod), layers, experts, arch.top_k, arch.hidden);
@@ -153,25 +154,27 @@ impl Device {
         exchange.wait_for_expert = config.expert_wait;
         exchange.first_id = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_micros() as u64);
         Ok(Self {
-            sequences: Sequences::new(Scheduler::new(scheduler, RoutingShape::of(arch), known)?),
+            sequences: Sequences::new(Scheduler::new(scheduler, RoutingShape::of(&arch), known)?),
             exchange: Exchange::new(exchange, Arc::new(DispatchTable::empty(layers, experts)))?,
             config: config.clone(),
-            checkpoint,
+            arch,
+            checkpoint: Arc::new(checkpoint),
             remote,
             fetching: None,
+            placing: None,
+            load,
             transport,
+            announcer: Announcer::new(status.clone()),
             status,
             tallies,
             counted: None,
             executor: None,
             links: Links::default(),
             peers: Peers::default(),
-            step: None,
-            steps_begun: 0,
+            steps: Vec::new(),
             requests: Requests::default(),
-            answer: Bytes::new(),
+            served_last: false,
             actions: Vec::new(),
-            gone: Vec::new(),
             draining: false,
             started: Instant::now(),
         })
@@ -210,15 +213,46 @@ impl Device {
 
     /// One piece of work. False: there is none now.
     fn work(&mut self) -> bool {
-        if self.serve(Lane::Decode) {
+        if self.tend_steps() {
             return true;
         }
-        match self.step.is_some() {
-            true => self.advance() || self.serve(Lane::Bulk),
-            false => {
-                let served = self.serve(Lane::Bulk);
-                self.begin() || served
-            }
+        self.serve(Lane::Decode);
+        let Some(executor) = &mut self.executor else { return false };
+        match self.announcer.turn(executor.due(), || executor.turn()) {
+            Turn::Done(completion) => self.completed(completion),
+            Turn::Working => {}
+            Turn::Idle => return self.fill(),
+        }
+        true
+    }
+
+    /// Gives the executor something to do, if there is anything. A peer's prefill request and an own step take turns.
+    fn fill(&mut self) -> bool {
+        let served_last = std::mem::take(&mut self.served_last);
+        if served_last && self.begin() {
+            return true;
+        }
+        self.served_last = self.serve(Lane::Bulk);
+        self.served_last || self.begin()
+    }
+
+    fn completed(&mut self, completion: Completion) {
+        match completion {
+            Completion::Routed { step, layer, routing } => self.routed(step, layer, routing),
+            Completion::Gathered { step, hidden } => self.send(step, hidden),
+            Completion::Ended { step, results } => self.step_ended(step, results),
+            Completion::Failed { step, error } => self.step_failed(step, &error),
+            Completion::Served { key, sums } => self.served(key, sums),
+            Completion::Loading { .. } => {}
+            Completion::Loaded { result, .. } => self.loaded(result),
+            // Nobody has asked for these.
+            Completion::Exported { .. } | Completion::Imported { .. } => {}
+        }
+    }
+
+    fn submit(&mut self, command: Command<Arc<Checkpoint>>) {
+        if let Some(executor) = &mut self.executor {
+            executor.submit(command);
         }
     }
 
@@ -255,7 +289,7 @@ impl Device {
     /// Ends what is left: sequences end with an error that says so.
     fn stop(mut self) {
         let failure = Failure { reason: "Stopping", message: "this worker stops".into() };
-        self.fail_step(&failure);
+        self.fail_steps(&failure);
         self.sequences.fail_all(&failure);
         self.peers.forget_all();
         self.report();
@@ -266,3 +300,6 @@ impl Device {
         Micros(self.started.elapsed().as_micros() as u64)
     }
 }
+
+#[cfg(test)]
+mod tests;

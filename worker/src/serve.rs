@@ -234,6 +234,7 @@ fn start_device(
     };
     let parts = Parts {
         checkpoint,
+        load: device::load,
         remote: snapshot.map(|snapshot| Remote { snapshot, events: shared.events.clone(), given_up: false }),
         known: tokenizer.map_or_else(|| AllowedIds::all(vocab), |t| AllowedIds::from_ids(vocab, t.known_ids())),
         transport: Box::new(dialer),

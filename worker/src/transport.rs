@@ -62,7 +62,7 @@ impl Link {
         Self::with_room(generation, LINK_QUEUE)
     }
 
-    fn with_room(generation: u64, frames: usize) -> (Self, mpsc::Receiver<Frame>) {
+    pub(crate) fn with_room(generation: u64, frames: usize) -> (Self, mpsc::Receiver<Frame>) {
         let (sender, receiver) = mpsc::channel(frames);
         (Self { sender, closed: CancellationToken::new(), generation }, receiver)
     }

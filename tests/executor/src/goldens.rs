@@ -1,11 +1,14 @@
 //! Logits and greedy tokens of two tiny models against the references' goldens, whole and with experts on a peer.
 
+use std::sync::Arc;
+
 use m1_arch::ExpertSet;
-use m1_engine::Executor;
+use m1_engine::{Executor, SlotId};
+use m1_weights::Checkpoint;
 
-use crate::{LENGTHS, Suite, TOLERANCE, all_experts, checkpoint, golden, prompts};
+use crate::{LENGTHS, Suite, TOLERANCE, Turn, all_experts, checkpoint, golden, prompts};
 
-impl<E: Executor> Suite<E> {
+impl<E: Executor<Weights = Arc<Checkpoint>>> Suite<E> {
     pub fn every_length_in_one_piece_and_in_chunks(&self) {
         for model in ["A", "B"] {
             let (mut executor, prompts) = (self.whole(model), prompts(model));
@@ -33,5 +36,19 @@ impl<E: Executor> Suite<E> {
                 assert!(worst <= TOLERANCE, "{model} {length}: {worst:e}");
             }
         }
+    }
+
+    pub fn who_holds_all_experts_is_asked_nothing(&self) {
+        let checkpoint = checkpoint("B");
+        let arch = checkpoint.architecture();
+        let turn = Turn { slot: SlotId(0), position: 0, ids: prompts("B")[&7].clone(), prompt: 7 };
+        assert_eq!(self.whole("B").step(None, std::slice::from_ref(&turn)).unwrap().asked, 0);
+        // One layer is held whole: there it asks nothing either.
+        let mut held = ExpertSet::from_range(arch.layers.len(), arch.experts, 0..1);
+        let rest = all_experts(arch).difference(&held);
+        rest.iter().filter(|(layer, _)| layer.0 == 1).for_each(|(layer, expert)| assert!(held.insert(layer, expert)));
+        let mut peer = self.open(&checkpoint, &rest);
+        let outcome = self.open(&checkpoint, &held).step(Some(&mut peer), &[turn]).unwrap();
+        assert_eq!(outcome.asked, arch.layers.len() - 1);
     }
 }

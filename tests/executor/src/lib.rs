@@ -1,18 +1,25 @@
-//! One suite for every executor behind the port of `m1-engine`: goldens of two tiny models, packed batches, the order of calls,
-//! refusals, and experts that come and go. A crate that has an executor says how it is made, and `suite!` gives it the tests.
+//! One suite for every executor behind the port of `m1-engine`: goldens of two tiny models, packed batches, steps side by side, the order
+//! of commands, refusals, experts that come and go, sequences that are moved. A crate that has an executor says how it is made, and
+//! `suite!` gives it the tests.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod drawing;
 mod goldens;
+mod moving;
 mod order;
 mod packing;
+mod rig;
+
+use std::sync::Arc;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use bytes::BytesMut;
-use m1_arch::{Architecture, ExpertId, ExpertSet};
-use m1_engine::{Assignment, Batch, CacheSize, Executor, ExecutorError, LayerRouting, Segment, SlotId, UNUSED};
+use m1_arch::{Architecture, ExpertSet};
+use m1_engine::{CacheSize, Executor, SlotId};
 use m1_weights::Checkpoint;
+
+pub use rig::{Outcome, Rig, Turn};
 
 /// Prompt lengths of the goldens.
 pub const LENGTHS: [usize; 6] = [1, 7, 255, 256, 257, 700];
@@ -80,45 +87,13 @@ pub fn difference(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
-/// One sequence's part of a step.
-#[derive(Clone)]
-pub struct Turn {
-    pub slot: SlotId,
-    pub position: usize,
-    pub ids: Vec<u32>,
-    /// Tokens of the sequence's prompt.
-    pub prompt: usize,
-}
-
-/// Packs turns one after another, all rows' logits wanted.
-pub fn pack(turns: &[Turn]) -> Batch {
-    let mut batch = Batch::default();
-    for turn in turns {
-        batch.segments.push(Segment {
-            slot: turn.slot,
-            start: batch.ids.len() as u32,
-            tokens: turn.ids.len() as u32,
-            position: turn.position as u32,
-            prompt: turn.prompt as u32,
-        });
-        batch.ids.extend(&turn.ids);
-    }
-    batch.logit_rows = (0..batch.ids.len() as u32).collect();
-    batch
-}
-
 /// Makes an executor, or says in one word why not.
 pub type Load<E> = fn(&Checkpoint, &ExpertSet, CacheSize, &mut dyn FnMut(u64)) -> Result<E, &'static str>;
-/// Changes what it holds, or says in one word why not.
-pub type Update<E> = fn(&mut E, &Checkpoint, &ExpertSet, &mut dyn FnMut(u64)) -> Result<(), &'static str>;
 
-/// How an executor is made and asked what the port does not ask. Errors are their `reason()`.
+/// How an executor is made. Errors are their `reason()`.
 #[derive(Debug, Clone, Copy)]
 pub struct Suite<E> {
     pub load: Load<E>,
-    pub update: Update<E>,
-    pub held: fn(&E) -> &ExpertSet,
-    pub architecture: fn(&E) -> &Architecture,
     /// Largest difference that company may make: 0 where bits are promised.
     pub company: f32,
 }
@@ -136,73 +111,44 @@ macro_rules! suite {
         $crate::suite!($suite;
             every_length_in_one_piece_and_in_chunks,
             experts_on_a_peer_give_the_same,
+            who_holds_all_experts_is_asked_nothing,
             prefill_and_decode_of_several_sequences_in_one_batch,
-            a_reopened_slot_remembers_nothing,
+            a_slot_that_begins_anew_remembers_nothing,
             scattered_kv_blocks_are_read_in_order,
-            a_full_kv_cache_refuses_and_changes_nothing,
-            calls_out_of_order_are_refused_and_the_step_goes_on,
-            slots_are_counted_and_positions_must_follow,
-            holdings_change_and_what_is_not_held_is_refused,
-            a_refused_assignment_adds_nothing,
+            two_steps_in_flight_leave_each_other_alone,
+            what_does_not_fit_is_refused_and_changes_nothing,
+            commands_out_of_order_end_their_step_and_no_other,
+            an_aborted_step_is_gone,
+            requests_of_a_layer_are_served_together_and_refused_one_by_one,
             serving_leaves_the_step_in_flight_alone,
+            holdings_change_beside_a_step_and_what_is_not_held_is_refused,
+            a_sequence_goes_on_where_it_was_exported,
+            a_fork_and_its_origin_go_their_own_ways,
+            a_state_that_does_not_fit_is_refused,
+            ids_are_drawn_from_their_rows,
         );
     };
 }
 
-impl<E: Executor> Suite<E> {
-    pub fn open(&self, checkpoint: &Checkpoint, experts: &ExpertSet) -> E {
-        (self.load)(checkpoint, experts, SIZE, &mut |_| {}).unwrap()
+impl<E: Executor<Weights = Arc<Checkpoint>>> Suite<E> {
+    pub fn open(&self, checkpoint: &Checkpoint, experts: &ExpertSet) -> Rig<E> {
+        let executor = (self.load)(checkpoint, experts, SIZE, &mut |_| {}).unwrap();
+        assert_eq!((executor.held(), executor.capabilities().size), (experts, SIZE));
+        Rig::new(executor, checkpoint.architecture())
     }
 
-    pub fn whole(&self, model: &str) -> E {
+    pub fn whole(&self, model: &str) -> Rig<E> {
         let checkpoint = checkpoint(model);
         self.open(&checkpoint, &all_experts(checkpoint.architecture()))
     }
 
-    /// One step of `own`; experts that it does not hold are asked of `peer`. Logits by row.
-    pub fn step(&self, own: &mut E, mut peer: Option<&mut E>, batch: &Batch) -> Result<Vec<Vec<f32>>, ExecutorError> {
-        let arch = (self.architecture)(own).clone();
-        let (mut routing, held) = (LayerRouting::default(), (self.held)(own).clone());
-        own.begin_step(batch)?;
-        for layer in arch.layer_ids() {
-            own.attention(layer, &mut routing)?;
-            let rows: Vec<u32> = (0..routing.tokens as u32).collect();
-            let here = |expert: &u16| held.contains(layer, ExpertId(*expert));
-            let mine: Vec<u16> = routing.experts.iter().map(|e| if here(e) { *e } else { UNUSED }).collect();
-            let theirs: Vec<u16> = routing.experts.iter().map(|e| if here(e) { UNUSED } else { *e }).collect();
-            if let Some(peer) = peer.as_deref_mut() {
-                let wanted: Vec<u32> =
-                    rows.iter().copied().filter(|r| theirs_of(&theirs, *r, arch.top_k).any(|e| e != UNUSED)).collect();
-                let experts: Vec<u16> = wanted.iter().flat_map(|r| theirs_of(&theirs, *r, arch.top_k)).collect();
-                let weights: Vec<f32> =
-                    wanted.iter().flat_map(|r| (0..arch.top_k).map(|k| routing.weights[*r as usize * arch.top_k + k])).collect();
-                let (mut hidden, mut sums) = (BytesMut::new(), BytesMut::new());
-                own.gather(&wanted, &mut hidden)?;
-                let numbered: Vec<u32> = (0..wanted.len() as u32).collect();
-                let assignment = Assignment { rows: &numbered, slots: arch.top_k, experts: &experts, weights: &weights };
-                peer.serve(layer, &hidden, &assignment, &mut sums)?;
-                own.local(layer, &Assignment { rows: &rows, slots: arch.top_k, experts: &mine, weights: &routing.weights })?;
-                own.accumulate(&wanted, &sums)?;
-            } else {
-                own.local(
-                    layer,
-                    &Assignment { rows: &rows, slots: arch.top_k, experts: &routing.experts, weights: &routing.weights },
-                )?;
-            }
-            own.combine(layer)?;
-        }
-        let mut logits = Vec::new();
-        own.end_step(&mut logits)?;
-        Ok(logits.chunks(arch.vocab).map(<[f32]>::to_vec).collect())
-    }
-
     /// Prefill in chunks, then greedy decode, against the golden; the largest difference of a logit seen.
-    pub fn check(&self, own: &mut E, mut peer: Option<&mut E>, ids: &[u32], golden: &Golden, chunk: usize) -> f32 {
-        let slot = own.open_slot().unwrap();
+    pub fn check(&self, own: &mut Rig<E>, mut peer: Option<&mut Rig<E>>, ids: &[u32], golden: &Golden, chunk: usize) -> f32 {
+        let slot = SlotId(0);
         let mut rows = Vec::new();
         for part in ids.chunks(chunk) {
-            let batch = pack(&[Turn { slot, position: rows.len(), ids: part.to_vec(), prompt: ids.len() }]);
-            rows.extend(self.step(own, peer.as_deref_mut(), &batch).unwrap());
+            let turn = Turn { slot, position: rows.len(), ids: part.to_vec(), prompt: ids.len() };
+            rows.extend(own.step(peer.as_deref_mut(), &[turn]).unwrap().logits);
         }
         let mut worst = 0f32;
         for (position, wanted) in golden.positions.iter().zip(&golden.logits) {
@@ -213,16 +159,12 @@ impl<E: Executor> Suite<E> {
         let mut next = argmaxes[argmaxes.len() - 1];
         for (k, (token, wanted)) in golden.decode_tokens.iter().zip(&golden.decode_logits).enumerate() {
             assert_eq!(next, *token, "decode token {k} of {} tokens", ids.len());
-            let batch = pack(&[Turn { slot, position: ids.len() + k, ids: vec![*token], prompt: ids.len() }]);
-            let logits = self.step(own, peer.as_deref_mut(), &batch).unwrap().remove(0);
+            let turn = Turn { slot, position: ids.len() + k, ids: vec![*token], prompt: ids.len() };
+            let logits = own.step(peer.as_deref_mut(), &[turn]).unwrap().logits.remove(0);
             worst = worst.max(difference(&logits, wanted));
             next = argmax(&logits);
         }
-        own.close_slot(slot);
+        own.close(slot);
         worst
     }
-}
-
-fn theirs_of(experts: &[u16], row: u32, top_k: usize) -> impl Iterator<Item = u16> + '_ {
-    (0..top_k).map(move |k| experts[row as usize * top_k + k])
 }

@@ -1,12 +1,14 @@
 //! Tokens per second of one worker that holds a whole checkpoint: `speed DIR THREADS`.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use m1_arch::ExpertSet;
-use m1_cpu::CpuExecutor;
-use m1_engine::{Assignment, Batch, CacheSize, Executor, LayerRouting, Segment, SlotId};
+use m1_cpu::{CpuExecutor, CpuNetwork};
+use m1_engine::{AllowedIds, CacheSize, Draw, Inline, Sampling, SlotId};
+use m1_executor_suite::{Rig, Turn};
 use m1_weights::Checkpoint;
 
 /// Decode steps of one measurement.
@@ -23,7 +25,8 @@ fn main() -> Result<()> {
     let start = Instant::now();
     let all = ExpertSet::full(arch.layers.len(), arch.experts);
     let mut bytes = 0;
-    let mut executor = CpuExecutor::load(&checkpoint, &all, CacheSize::for_tokens(32, 16_384), threads, &mut |read| bytes = read)?;
+    let network = CpuNetwork::load(&checkpoint, &all, CacheSize::for_tokens(32, 16_384), threads, &mut |read| bytes = read)?;
+    let mut executor = Rig::new(Inline::new(network), arch);
     println!("loaded {:.2} GB in {:.1} s, {}", bytes as f64 / 1e9, start.elapsed().as_secs_f64(), anonymous_memory()?);
     for sequences in [1, 8, 32] {
         let rate = decode(&mut executor, sequences)?;
@@ -44,8 +47,8 @@ fn anonymous_memory() -> Result<String> {
     Ok(line.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
-fn decode(executor: &mut CpuExecutor, sequences: usize) -> Result<f64> {
-    let slots = (0..sequences).map(|_| executor.open_slot()).collect::<Result<Vec<_>, _>>()?;
+fn decode(executor: &mut Rig<CpuExecutor>, sequences: usize) -> Result<f64> {
+    let slots: Vec<SlotId> = (0..sequences as u32).map(SlotId).collect();
     for (index, slot) in slots.iter().enumerate() {
         step(executor, &[(*slot, 0, prompt(PROMPT, index))])?;
     }
@@ -58,16 +61,15 @@ fn decode(executor: &mut CpuExecutor, sequences: usize) -> Result<f64> {
         step(executor, &turns)?;
     }
     let rate = (STEPS * sequences) as f64 / start.elapsed().as_secs_f64();
-    slots.into_iter().for_each(|slot| executor.close_slot(slot));
+    slots.into_iter().for_each(|slot| executor.close(slot));
     Ok(rate)
 }
 
-fn prefill(executor: &mut CpuExecutor, tokens: usize) -> Result<f64> {
-    let slot = executor.open_slot()?;
+fn prefill(executor: &mut Rig<CpuExecutor>, tokens: usize) -> Result<f64> {
     let start = Instant::now();
-    step(executor, &[(slot, 0, prompt(tokens, 5))])?;
+    step(executor, &[(SlotId(0), 0, prompt(tokens, 5))])?;
     let rate = tokens as f64 / start.elapsed().as_secs_f64();
-    executor.close_slot(slot);
+    executor.close(SlotId(0));
     Ok(rate)
 }
 
@@ -75,27 +77,27 @@ fn prompt(tokens: usize, seed: usize) -> Vec<u32> {
     (0..tokens).map(|i| ((i + 1) * (seed + 3) * 7919 % 31_000) as u32).collect()
 }
 
-/// One step; the logits of each sequence's last row.
-fn step(executor: &mut CpuExecutor, turns: &[(SlotId, usize, Vec<u32>)]) -> Result<()> {
-    let mut batch = Batch::default();
-    for (slot, position, ids) in turns {
-        let start = batch.ids.len() as u32;
-        let (tokens, position) = (ids.len() as u32, *position as u32);
-        batch.segments.push(Segment { slot: *slot, start, tokens, position, prompt: position + tokens });
-        batch.ids.extend(ids);
-        batch.logit_rows.push(batch.ids.len() as u32 - 1);
+/// One step, which draws greedily after the last row of each sequence.
+fn step(executor: &mut Rig<CpuExecutor>, turns: &[(SlotId, usize, Vec<u32>)]) -> Result<()> {
+    let turn = |(slot, position, ids): &(SlotId, usize, Vec<u32>)| {
+        let prompt = position + ids.len();
+        Turn { slot: *slot, position: *position, ids: ids.clone(), prompt }
+    };
+    let mut batch = executor.pack(&turns.iter().map(turn).collect::<Vec<_>>());
+    batch.logit_rows.clear();
+    let allowed = Arc::new(AllowedIds::all(executor.arch.vocab as u32));
+    for segment in &batch.segments {
+        batch.draws.push(Draw {
+            row: segment.start + segment.tokens - 1,
+            position: segment.position + segment.tokens,
+            sampling: Sampling::GREEDY,
+            allowed: allowed.clone(),
+            bias: Vec::new(),
+            forced: None,
+            logprobs: 0,
+        });
     }
-    let rows: Vec<u32> = (0..batch.ids.len() as u32).collect();
-    let mut routing = LayerRouting::default();
-    executor.begin_step(&batch)?;
-    for layer in executor.architecture().layer_ids() {
-        executor.attention(layer, &mut routing)?;
-        let assignment = Assignment { rows: &rows, slots: routing.top_k, experts: &routing.experts, weights: &routing.weights };
-        executor.local(layer, &assignment)?;
-        executor.combine(layer)?;
-    }
-    let mut logits = Vec::new();
-    executor.end_step(&mut logits)?;
-    ensure!(logits.iter().all(|logit| logit.is_finite()), "a logit is no number");
+    let outcome = executor.run(None, batch)?;
+    ensure!(outcome.drawn.iter().all(|drawn| drawn.id.is_ok()), "a logit is no number");
     Ok(())
 }

@@ -56,7 +56,7 @@ impl From<CpuError> for ExecutorError {
     fn from(error: CpuError) -> Self {
         match error {
             CpuError::Refused(error) => error,
-            other => ExecutorError::Device(other.to_string()),
+            other => Self::Weights { reason: other.reason(), message: other.to_string() },
         }
     }
 }

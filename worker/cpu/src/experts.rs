@@ -2,7 +2,7 @@
 //! that each weight is read once. `y = down(silu(gate x) * up x)`.
 
 use m1_arch::{Architecture, ExpertId, ExpertSet, LayerId};
-use m1_engine::{Assignment, Held, UNUSED};
+use m1_engine::{Held, Use};
 use m1_kernels::product::{Product, products};
 use m1_kernels::{Shared, silu_gate};
 use m1_weights::{ExpertPart, TensorName};
@@ -22,12 +22,12 @@ struct Expert {
     down: Weight,
 }
 
-/// One use of an expert by a row.
-#[derive(Debug, Clone, Copy)]
-struct Use {
-    expert: u16,
-    row: u32,
-    weight: f32,
+/// An expert that was brought in.
+#[derive(Debug)]
+pub struct Brought {
+    layer: LayerId,
+    expert: ExpertId,
+    what: Expert,
 }
 
 /// Held experts of all layers.
@@ -42,7 +42,6 @@ pub(crate) struct Experts {
 /// Memory of a call, kept for its allocation.
 #[derive(Debug, Default)]
 struct Buffers {
-    uses: Vec<Use>,
     gathered: Vec<f32>,
     gate: Vec<f32>,
     up: Vec<f32>,
@@ -65,30 +64,41 @@ impl Experts {
         self.held.set()
     }
 
-    /// Changes what is held: see [`Held::update`].
-    pub fn update(&mut self, wanted: &ExpertSet, loader: &mut Loader<'_>) -> Result<(), CpuError> {
-        self.held.update(wanted, |layer, expert| {
+    /// Brings experts into memory, one after another.
+    pub fn bring(experts: &ExpertSet, loader: &mut Loader<'_>, take: &mut dyn FnMut(Brought)) -> Result<(), CpuError> {
+        for (layer, expert) in experts.iter() {
             let part = |part| TensorName::Expert { layer, expert, part };
-            Ok(Expert {
+            let what = Expert {
                 gate: loader.matrix(part(ExpertPart::Gate))?,
                 up: loader.matrix(part(ExpertPart::Up))?,
                 down: loader.matrix(part(ExpertPart::Down))?,
-            })
-        })
+            };
+            take(Brought { layer, expert, what });
+        }
+        Ok(())
     }
 
-    /// Adds the weighted sums of the assigned experts for rows of `x`, `[rows, hidden]`, to the same rows of `sums`. The assignment has
-    /// passed [`check_assignment`](m1_engine::check_assignment).
+    /// Holds one that was brought in.
+    pub fn hold(&mut self, Brought { layer, expert, what }: Brought) {
+        self.held.hold(layer, expert, what);
+    }
+
+    /// Lets go of these.
+    pub fn let_go(&mut self, experts: &ExpertSet) {
+        self.held.let_go(experts);
+    }
+
+    /// Adds the weighted sums of held experts for rows of `x`, `[rows, hidden]`, to the same rows of `sums`; `uses` are sorted by expert.
     pub fn add(
         &mut self,
         compute: &mut Compute,
         layer: LayerId,
         x: &[f32],
-        assignment: &Assignment<'_>,
+        uses: &[Use],
         sums: &mut [f32],
     ) -> Result<(), CpuError> {
         let mut buffers = std::mem::take(&mut self.buffers);
-        let done = self.add_with(&mut buffers, compute, layer, x, assignment, sums);
+        let done = self.add_with(&mut buffers, compute, layer, x, uses, sums);
         self.buffers = buffers;
         done
     }
@@ -100,11 +110,10 @@ impl Experts {
         compute: &mut Compute,
         layer: LayerId,
         x: &[f32],
-        assignment: &Assignment<'_>,
+        uses: &[Use],
         sums: &mut [f32],
     ) -> Result<(), CpuError> {
-        let Buffers { uses, gathered, gate, up, outputs } = buffers;
-        list(assignment, uses);
+        let Buffers { gathered, gate, up, outputs } = buffers;
         let (hidden, inner) = (self.hidden, self.inner);
         let gathered = room(gathered, uses.len() * hidden);
         let (gate, up) = (room(gate, uses.len() * inner), room(up, uses.len() * inner));
@@ -163,17 +172,4 @@ fn scatter(compute: &mut Compute, uses: &[Use], outputs: &[f32], sums: &mut [f32
             }
         }
     });
-}
-
-/// Every used place of an assignment, by expert.
-fn list(assignment: &Assignment<'_>, uses: &mut Vec<Use>) {
-    let slots = assignment.slots.max(1);
-    let places = assignment.experts.iter().zip(assignment.weights).enumerate();
-    uses.clear();
-    uses.extend(places.filter(|(_, (expert, _))| **expert != UNUSED).map(|(place, (expert, weight))| Use {
-        expert: *expert,
-        row: assignment.rows[place / slots],
-        weight: *weight,
-    }));
-    uses.sort_unstable_by_key(|one| (one.expert, one.row));
 }

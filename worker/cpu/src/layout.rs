@@ -1,7 +1,7 @@
 //! [`Layout`]: what every layer of a step needs to know of its batch, computed once: who owns which rows, where their KV lies, and
 //! the rotary angles of their positions.
 
-use m1_engine::{Batch, ExecutorError, Slots};
+use m1_engine::{Batch, ExecutorError, Tables};
 
 /// Consecutive tokens of one sequence in the batch.
 #[derive(Debug)]
@@ -32,8 +32,8 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// Prepares a batch that was checked and whose tokens `slots` has admitted.
-    pub fn new(batch: &Batch, slots: &Slots, inverse_frequencies: &[f32]) -> Result<Self, ExecutorError> {
+    /// Prepares a batch that was checked and whose tokens `tables` has admitted.
+    pub fn new(batch: &Batch, tables: &Tables, inverse_frequencies: &[f32]) -> Result<Self, ExecutorError> {
         let rows = batch.ids.len();
         let mut layout = Layout { rows, spans: Vec::with_capacity(batch.segments.len()), angles: Vec::new() };
         layout.angles.reserve(rows * inverse_frequencies.len());
@@ -51,7 +51,7 @@ impl Layout {
                 tokens: segment.tokens as usize,
                 position: segment.position as usize,
                 prompt: segment.prompt as usize,
-                blocks: slots.blocks(segment.slot)?.iter().map(|block| *block as usize).collect(),
+                blocks: tables.blocks(segment.slot)?.iter().map(|block| *block as usize).collect(),
             });
         }
         Ok(layout)

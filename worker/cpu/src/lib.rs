@@ -1,6 +1,6 @@
 //! MiniMax-M1 on a CPU, on kernels of our own: the default device behind the executor port of `m1-engine`.
 //!
-//! [`CpuExecutor`] uses weights where a checkpoint's files are mapped, in the dtype that they are stored in (bf16, fp32), so that the
+//! [`CpuNetwork`] uses weights where a checkpoint's files are mapped, in the dtype that they are stored in (bf16, fp32), so that the
 //! workers of a machine share them; it owns lightning states, KV blocks and compute threads. It decides nothing and opens no socket.
 //!
 //! **The same bits.** With experts here or on a peer, the logits at a position depend on the ids up to it and on the prompt's length
@@ -9,7 +9,7 @@
 //!
 //! | file | owns |
 //! |---|---|
-//! | `executor.rs`, `executor/port.rs` | the port's calls, in order |
+//! | `network.rs` | the calls of a step, one after another |
 //! | `weights.rs` | a tensor as it is stored, or widened where kernels cannot read it |
 //! | `lightning.rs`, `softmax.rs` | attention with its caches |
 //! | `experts.rs` | held experts, rows grouped by expert |
@@ -17,13 +17,14 @@
 
 mod compute;
 mod error;
-mod executor;
 mod experts;
 mod layout;
 mod lightning;
 mod model;
+mod network;
 mod softmax;
 mod weights;
 
 pub use error::CpuError;
-pub use executor::CpuExecutor;
+pub use experts::Brought;
+pub use network::{CpuExecutor, CpuNetwork, Step};

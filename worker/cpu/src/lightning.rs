@@ -26,7 +26,7 @@ pub(crate) struct Lightning {
     pub out: Weight,
     /// By head.
     decays: Vec<Decays>,
-    /// `[slots, heads, dim, dim]`; a slot's memory is touched when it is opened.
+    /// `[slots, heads, dim, dim]`; a slot's memory is touched when it is used.
     state: Vec<f32>,
 }
 
@@ -54,10 +54,27 @@ impl Lightning {
         })
     }
 
-    /// Zeroes a slot's state.
-    pub fn clear(&mut self, slot: usize) {
+    /// Where a slot's state lies.
+    fn places(&self, slot: usize) -> std::ops::Range<usize> {
         let size = self.heads * self.dim * self.dim;
-        self.state[slot * size..(slot + 1) * size].fill(0.0);
+        slot * size..(slot + 1) * size
+    }
+
+    /// A slot's state, `[heads, dim, dim]`.
+    pub fn state(&self, slot: usize) -> &[f32] {
+        &self.state[self.places(slot)]
+    }
+
+    /// The same, to be written.
+    pub fn state_mut(&mut self, slot: usize) -> &mut [f32] {
+        let places = self.places(slot);
+        &mut self.state[places]
+    }
+
+    /// Copies a slot's state to another.
+    pub fn copy(&mut self, from: usize, to: usize) {
+        let (from, to) = (self.places(from), self.places(to).start);
+        self.state.copy_within(from, to);
     }
 
     /// Gated, normed output of all heads into `out`, `[rows, N]`; moves the states on.

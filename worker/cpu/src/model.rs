@@ -117,9 +117,34 @@ impl Mixer {
     /// Forgets what a slot's sequence left.
     pub fn clear(&mut self, slot: usize) {
         match self {
-            Self::Lightning(lightning) => lightning.clear(slot),
+            Self::Lightning(lightning) => lightning.state_mut(slot).fill(0.0),
             // A new sequence never looks behind its own tokens.
             Self::Softmax(_) => {}
+        }
+    }
+
+    /// What a sequence with this slot and these blocks has here, piece by piece.
+    pub fn parts<'a>(&'a self, slot: usize, blocks: &'a [u32]) -> Box<dyn Iterator<Item = &'a [f32]> + 'a> {
+        match self {
+            Self::Lightning(lightning) => Box::new(std::iter::once(lightning.state(slot))),
+            Self::Softmax(softmax) => Box::new(blocks.iter().map(|block| softmax.block(*block as usize))),
+        }
+    }
+
+    /// The same pieces in the same order, to be written.
+    pub fn each_part_mut(&mut self, slot: usize, blocks: &[u32], write: &mut dyn FnMut(&mut [f32])) {
+        match self {
+            Self::Lightning(lightning) => write(lightning.state_mut(slot)),
+            Self::Softmax(softmax) => blocks.iter().for_each(|block| write(softmax.block_mut(*block as usize))),
+        }
+    }
+
+    /// Copies a slot's states to another, and the content of block `blocks.0` to block `blocks.1`.
+    pub fn copy(&mut self, from: usize, to: usize, blocks: Option<(u32, u32)>) {
+        match (self, blocks) {
+            (Self::Lightning(lightning), _) => lightning.copy(from, to),
+            (Self::Softmax(softmax), Some((from, to))) => softmax.copy(from as usize, to as usize),
+            (Self::Softmax(_), None) => {}
         }
     }
 }

@@ -96,6 +96,28 @@ impl Softmax {
         (block * self.kv_heads + kv_head) * 2 * KV_BLOCK_TOKENS * self.dim
     }
 
+    /// Where a block lies.
+    fn places(&self, block: usize) -> std::ops::Range<usize> {
+        self.place(block, 0)..self.place(block + 1, 0)
+    }
+
+    /// A block, `[kv_heads, 2, 64, dim]`.
+    pub fn block(&self, block: usize) -> &[f32] {
+        &self.cache[self.places(block)]
+    }
+
+    /// The same, to be written.
+    pub fn block_mut(&mut self, block: usize) -> &mut [f32] {
+        let places = self.places(block);
+        &mut self.cache[places]
+    }
+
+    /// Copies a block to another.
+    pub fn copy(&mut self, from: usize, to: usize) {
+        let (from, to) = (self.places(from), self.places(to).start);
+        self.cache.copy_within(from, to);
+    }
+
     /// Writes a span's keys and values into the cache.
     fn keep(&mut self, span: &Span, key: &[f32], value: &[f32]) {
         let (dim, width) = (self.dim, self.kv_heads * self.dim);

@@ -6,10 +6,10 @@
 //!
 //! ```text
 //! submit / cancel
-//! next_step(executor) -> Step -> executor.begin_step(step.batch)
-//!     per layer: executor.attention -> route(step, layer, routing) -> experts -> executor.combine
+//! next_step() -> Step -> executor.submit(Begin { batch, results })
+//!     executor.turn() -> Routed, at layers whose experts are elsewhere: Gather, Local, Accumulate, Combine
 //!     what some rows cannot have: step.give_up(row, failure)
-//! executor.end_step(logits) -> complete(step, logits, hear) -> Outcomes        or fail(step, failure) -> Outcomes
+//! executor.turn() -> Ended { results } -> complete(step, results, hear) -> Outcomes        or fail(step, failure) -> Outcomes
 //! ```
 //!
 //! Every sequence that is submitted ends in exactly one `Finished`, or is cancelled: whatever meets in one step, the engine
@@ -26,11 +26,11 @@ mod spec;
 mod step;
 
 pub use allowed::AllowedIds;
-pub use executor::{Assignment, Batch, Executor, ExecutorError, LayerRouting, Segment, SlotId, UNUSED};
-pub use executor::{CacheSize, Held, KV_BLOCK_TOKENS, Slots, StepOrder, in_flight};
-pub use executor::{check_assignment, check_batch, check_rows, choose_experts};
-pub use routing::{RoutingCounts, RoutingError, RoutingShape, TallyId, apply_threshold};
-pub use sampler::{Ids, SampleError, Sampler, Sampling, TokenLogprobs};
+pub use executor::{Batch, CacheSize, Capabilities, Command, Completion, Draw, Drawn, Due, Executor, ExecutorError, Held, Inline};
+pub use executor::{KV_BLOCK_TOKENS, LayerRouting, Network, Piece, Progress, Request, RequestKey, Results, Segment, SequenceState};
+pub use executor::{SlotId, StepId, Tables, Turn, UNUSED, Use, Uses, Work, check_batch, check_rows, choose_experts, cut};
+pub use routing::{RoutingCounts, RoutingError, RoutingShape, StepRouting, TallyId, apply_threshold};
+pub use sampler::{SampleError, Sampler, Sampling, TokenLogprobs, logprobs};
 pub use scheduler::{Occupancy, Scheduler, SchedulerConfig, SchedulerError};
 pub use spec::{Limits, MAX_TOP_LOGPROBS, SequenceRequest, SequenceSpec, SpecError, ThinkingBudget};
 pub use step::{Failure, Finish, Heard, Outcome, SequenceId, Step, StepKind, Usage};

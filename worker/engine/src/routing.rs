@@ -1,14 +1,14 @@
 //! Which experts the tokens went to, counted where it is decided.
 //!
 //! Every place of a token's routing ends as executed, skipped (by the threshold) or lost (nobody holds the expert), so
-//! `executed + skipped + lost = tokens x top_k x layers`. A step is staged layer by layer in [`StepRouting`] and counted
+//! `executed + skipped + lost = tokens x top_k x layers`. An executor stages a step layer by layer in [`StepRouting`]; it is counted
 //! only when it is complete, so a step that fails leaves no half-counted tokens. Nothing is allocated per token.
 
 use std::ops::Range;
 
 use m1_arch::{Architecture, ExpertId, LayerId};
 
-use crate::executor::{LayerRouting, UNUSED};
+use crate::executor::{LayerRouting, Segment, UNUSED};
 
 /// The geometry that counts are kept in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,9 +120,9 @@ enum Place {
     Lost,
 }
 
-/// The routing of the step in flight, `[layers, rows, top_k]`, before it is counted.
+/// The routing of a step in flight, `[layers, rows, top_k]`, before it is counted.
 #[derive(Debug)]
-pub(crate) struct StepRouting {
+pub struct StepRouting {
     shape: RoutingShape,
     rows: usize,
     booked: Vec<bool>,
@@ -132,13 +132,14 @@ pub(crate) struct StepRouting {
 }
 
 impl StepRouting {
-    pub(crate) fn new(shape: RoutingShape) -> Self {
+    /// Of no step yet.
+    pub fn new(shape: RoutingShape) -> Self {
         let (experts, weights, places) = (Vec::new(), Vec::new(), Vec::new());
         Self { shape, rows: 0, booked: vec![false; shape.layers], experts, weights, places }
     }
 
     /// Starts a step of so many rows. Memory only grows.
-    pub(crate) fn begin(&mut self, rows: usize) {
+    pub fn begin(&mut self, rows: usize) {
         self.rows = rows;
         self.booked.fill(false);
         let places = self.shape.layers * rows * self.shape.top_k;
@@ -149,18 +150,16 @@ impl StepRouting {
         }
     }
 
-    /// Applies each row range's threshold to a layer's routing and stages the outcome. Staging a layer again replaces it.
-    pub(crate) fn book(
-        &mut self,
-        layer: LayerId,
-        routing: &mut LayerRouting,
-        thresholds: impl Iterator<Item = (Range<usize>, f32)>,
-    ) -> Result<(), RoutingError> {
+    /// Applies each segment's threshold to a layer's routing and stages the outcome. Staging a layer again replaces it.
+    ///
+    /// # Errors
+    /// Routing that does not fit the step or the model; the step should be failed.
+    pub fn book(&mut self, layer: LayerId, routing: &mut LayerRouting, segments: &[Segment]) -> Result<(), RoutingError> {
         self.check(layer, routing)?;
         let staged = self.layer(layer);
         self.experts[staged.clone()].copy_from_slice(&routing.experts);
-        for (rows, threshold) in thresholds {
-            apply_threshold(routing, rows, threshold);
+        for segment in segments {
+            apply_threshold(routing, segment.rows(), segment.threshold);
         }
         self.weights[staged.clone()].copy_from_slice(&routing.weights);
         for (place, &expert) in self.places[staged].iter_mut().zip(&routing.experts) {
@@ -171,7 +170,10 @@ impl StepRouting {
     }
 
     /// Stages that a row went without an expert; the weights of its other executed experts are scaled to sum to 1.
-    pub(crate) fn lose(&mut self, layer: LayerId, row: u32, expert: ExpertId) -> Result<(), RoutingError> {
+    ///
+    /// # Errors
+    /// A row that was not routed to this expert, or has lost it already.
+    pub fn lose(&mut self, layer: LayerId, row: u32, expert: ExpertId) -> Result<(), RoutingError> {
         let unrouted = RoutingError::NotRouted { layer, row, expert };
         let row = row as usize;
         if row >= self.rows || !self.booked.get(usize::from(layer.0)).is_some_and(|&booked| booked) {
@@ -278,9 +280,6 @@ pub enum RoutingError {
         /// Expert given.
         expert: ExpertId,
     },
-    /// No step is in flight.
-    #[error("no step is in flight, so layer {} cannot be routed", .0.0)]
-    NoStep(LayerId),
 }
 
 impl RoutingError {
@@ -291,7 +290,6 @@ impl RoutingError {
             Self::Size { .. } => "RoutingSize",
             Self::NoSuchExpert { .. } => "NoSuchExpert",
             Self::NotRouted { .. } => "NotRouted",
-            Self::NoStep(_) => "NoStep",
         }
     }
 }

@@ -6,6 +6,7 @@
 //! that were asked for are.
 
 use crate::allowed::AllowedIds;
+use crate::executor::{Draw, Drawn};
 
 /// How many of the most probable ids the nucleus looks at first; grows eightfold while they do not reach `top_p`.
 /// Large enough for nearly every step of a language model, small enough that sorting it costs less than the scan.
@@ -25,24 +26,6 @@ pub struct Sampling {
 impl Sampling {
     /// Always the most probable id.
     pub const GREEDY: Self = Self { temperature: 0.0, top_p: 1.0, seed: 0 };
-}
-
-/// Which ids a draw looks at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ids {
-    /// Those the tokenizer knows.
-    Known,
-    /// The whole vocabulary: for sequences that return raw logits, where nothing is masked.
-    Every,
-}
-
-impl Ids {
-    fn among<'a>(self, known: &'a AllowedIds, every: &'a AllowedIds) -> &'a AllowedIds {
-        match self {
-            Self::Known => known,
-            Self::Every => every,
-        }
-    }
 }
 
 /// Log-probabilities of one token, at temperature 1, over the ids that may be drawn.
@@ -82,27 +65,53 @@ struct Candidate {
 }
 
 /// Draws ids; owns the scratch memory this takes.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Sampler {
-    known: AllowedIds,
-    every: AllowedIds,
     candidates: Vec<Candidate>,
+    biased: Vec<f32>,
 }
 
 impl Sampler {
-    /// A sampler for rows of `known.vocab()` logits that draws only known ids.
-    pub fn new(known: AllowedIds) -> Self {
-        let vocab = known.vocab();
-        Self { every: AllowedIds::all(vocab), known, candidates: Vec::with_capacity(vocab as usize) }
+    /// What this draw gives, from the logits `[vocab]` of its row.
+    pub fn draw(&mut self, logits: &[f32], draw: &Draw) -> Drawn {
+        if draw.bias.is_empty() {
+            return self.from(logits, draw);
+        }
+        let mut biased = std::mem::take(&mut self.biased);
+        biased.clear();
+        biased.extend_from_slice(logits);
+        for &(id, bias) in &draw.bias {
+            if let Some(logit) = biased.get_mut(id as usize) {
+                *logit += bias;
+            }
+        }
+        let drawn = self.from(&biased, draw);
+        self.biased = biased;
+        drawn
+    }
+
+    fn from(&mut self, logits: &[f32], draw: &Draw) -> Drawn {
+        let id = match draw.forced {
+            Some(id) => Ok(id),
+            None => self.choose(logits, &draw.sampling, draw.position, &draw.allowed),
+        };
+        let logprobs = match (draw.logprobs.checked_sub(1), id) {
+            (Some(top), Ok(id)) => logprobs(logits, id, top as usize, &draw.allowed).map(Box::new),
+            _ => None,
+        };
+        Drawn { id, logprobs }
     }
 
     /// The id for `position`, from the logits `[vocab]` of the position before it.
-    pub fn choose(&mut self, logits: &[f32], sampling: &Sampling, position: u32, ids: Ids) -> Result<u32, SampleError> {
-        let (best, peak) = self.peak(logits, ids).ok_or(SampleError::NonFiniteLogits { position })?;
+    ///
+    /// # Errors
+    /// A logit is NaN, or the largest is infinite.
+    pub fn choose(&mut self, logits: &[f32], sampling: &Sampling, position: u32, allowed: &AllowedIds) -> Result<u32, SampleError> {
+        let (best, peak) = peak(logits, allowed).ok_or(SampleError::NonFiniteLogits { position })?;
         if sampling.temperature == 0.0 {
             return Ok(best);
         }
-        let total = self.weigh(logits, peak, sampling.temperature, ids);
+        let total = self.weigh(logits, peak, sampling.temperature, allowed);
         let draw = uniform(sampling.seed, position);
         if sampling.top_p >= 1.0 {
             return Ok(pick(&self.candidates, draw * total).unwrap_or(best));
@@ -111,41 +120,8 @@ impl Sampler {
         Ok(pick(&self.candidates[..kept], draw * sum).unwrap_or(best))
     }
 
-    /// Log-probabilities of `chosen` and of the `top` most probable ids; `None` where the logits are not finite.
-    pub fn logprobs(&self, logits: &[f32], chosen: u32, top: usize, ids: Ids) -> Option<TokenLogprobs> {
-        let (_, peak) = self.peak(logits, ids)?;
-        let mut sum = 0.0f64;
-        let mut best: Vec<(u32, f32)> = Vec::with_capacity(top + 1);
-        ids.among(&self.known, &self.every).for_each(logits, |id, logit| {
-            sum += f64::from((logit - peak).exp());
-            if best.len() < top || best.last().is_some_and(|&(_, least)| logit > least) {
-                let place = best.partition_point(|&(_, other)| other >= logit);
-                best.insert(place, (id, logit));
-                best.truncate(top);
-            }
-        });
-        let log_sum = f64::from(peak) + sum.ln();
-        let logprob = |logit: f32| (f64::from(logit) - log_sum) as f32;
-        let chosen = logits.get(chosen as usize).copied()?;
-        best.iter_mut().for_each(|(_, logit)| *logit = logprob(*logit));
-        Some(TokenLogprobs { logprob: logprob(chosen), top: best })
-    }
-
-    /// The largest logit and its lowest id; `None` where one is NaN or the largest is infinite.
-    fn peak(&self, logits: &[f32], ids: Ids) -> Option<(u32, f32)> {
-        let (mut best, mut peak, mut nan) = (0, f32::NEG_INFINITY, false);
-        ids.among(&self.known, &self.every).for_each(logits, |id, logit| {
-            nan |= logit.is_nan();
-            if logit > peak {
-                (best, peak) = (id, logit);
-            }
-        });
-        (!nan && peak.is_finite()).then_some((best, peak))
-    }
-
     /// Fills the candidates with `exp((logit - peak) / temperature)` in id order; their sum.
-    fn weigh(&mut self, logits: &[f32], peak: f32, temperature: f32, ids: Ids) -> f64 {
-        let allowed = ids.among(&self.known, &self.every);
+    fn weigh(&mut self, logits: &[f32], peak: f32, temperature: f32, allowed: &AllowedIds) -> f64 {
         let candidates = &mut self.candidates;
         candidates.clear();
         let mut total = 0.0f64;
@@ -159,6 +135,38 @@ impl Sampler {
         });
         total
     }
+}
+
+/// Log-probabilities of `chosen` and of the `top` most probable ids; `None` where the logits are not finite.
+pub fn logprobs(logits: &[f32], chosen: u32, top: usize, allowed: &AllowedIds) -> Option<TokenLogprobs> {
+    let (_, peak) = peak(logits, allowed)?;
+    let mut sum = 0.0f64;
+    let mut best: Vec<(u32, f32)> = Vec::with_capacity(top + 1);
+    allowed.for_each(logits, |id, logit| {
+        sum += f64::from((logit - peak).exp());
+        if best.len() < top || best.last().is_some_and(|&(_, least)| logit > least) {
+            let place = best.partition_point(|&(_, other)| other >= logit);
+            best.insert(place, (id, logit));
+            best.truncate(top);
+        }
+    });
+    let log_sum = f64::from(peak) + sum.ln();
+    let logprob = |logit: f32| (f64::from(logit) - log_sum) as f32;
+    let chosen = logits.get(chosen as usize).copied()?;
+    best.iter_mut().for_each(|(_, logit)| *logit = logprob(*logit));
+    Some(TokenLogprobs { logprob: logprob(chosen), top: best })
+}
+
+/// The largest logit and its lowest id; `None` where one is NaN or the largest is infinite.
+fn peak(logits: &[f32], allowed: &AllowedIds) -> Option<(u32, f32)> {
+    let (mut best, mut peak, mut nan) = (0, f32::NEG_INFINITY, false);
+    allowed.for_each(logits, |id, logit| {
+        nan |= logit.is_nan();
+        if logit > peak {
+            (best, peak) = (id, logit);
+        }
+    });
+    (!nan && peak.is_finite()).then_some((best, peak))
 }
 
 /// Moves the most probable candidates that together weigh at least `needed` to the front, sorted; their number and sum.

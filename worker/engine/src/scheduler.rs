@@ -3,22 +3,24 @@
 //! A sequence runs once a state slot and the KV blocks of its prompt and all its output are reserved, first come first
 //! served, so that none that runs can starve for memory. Decode steps (one token of every decoding sequence) and
 //! prefill steps (prompt chunks within a budget, sequences taking turns) alternate while there is work for both.
-//! One step is in flight at a time. What a cancelled sequence held is free at once, for admission; the executor's slot is
-//! closed before the next step, because the one in flight may still read it.
+//! A step of each kind can be in flight, which share no sequence. What a sequence held that goes in the middle of a
+//! step is free when the step has ended, because the executor may still use it.
 //!
-//! `plan` builds steps, `settle` takes their results; `sequence` is the state of one sequence.
+//! `plan` builds steps, `settle` takes their results; `sequence` is the state of one sequence, `pool` the slots and blocks.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use crate::allowed::AllowedIds;
-use crate::executor::SlotId;
-use crate::routing::{RoutingCounts, RoutingShape, StepRouting, TallyId};
-use crate::sampler::Sampler;
+use crate::executor::{Results, SlotId, StepId};
+use crate::routing::{RoutingCounts, RoutingShape, TallyId};
 use crate::spec::{Limits, SequenceSpec};
 use crate::step::{Failure, Finish, Outcome, SequenceId, Step, StepKind};
+use pool::Pool;
 use sequence::Sequence;
 
 mod plan;
+mod pool;
 mod sequence;
 mod settle;
 
@@ -52,26 +54,42 @@ pub struct Occupancy {
     pub kv_blocks_waiting: u32,
 }
 
+/// What a sequence held that went in the middle of a step.
+#[derive(Debug)]
+struct Leaving {
+    step: StepId,
+    slot: SlotId,
+    blocks: Vec<u32>,
+    reserved: u64,
+}
+
 /// The sequences of one worker and the order they are served in.
 #[derive(Debug)]
 pub struct Scheduler {
     config: SchedulerConfig,
-    sampler: Sampler,
+    /// Ids that the tokenizer knows, and the whole vocabulary.
+    known: Arc<AllowedIds>,
+    every: Arc<AllowedIds>,
     next_id: u64,
     waiting: VecDeque<(SequenceId, SequenceSpec)>,
     /// By id, which is by arrival.
     running: BTreeMap<SequenceId, Sequence>,
-    /// Running sequences with prompt left, whose turn is next in front; without those of the step in flight.
+    /// Running sequences with prompt left, whose turn is next in front; without those in a step.
     prefilling: VecDeque<SequenceId>,
-    /// Slots to close before the next step.
-    closing: Vec<SlotId>,
-    kv_blocks_used: u64,
+    pool: Pool,
+    leaving: Vec<Leaving>,
+    /// Blocks that running and leaving sequences may come to use.
+    kv_blocks_reserved: u64,
+    last_step: StepId,
     last_kind: StepKind,
-    in_flight: bool,
-    /// The last step's memory.
-    spare: Option<Step>,
+    /// Steps in flight.
+    flying: Vec<(StepId, StepKind)>,
+    /// Those that decode, by slot: memory of planning.
+    ready: Vec<(SlotId, SequenceId)>,
+    /// Memory of steps that have ended.
+    spare: Vec<Step>,
+    results: Vec<Results>,
     shape: RoutingShape,
-    staged: StepRouting,
     routing: RoutingCounts,
     tallies: BTreeMap<TallyId, RoutingCounts>,
 }
@@ -99,18 +117,22 @@ impl Scheduler {
         }
         Ok(Self {
             config,
-            sampler: Sampler::new(known),
+            every: Arc::new(AllowedIds::all(limits.vocab)),
+            known: Arc::new(known),
             next_id: 0,
             waiting: VecDeque::new(),
             running: BTreeMap::new(),
             prefilling: VecDeque::new(),
-            closing: Vec::new(),
-            kv_blocks_used: 0,
+            pool: Pool::new(limits.slots, limits.kv_blocks),
+            leaving: Vec::new(),
+            kv_blocks_reserved: 0,
+            last_step: StepId(0),
             last_kind: StepKind::Decode,
-            in_flight: false,
-            spare: None,
+            flying: Vec::new(),
+            ready: Vec::new(),
+            spare: Vec::new(),
+            results: Vec::new(),
             shape,
-            staged: StepRouting::new(shape),
             routing: RoutingCounts::new(shape),
             tallies: BTreeMap::new(),
         })
@@ -132,21 +154,20 @@ impl Scheduler {
         }
         let id = SequenceId(self.next_id);
         self.next_id += 1;
+        self.waiting.push_back((id, spec));
         if runs {
-            self.admit(id, spec);
-        } else {
-            self.waiting.push_back((id, spec));
+            self.admit_waiting();
         }
         Ok(id)
     }
 
-    /// Drops a sequence without a word. What it held is free at once; rows of it in the step in flight are ignored.
-    /// False where there is no such sequence (any more).
+    /// Drops a sequence without a word. What it held is free at once, or with the end of the step that it is part of, in which its rows
+    /// are ignored. False where there is no such sequence (any more).
     pub fn cancel(&mut self, id: SequenceId) -> bool {
         self.release(id).is_some()
     }
 
-    /// Ends every sequence, waiting ones too, with this failure. The step in flight, if any, is still to be handed back.
+    /// Ends every sequence, waiting ones too, with this failure. Steps in flight are still to be handed back.
     pub fn fail_all(&mut self, failure: &Failure, out: &mut Vec<Outcome>) {
         // The waiting ones first: none of them is let in by the end of another.
         let waiting: Vec<SequenceId> = self.waiting.iter().rev().map(|(id, _)| *id).collect();
@@ -162,9 +183,9 @@ impl Scheduler {
         Occupancy {
             running,
             waiting: self.waiting.len() as u32,
-            slots_used: running,
+            slots_used: running + self.leaving.len() as u32,
             slots_total: slots,
-            kv_blocks_used: self.kv_blocks_used as u32,
+            kv_blocks_used: self.kv_blocks_reserved as u32,
             kv_blocks_total: kv_blocks,
             kv_blocks_waiting: self.waiting.iter().fold(0u32, |sum, (_, spec)| sum.saturating_add(spec.kv_blocks() as u32)),
         }
@@ -173,6 +194,16 @@ impl Scheduler {
     /// Whether no sequence is left, running or waiting.
     pub fn is_idle(&self) -> bool {
         self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Memory for what comes of the next step.
+    pub fn blank_results(&mut self) -> Results {
+        self.results.pop().unwrap_or_else(|| Results::new(self.shape))
+    }
+
+    /// Takes the memory back.
+    pub fn reuse(&mut self, results: Results) {
+        self.results.push(results);
     }
 
     /// What the experts did for all tokens of completed steps.
@@ -203,43 +234,68 @@ impl Scheduler {
 
     fn fits(&self, spec: &SequenceSpec) -> bool {
         let limits = &self.config.limits;
-        self.running.len() < limits.slots as usize && self.kv_blocks_used + spec.kv_blocks() <= u64::from(limits.kv_blocks)
-    }
-
-    fn admit(&mut self, id: SequenceId, spec: SequenceSpec) {
-        self.kv_blocks_used += spec.kv_blocks();
-        self.running.insert(id, Sequence::new(spec, self.shape));
-        self.prefilling.push_back(id);
+        let slots = self.running.len() + self.leaving.len();
+        slots < limits.slots as usize && self.kv_blocks_reserved + spec.kv_blocks() <= u64::from(limits.kv_blocks)
     }
 
     fn admit_waiting(&mut self) {
-        while let Some((id, spec)) = self.waiting.pop_front() {
-            if !self.fits(&spec) {
-                self.waiting.push_front((id, spec));
-                return;
-            }
-            self.admit(id, spec);
+        while self.waiting.front().is_some_and(|(_, spec)| self.fits(spec)) {
+            let (Some(slot), Some((id, spec))) = (self.pool.take_slot(), self.waiting.pop_front()) else { return };
+            self.kv_blocks_reserved += spec.kv_blocks();
+            self.running.insert(id, Sequence::new(spec, Some(slot), self.shape));
+            self.prefilling.push_back(id);
         }
     }
 
     /// Takes a sequence out, frees what it held and lets waiting ones in.
     fn release(&mut self, id: SequenceId) -> Option<Sequence> {
         let sequence = match self.running.remove(&id) {
-            Some(sequence) => {
-                self.kv_blocks_used -= sequence.spec.kv_blocks();
-                self.closing.extend(sequence.slot);
+            Some(mut sequence) => {
                 self.prefilling.retain(|other| *other != id);
+                self.free(&mut sequence);
                 sequence
             }
             None => {
                 let place = self.waiting.iter().position(|(waiting, _)| *waiting == id)?;
                 let (_, spec) = self.waiting.remove(place)?;
-                Sequence::new(spec, self.shape)
+                Sequence::new(spec, None, self.shape)
             }
         };
         // A waiting one that leaves may have held up those behind it.
         self.admit_waiting();
         Some(sequence)
+    }
+
+    /// Gives back what a sequence holds, now or with the end of its step.
+    fn free(&mut self, sequence: &mut Sequence) {
+        let Some(slot) = sequence.slot else { return };
+        let (blocks, reserved) = (std::mem::take(&mut sequence.blocks), sequence.spec.kv_blocks());
+        match sequence.step {
+            Some(step) => self.leaving.push(Leaving { step, slot, blocks, reserved }),
+            None => {
+                self.pool.give_back(slot, &blocks);
+                self.kv_blocks_reserved -= reserved;
+            }
+        }
+    }
+
+    /// A step has ended: its sequences can take part in others, and what those held that went is free.
+    fn land(&mut self, step: &Step) {
+        self.flying.retain(|(id, _)| *id != step.id);
+        for id in &step.owners {
+            if let Some(sequence) = self.running.get_mut(id).filter(|sequence| sequence.step == Some(step.id)) {
+                sequence.step = None;
+            }
+        }
+        let (pool, reserved) = (&mut self.pool, &mut self.kv_blocks_reserved);
+        self.leaving.retain(|leaving| {
+            if leaving.step == step.id {
+                pool.give_back(leaving.slot, &leaving.blocks);
+                *reserved -= leaving.reserved;
+            }
+            leaving.step != step.id
+        });
+        self.admit_waiting();
     }
 }
 

@@ -1,8 +1,9 @@
 //! What goes into the executor and what comes out towards callers.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use crate::executor::{Batch, ExecutorError};
+use crate::executor::{Batch, ExecutorError, StepId};
 use crate::routing::{RoutingCounts, TallyId};
 use crate::sampler::TokenLogprobs;
 
@@ -29,18 +30,18 @@ impl StepKind {
     }
 }
 
-/// One pass through the layers. Hand it back to `complete` or `fail`: until then there is no next step.
-#[must_use = "a step that is never completed or failed stops the scheduler"]
+/// One pass through the layers. Hand it back to `complete` or `fail`: until then its sequences take part in no other.
+#[must_use = "the sequences of a step that is never completed or failed stand still"]
 #[derive(Debug)]
 pub struct Step {
+    /// Its number.
+    pub id: StepId,
     /// What it does.
     pub kind: StepKind,
     /// The executor's input.
-    pub batch: Batch,
+    pub batch: Arc<Batch>,
     /// The sequence of each segment.
     pub owners: Vec<SequenceId>,
-    /// The expert threshold of each segment.
-    pub(crate) thresholds: Vec<f32>,
     /// Whose experts each segment is counted with, beside the worker's own.
     pub(crate) tallies: Vec<Option<TallyId>>,
     /// Why a segment cannot be computed to its end while the others can.
@@ -49,21 +50,20 @@ pub struct Step {
 
 impl Step {
     /// A step without rows.
-    pub(crate) fn blank(kind: StepKind) -> Self {
-        let (owners, thresholds, tallies, given_up) = Default::default();
-        Self { kind, batch: Batch::default(), owners, thresholds, tallies, given_up }
+    pub(crate) fn blank() -> Self {
+        let (batch, owners, tallies, given_up) = Default::default();
+        Self { id: StepId(0), kind: StepKind::Decode, batch, owners, tallies, given_up }
     }
 
-    /// Empties it, keeping its memory.
-    pub(crate) fn reset(&mut self, kind: StepKind) {
-        self.kind = kind;
-        self.batch.ids.clear();
-        self.batch.segments.clear();
-        self.batch.logit_rows.clear();
+    /// Begins another one with the memory of this. The batch's is had again where the executor has let go of it.
+    pub(crate) fn reset(&mut self, id: StepId, kind: StepKind) -> Batch {
+        (self.id, self.kind) = (id, kind);
         self.owners.clear();
-        self.thresholds.clear();
         self.tallies.clear();
         self.given_up.clear();
+        let mut batch = Arc::try_unwrap(std::mem::take(&mut self.batch)).unwrap_or_default();
+        batch.clear();
+        batch
     }
 
     /// The sequence of this row cannot be computed any further: it ends with this failure when the step ends, none of its
@@ -84,12 +84,6 @@ impl Step {
     /// The sequences that were not given up.
     pub fn wanted(&self) -> impl Iterator<Item = SequenceId> {
         self.owners.iter().zip(&self.given_up).filter(|(_, given_up)| given_up.is_none()).map(|(&id, _)| id)
-    }
-
-    /// Row ranges of the batch with their expert threshold.
-    pub(crate) fn thresholds(&self) -> impl Iterator<Item = (Range<usize>, f32)> {
-        let rows = |start: u32, tokens: u32| start as usize..(start + tokens) as usize;
-        self.batch.segments.iter().zip(&self.thresholds).map(move |(s, &threshold)| (rows(s.start, s.tokens), threshold))
     }
 }
 

@@ -23,7 +23,8 @@ const CLOSE: [u32; 2] = [65, 66];
 enum Op {
     /// A sequence; so many of its tokens were said by an earlier attempt, as far as it says them.
     Submit(SequenceRequest, usize),
-    Step(Vec<Within>, StepEnd),
+    /// A step begins if two are not in flight yet; then the older one in flight ends, or the younger.
+    Step(Vec<Within>, StepEnd, bool),
     Cancel(usize),
     FailAll,
 }
@@ -46,6 +47,8 @@ enum StepEnd {
     Fail,
     /// Logits that are not finite.
     Broken,
+    /// Not yet.
+    Later,
 }
 
 fn request() -> impl Strategy<Value = SequenceRequest> {
@@ -88,12 +91,13 @@ fn within() -> impl Strategy<Value = Within> {
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
-    let end = prop_oneof![12 => Just(StepEnd::Complete), 1 => Just(StepEnd::Fail), 1 => Just(StepEnd::Broken)];
-    let quiet = || Op::Step(Vec::new(), StepEnd::Complete);
+    let end =
+        prop_oneof![8 => Just(StepEnd::Complete), 6 => Just(StepEnd::Later), 1 => Just(StepEnd::Fail), 1 => Just(StepEnd::Broken)];
+    let quiet = || Op::Step(Vec::new(), StepEnd::Complete, true);
     let op = prop_oneof![
         8 => (request(), prop_oneof![2 => Just(0usize), 1 => 0usize..14]).prop_map(|(request, said)| Op::Submit(request, said)),
         12 => Just(()).prop_map(move |()| quiet()),
-        6 => (prop::collection::vec(within(), 0..3), end).prop_map(|(within, end)| Op::Step(within, end)),
+        9 => (prop::collection::vec(within(), 0..3), end, any::<bool>()).prop_map(|(within, end, older)| Op::Step(within, end, older)),
         2 => (0usize..64).prop_map(Op::Cancel),
         1 => Just(Op::FailAll),
     ];
@@ -107,8 +111,8 @@ fn reasons(said: &[u32]) -> bool {
 
 /// What a request says, by definition: one sequence, no batches, no scheduler.
 fn oracle(request: &SequenceRequest) -> (Vec<u32>, Finish) {
-    let mut sampler = Sampler::new(AllowedIds::from_ids(VOCAB, 0..KNOWN));
-    let ids = if request.raw_logits { Ids::Every } else { Ids::Known };
+    let mut sampler = Sampler::default();
+    let ids = if request.raw_logits { AllowedIds::all(VOCAB) } else { AllowedIds::from_ids(VOCAB, 0..KNOWN) };
     let (mut seen, mut said, mut reasoned, mut closing) = (request.prompt.clone(), Vec::new(), 0, Vec::new());
     loop {
         let open = reasons(&said);
@@ -118,7 +122,7 @@ fn oracle(request: &SequenceRequest) -> (Vec<u32>, Finish) {
             closing = vec![CLOSE[1], CLOSE[0]];
         }
         let drawn =
-            |sampler: &mut Sampler| sampler.choose(&logits_after(&seen), &request.sampling, seen.len() as u32, ids).unwrap();
+            |sampler: &mut Sampler| sampler.choose(&logits_after(&seen), &request.sampling, seen.len() as u32, &ids).unwrap();
         let token = closing.pop().unwrap_or_else(|| drawn(&mut sampler));
         reasoned += u32::from(open);
         seen.push(token);
@@ -146,6 +150,7 @@ struct Seen {
 struct World {
     scheduler: Scheduler,
     device: Double,
+    flying: Vec<(Step, Results)>,
     seen: BTreeMap<SequenceId, Seen>,
 }
 
@@ -153,7 +158,7 @@ impl World {
     fn apply(&mut self, op: Op) {
         match op {
             Op::Submit(request, said) => self.submit(request, said),
-            Op::Step(within, end) => drop(self.step(within, end)),
+            Op::Step(within, end, older) => drop(self.step(within, end, older)),
             Op::Cancel(n) => self.cancel(n),
             Op::FailAll => self.fail_all(),
         }
@@ -196,21 +201,34 @@ impl World {
         out.into_iter().for_each(|outcome| self.take(outcome));
     }
 
-    fn step(&mut self, within: Vec<Within>, end: StepEnd) -> bool {
+    /// False: nothing is in flight, and nothing is to be computed.
+    fn step(&mut self, within: Vec<Within>, end: StepEnd, older: bool) -> bool {
         let mut out = Vec::new();
-        let Some(mut step) = self.scheduler.next_step(&mut self.device, &mut out) else { return false };
+        if self.flying.len() < 2
+            && let Some(step) = self.scheduler.next_step(&mut out)
+        {
+            let budget = self.scheduler.config().prefill_tokens as usize;
+            assert!(step.kind == StepKind::Decode || step.batch.ids.len() <= budget);
+            let results = compute(&mut self.scheduler, &mut self.device, &step);
+            self.flying.push((step, results));
+        }
         out.drain(..).for_each(|outcome| self.take(outcome));
-        let budget = self.scheduler.config().prefill_tokens as usize;
-        assert!(step.kind == StepKind::Decode || step.batch.ids.len() <= budget);
-        let mut logits = compute(&mut self.scheduler, &mut self.device, &step);
+        let place = if older { 0 } else { self.flying.len().saturating_sub(1) };
+        if place >= self.flying.len() {
+            return false;
+        }
         for within in within {
             match within {
                 Within::Cancel(n) => self.cancel(n),
-                Within::GiveUp(row) => step.give_up(row, &failure("row")),
+                Within::GiveUp(row) => self.flying[place].0.give_up(row, &failure("row")),
                 Within::FailAll => self.fail_all(),
                 Within::Submit(request) => self.submit(request, 0),
             }
         }
+        if matches!(end, StepEnd::Later) {
+            return true;
+        }
+        let (step, mut results) = self.flying.remove(place);
         let seen = &mut self.seen;
         let mut hear = |id: SequenceId, token: u32| {
             let heard = &mut seen.get_mut(&id).expect("a submitted sequence").heard;
@@ -218,13 +236,16 @@ impl World {
             meaning(heard)
         };
         match end {
-            StepEnd::Complete => self.scheduler.complete(step, &logits, &mut hear, &mut out),
+            StepEnd::Complete | StepEnd::Later => self.scheduler.complete(step, &results, &mut hear, &mut out),
             StepEnd::Fail => self.scheduler.fail(step, &failure("step"), &mut out),
             StepEnd::Broken => {
-                logits.fill(f32::NAN);
-                self.scheduler.complete(step, &logits, &mut hear, &mut out);
+                let nan = [f32::NAN; VOCAB as usize];
+                let draws = step.batch.draws.iter();
+                results.drawn = draws.map(|draw| Sampler::default().draw(&nan, draw)).collect();
+                self.scheduler.complete(step, &results, &mut hear, &mut out);
             }
         }
+        self.scheduler.reuse(results);
         out.into_iter().for_each(|outcome| self.take(outcome));
         true
     }
@@ -259,16 +280,17 @@ proptest! {
     fn every_sequence_says_what_it_says_alone_and_ends_once(ops in ops(), prefill_tokens in 1u32..12) {
         let mut world = World {
             scheduler: scheduler(limits(), 4, prefill_tokens),
-            device: Double::new(limits().slots),
+            device: Double::new(limits()),
+            flying: Vec::new(),
             seen: BTreeMap::new(),
         };
         ops.into_iter().for_each(|op| world.apply(op));
         // Bounded: each step moves at least one token of a sequence that has at most 34.
         let bound = world.device.steps + 34 * world.seen.len();
-        while world.step(Vec::new(), StepEnd::Complete) {
+        while world.step(Vec::new(), StepEnd::Complete, true) {
             prop_assert!(world.device.steps <= bound, "steps without progress");
         }
-        prop_assert!(world.scheduler.is_idle() && world.device.open.is_empty());
+        prop_assert!(world.scheduler.is_idle() && world.flying.is_empty());
         let empty = Occupancy { slots_total: 3, kv_blocks_total: 20, ..Occupancy::default() };
         prop_assert_eq!(world.scheduler.occupancy(), empty);
         for (id, seen) in &world.seen {

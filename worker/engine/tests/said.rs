@@ -19,7 +19,7 @@ struct Run {
 /// Runs a request; `open` tells from all that was said whether the reasoning is open, `opened` whether it was before that;
 /// `stop` whether a stop text is complete.
 fn run(request: &SequenceRequest, opened: bool, open: impl Fn(&[u32]) -> bool, stop: impl Fn(&[u32]) -> bool) -> Run {
-    let (mut scheduler, mut device) = (scheduler(limits(), 4, 8), Double::new(3));
+    let (mut scheduler, mut device) = (scheduler(limits(), 4, 8), Double::new(limits()));
     let mut said = Vec::new();
     let mut hear = |token: u32| {
         said.push(token);
@@ -42,7 +42,7 @@ fn run(request: &SequenceRequest, opened: bool, open: impl Fn(&[u32]) -> bool, s
             }
         }
     }
-    assert!(device.open.is_empty());
+    assert!(scheduler.is_idle());
     run
 }
 

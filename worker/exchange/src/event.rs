@@ -37,6 +37,15 @@ pub enum Event<'a> {
         /// The step; an unknown one is ignored.
         step: StepId,
     },
+    /// The frame of a `Send` was not sent, and will not be: its step has ended before the rows were there. Its credit is free again.
+    Unsent {
+        /// The server.
+        peer: PodId,
+        /// Its lane.
+        lane: Lane,
+        /// My request; an unknown one is ignored.
+        id: RequestId,
+    },
     /// A peer's sums for a request of mine. The action list of this very event holds one `Accept` or one `Discard` with
     /// this id.
     Answer {

@@ -48,6 +48,7 @@ impl Exchange {
             Event::Open { step, lane, layer, experts } => requester.open(step, lane, layer, experts, now, actions),
             Event::GiveUp { step } => requester.wait_no_longer(step, now, actions),
             Event::Abort { step } => requester.abort(step),
+            Event::Unsent { peer, lane, id } => requester.unsent((peer, lane), id, now, actions),
             Event::Answer { peer, lane, id, rows } => requester.answer((peer, lane), id, rows, now, actions),
             Event::NotHere { peer, lane, id, epoch } => requester.not_here((peer, lane), id, epoch, now, actions),
             Event::PeerRefused { peer } => requester.refused(peer, now, actions),
@@ -77,6 +78,12 @@ impl Exchange {
     /// Every one that is returned is followed by its [`Event::Served`].
     pub fn next_request(&mut self, least_urgent: Lane) -> Option<Serve> {
         self.clients.next(least_urgent)
+    }
+
+    /// Another request of the same lane and layer as one that was just returned, the oldest there is: to be computed beside it. The same
+    /// goes for it.
+    pub fn next_beside(&mut self, first: &Serve) -> Option<Serve> {
+        self.clients.next_beside(first)
     }
 
     /// What is thought of a peer as of the last event. One that was never connected is [`Health::Dead`]: it is not asked.

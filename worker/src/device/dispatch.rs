@@ -1,17 +1,30 @@
 //! Between connections and the exchange: what connections say becomes an event, what the exchange wants is carried out.
 //! Decides nothing.
 
-use bytes::BytesMut;
-use m1_engine::{Executor, Failure};
-use m1_exchange::{Action, Event, Lane, PodId, RequestId, StepId};
+use bytes::{Bytes, BytesMut};
+use m1_engine::{Command, Failure, StepId};
+use m1_exchange::{Action, Event, Lane, PodId, RequestId};
 use m1_proto::dispatch as pb;
 use m1_proto::dispatch::frame::Kind;
 
 use super::Device;
-use super::own_step::Local;
+use super::own_step::{OwnStep, Sending, to_exchange};
+use super::serving::Asked;
 use crate::pulses::Known;
 use crate::traffic::Direction;
-use crate::transport::{Inbound, RequestHead, request_frame};
+use crate::transport::{Inbound, RequestFrame, RequestHead, Said, request_frame};
+
+/// What travels with an event, for the action that needs it.
+#[derive(Debug)]
+pub(super) enum Payload {
+    None,
+    /// Sums that a peer has answered.
+    Answer(Bytes),
+    /// What a peer asks for; taken where the exchange does not keep it.
+    Request(Asked, RequestFrame),
+    /// Sums of the request just computed.
+    Sums(Bytes),
+}
 
 impl Device {
     /// Takes what a connection says; nothing of one that was replaced.
@@ -20,14 +33,14 @@ impl Device {
             Inbound::RequesterUp { peer, lane, link, credits } => {
                 self.peers.forgive(peer);
                 if self.links.requester_up(peer, lane, link) {
-                    self.tell(Event::LinkDown { peer, lane });
+                    self.link_down(peer, lane);
                 }
                 self.tell(Event::LinkUp { peer, lane, credits });
                 self.report();
             }
             Inbound::RequesterDown { peer, lane, generation } => {
                 if self.links.requester_down(peer, lane, generation) {
-                    self.tell(Event::LinkDown { peer, lane });
+                    self.link_down(peer, lane);
                     self.report();
                 }
             }
@@ -61,14 +74,12 @@ impl Device {
         }
     }
 
-    fn heard_server(&mut self, peer: PodId, lane: Lane, said: crate::transport::Said) {
-        use crate::transport::Said;
+    fn heard_server(&mut self, peer: PodId, lane: Lane, said: Said) {
         match said {
             Said::Answer { id, tokens, sums } => {
                 self.status.traffic().count(peer, lane, Direction::Received, sums.len());
-                self.answer = sums;
-                self.tell(Event::Answer { peer, lane, id: RequestId(id), rows: tokens as usize });
-                self.answer.clear();
+                let event = Event::Answer { peer, lane, id: RequestId(id), rows: tokens as usize };
+                self.tell_with(event, Payload::Answer(sums));
             }
             Said::NotHere { id, epoch } => self.tell(Event::NotHere { peer, lane, id: RequestId(id), epoch }),
             Said::Credit { frames } => self.tell(Event::CreditGranted { peer, lane, frames }),
@@ -93,35 +104,49 @@ impl Device {
         self.tell(Event::ClientDown { peer, lane });
     }
 
+    /// What was asked on this link is asked anew, so what was not sent yet is not sent.
+    pub(super) fn link_down(&mut self, peer: PodId, lane: Lane) {
+        self.forget_sending(peer, lane);
+        self.tell(Event::LinkDown { peer, lane });
+    }
+
+    fn forget_sending(&mut self, peer: PodId, lane: Lane) {
+        let sending = self.steps.iter_mut().flat_map(|own| &mut own.sending);
+        sending.filter(|sending| (sending.peer, sending.lane) == (peer, lane)).for_each(|sending| sending.stale = true);
+    }
+
     /// Tells the exchange and carries out what it wants.
     pub(super) fn tell(&mut self, event: Event<'_>) {
+        self.tell_with(event, Payload::None);
+    }
+
+    /// The same with what the event brings; comes back where no action has taken it.
+    pub(super) fn tell_with(&mut self, event: Event<'_>, payload: Payload) -> Payload {
         let now = self.now();
         self.exchange.handle(event, now, &mut self.actions);
-        self.carry_out();
+        self.carry_out(payload)
     }
 
-    /// Carries out the actions of the last event, and those of connections that prove to be gone meanwhile.
-    pub(super) fn carry_out(&mut self) {
-        loop {
-            let mut actions = std::mem::take(&mut self.actions);
-            for action in actions.drain(..) {
-                self.act(action);
-            }
-            self.actions = actions;
-            let Some((peer, lane)) = self.gone.pop() else { return };
-            let now = self.now();
-            self.exchange.handle(Event::LinkDown { peer, lane }, now, &mut self.actions);
+    /// Carries out the actions of the last event.
+    pub(super) fn carry_out(&mut self, mut payload: Payload) -> Payload {
+        let mut actions = std::mem::take(&mut self.actions);
+        for action in actions.drain(..) {
+            self.act(action, &mut payload);
         }
+        self.actions = actions;
+        payload
     }
 
-    fn act(&mut self, action: Action) {
+    fn act(&mut self, action: Action, payload: &mut Payload) {
         match action {
-            Action::Local { step, rows, experts, .. } => {
-                self.of_step(step, |own| own.local.push_back(Local { rows, experts }));
+            Action::Local { step, rows, experts, .. } => self.local(step, rows, experts),
+            Action::Send { .. } => self.gather(action),
+            Action::Accept { step, rows, positions, .. } => {
+                if let Payload::Answer(sums) = std::mem::replace(payload, Payload::None) {
+                    self.accept(step, rows, positions.as_deref(), sums);
+                }
             }
-            Action::Send { .. } => self.send(action),
-            Action::Accept { step, rows, positions, .. } => self.accept(step, &rows, positions.as_deref()),
-            Action::Complete { step } => self.of_step(step, |own| own.complete = true),
+            Action::Complete { step } => self.combine(step),
             Action::Failed { step, error } => {
                 let failure = Failure { reason: error.reason(), message: error.to_string() };
                 self.of_step(step, |own| own.failure = Some(failure));
@@ -139,22 +164,26 @@ impl Device {
             Action::DropLink { peer, lane, error } => {
                 tracing::warn!(peer = peer.0, %lane, reason = error.reason(), error = %error, "a link is dropped");
                 self.links.drop_requester(peer, lane);
+                self.forget_sending(peer, lane);
             }
-            Action::DropClient { peer, lane, error } => self.drop_client(peer, lane, error.reason(), &error.to_string()),
+            Action::DropClient { peer, lane, error } => {
+                take_request(payload, |asked| (asked.0, asked.1) == (peer, lane));
+                self.drop_client(peer, lane, error.reason(), &error.to_string());
+            }
             Action::Grant { peer, lane, frames } => self.answer_client(peer, lane, Kind::Credit(pb::Credit { frames })),
             Action::Reply { peer, lane, id } => {
-                if let Some(sums) = self.requests.take_served((peer, lane, id)) {
-                    let row = self.checkpoint.architecture().hidden * size_of::<f32>();
+                if let Payload::Sums(sums) = std::mem::replace(payload, Payload::None) {
+                    let row = self.arch.hidden * size_of::<f32>();
                     let tokens = (sums.len() / row.max(1)) as u32;
                     self.status.traffic().count(peer, lane, Direction::Sent, sums.len());
                     self.answer_client(peer, lane, Kind::Answer(pb::Answer { id: id.0, tokens, sums }));
                 }
             }
             Action::ReplyNotHere { peer, lane, id, epoch } => {
-                self.requests.forget((peer, lane, id));
+                self.forget((peer, lane, id), payload);
                 self.answer_client(peer, lane, Kind::NotHere(pb::NotHere { id: id.0, epoch }));
             }
-            Action::Forget { peer, lane, id } => self.requests.forget((peer, lane, id)),
+            Action::Forget { peer, lane, id } => self.forget((peer, lane, id), payload),
             Action::TableRefused { given, current } => {
                 tracing::warn!(%given, %current, "an older placement was not taken");
             }
@@ -162,50 +191,64 @@ impl Device {
         }
     }
 
-    fn of_step(&mut self, step: StepId, change: impl FnOnce(&mut super::OwnStep)) {
-        if let Some(own) = self.step.as_mut().filter(|own| own.id == step) {
+    /// The payload of a request can go: the one that came just now, the sums of the one just computed, or one that waits.
+    fn forget(&mut self, asked: Asked, payload: &mut Payload) {
+        let came = take_request(payload, |other| *other == asked);
+        let computed = matches!(payload, Payload::Sums(_));
+        if computed {
+            *payload = Payload::None;
+        } else if !came {
+            self.requests.forget(asked);
+        }
+    }
+
+    fn of_step(&mut self, step: m1_exchange::StepId, change: impl FnOnce(&mut OwnStep)) {
+        if let Some(own) = self.steps.iter_mut().find(|own| to_exchange(own.id()) == step) {
             change(own);
         }
     }
 
-    /// Sends one request frame of the step in flight.
-    fn send(&mut self, action: Action) {
+    /// Wants the rows of one request frame from the executor.
+    fn gather(&mut self, action: Action) {
         let Action::Send { step, peer, lane, id, epoch, layer, rows, experts } = action else { return };
-        let (Some(executor), Some(own)) = (&mut self.executor, self.step.as_mut().filter(|own| own.id == step)) else { return };
-        let mut hidden = BytesMut::with_capacity(rows.len() * self.checkpoint.architecture().hidden * size_of::<f32>());
-        if let Err(error) = executor.gather(&rows, &mut hidden) {
-            own.failure = Some(Failure::from(&error));
-            return;
-        }
-        let mut weights = Vec::with_capacity(experts.len());
-        own.weights_of(&rows, &mut weights);
-        let head = RequestHead { id: id.0, epoch, layer, tokens: rows.len() as u32 };
+        let Some(own) = self.steps.iter_mut().find(|own| to_exchange(own.id()) == step) else { return };
+        let weights = own.weights_of(&rows);
+        let sending = Sending { peer, lane, id, epoch, layer, rows: rows.len() as u32, experts, weights, stale: false };
+        own.sending.push_back(sending);
+        let step = own.id();
+        self.submit(Command::Gather { step, rows });
+    }
+
+    /// Sends one request frame, of which the rows have come.
+    pub(super) fn send(&mut self, step: StepId, hidden: Bytes) {
+        let Some(own) = self.steps.iter_mut().find(|own| own.id() == step) else { return };
+        let Some(sending) = own.sending.pop_front().filter(|sending| !sending.stale) else { return };
+        let Sending { peer, lane, id, epoch, layer, rows, experts, weights, .. } = sending;
         let bytes = payload(hidden.len(), experts.len());
-        let frame = request_frame(head, &experts, &weights, hidden.freeze());
+        let frame = request_frame(RequestHead { id: id.0, epoch, layer, tokens: rows }, &experts, &weights, hidden);
         self.status.traffic().count(peer, lane, Direction::Sent, bytes);
         if !self.links.request(peer, lane, Kind::Request(frame)) {
             self.links.drop_requester(peer, lane);
-            self.gone.push((peer, lane));
+            self.link_down(peer, lane);
         }
     }
 
-    /// Adds the sums of the answer in hand to the step in flight.
-    fn accept(&mut self, step: StepId, rows: &[u32], positions: Option<&[u32]>) {
-        let (Some(executor), Some(own)) = (&mut self.executor, self.step.as_mut().filter(|own| own.id == step)) else { return };
-        let added = match positions {
-            None => executor.accumulate(rows, &self.answer),
+    /// Adds the sums of an answer to a step in flight.
+    fn accept(&mut self, step: m1_exchange::StepId, rows: Vec<u32>, positions: Option<&[u32]>, answer: Bytes) {
+        let Some(own) = self.steps.iter().find(|own| to_exchange(own.id()) == step) else { return };
+        let sums = match positions {
+            None => answer,
             Some(positions) => {
-                let width = self.checkpoint.architecture().hidden * size_of::<f32>();
+                let width = self.arch.hidden * size_of::<f32>();
                 let mut wanted = BytesMut::with_capacity(positions.len() * width);
                 for at in positions.iter().map(|at| *at as usize * width) {
-                    wanted.extend_from_slice(self.answer.get(at..at + width).unwrap_or_default());
+                    wanted.extend_from_slice(answer.get(at..at + width).unwrap_or_default());
                 }
-                executor.accumulate(rows, &wanted)
+                wanted.freeze()
             }
         };
-        if let Err(error) = added {
-            own.failure = Some(Failure::from(&error));
-        }
+        let step = own.id();
+        self.submit(Command::Accumulate { step, rows, sums });
     }
 
     /// Answers a peer; a connection that does not take it is closed, and says so itself.
@@ -224,6 +267,15 @@ impl Device {
         let _ = self.links.answer(peer, lane, Kind::Refused(refused));
         self.links.close_server(peer, lane);
     }
+}
+
+/// Takes a request that has just come out of the payload.
+fn take_request(payload: &mut Payload, is: impl FnOnce(&Asked) -> bool) -> bool {
+    let taken = matches!(payload, Payload::Request(asked, _) if is(asked));
+    if taken {
+        *payload = Payload::None;
+    }
+    taken
 }
 
 /// Bytes of a request's rows: hidden states, and an expert and a weight for every place.

@@ -59,7 +59,7 @@ impl Device {
     /// the present checkpoint may have mapped a header with a hole behind it before another pod brought the whole file.
     pub(super) fn apply_or_fetch(&mut self, version: TableVersion, group: Group, table: DispatchTable, mine: &ExpertSet) {
         self.fetching = None;
-        let Some(remote) = &self.remote else { return self.apply(version, &group, table, mine) };
+        let Some(remote) = &self.remote else { return self.apply(version, group, table, mine) };
         let plan = m1_weights::plan_read(&self.checkpoint, mine);
         if remote.given_up {
             return;
@@ -117,10 +117,10 @@ impl Device {
         self.status.announce(OPENING);
         match Checkpoint::open(&remote.snapshot.dir()) {
             // The files behind the present one hold headers only.
-            Ok(checkpoint) => self.checkpoint = checkpoint,
+            Ok(checkpoint) => self.checkpoint = Arc::new(checkpoint),
             Err(error) => return self.broken(error.reason(), &sentence(&error), false),
         }
-        self.apply(version, &group, table, &mine);
+        self.apply(version, group, table, &mine);
     }
 }
 

@@ -5,16 +5,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use m1_arch::ExpertSet;
-use m1_engine::Failure;
+use m1_engine::{Command, ExecutorError, Failure};
 use m1_exchange::{DispatchTable, Event, Health, Lane, PodId, TableVersion};
 use m1_proto::worker::Phase;
 use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Device;
-use super::announce::{Announcing, reading};
+use super::announce::reading;
 use super::inbox::Group;
-use super::loaded::{self, LoadError};
 use crate::transport::PeerAddress;
 
 /// The other pods of the group.
@@ -23,7 +22,18 @@ pub(super) struct Peers {
     /// The placement in force; the oldest possible before the first.
     version: TableVersion,
     placed: bool,
+    /// What this pod holds by it.
+    mine: Option<ExpertSet>,
     known: HashMap<PodId, Peer>,
+}
+
+/// A placement that waits for experts on their way in.
+pub(super) struct Placing {
+    version: TableVersion,
+    group: Group,
+    table: DispatchTable,
+    wanted: ExpertSet,
+    began: Instant,
 }
 
 /// One peer.
@@ -101,7 +111,8 @@ impl Device {
 
     /// The newest placement that was accepted, whether or not its weights are here.
     fn latest(&self) -> Option<TableVersion> {
-        self.awaited().or(self.peers.placed.then_some(self.peers.version))
+        let placing = self.placing.as_ref().map(|placing| placing.version);
+        self.awaited().or(placing).or(self.peers.placed.then_some(self.peers.version))
     }
 
     /// What this pod holds by a placement.
@@ -109,59 +120,94 @@ impl Device {
         group.pods.iter().find(|pod| pod.id == PodId(self.config.pod)).map(|pod| pod.holds.clone())
     }
 
-    /// Carries out a placement whose weights are on disk.
-    pub(super) fn apply(&mut self, version: TableVersion, group: &Group, table: DispatchTable, mine: &ExpertSet) {
-        if let Err(error) = self.hold(mine) {
-            return self.broken(error.reason, &error.to_string(), false);
+    /// Carries out a placement whose weights are on disk: at once for the first, else when what is missing has been brought in beside all else.
+    pub(super) fn apply(&mut self, version: TableVersion, group: Group, table: DispatchTable, wanted: &ExpertSet) {
+        if self.executor.is_none() && !self.load_first(wanted) {
+            return;
         }
+        let placing = Placing { version, group, table, wanted: wanted.clone(), began: Instant::now() };
+        // A load that is under way goes on; what it brings may be of use for this one.
+        let loading = self.placing.replace(placing).is_some();
+        if !loading {
+            self.bring_missing();
+        }
+    }
+
+    /// Brings in what the awaited placement lacks; applies it where nothing is missing.
+    fn bring_missing(&mut self) {
+        let (Some(executor), Some(placing)) = (&mut self.executor, &self.placing) else { return };
+        let missing = placing.wanted.difference(executor.held());
+        if missing.is_empty() {
+            return self.switch();
+        }
+        tracing::info!(pairs = missing.len(), version = %placing.version, "loading experts beside what is served");
+        executor.submit(Command::Load { weights: self.checkpoint.clone(), experts: missing });
+    }
+
+    /// A load has ended.
+    pub(super) fn loaded(&mut self, result: Result<(), ExecutorError>) {
+        if let Err(error) = result {
+            // What is held is served on. Whoever placed this sees an older epoch here and says it again.
+            let version = self.placing.take().map(|placing| placing.version).unwrap_or_default();
+            tracing::error!(%version, reason = error.reason(), %error, "the experts of a new placement cannot be loaded");
+            return self.unload_unwanted();
+        }
+        self.bring_missing();
+    }
+
+    /// Lets go of what the placement in force does not want.
+    fn unload_unwanted(&mut self) {
+        let (Some(executor), Some(mine)) = (&self.executor, &self.peers.mine) else { return };
+        let experts = executor.held().difference(mine);
+        if !experts.is_empty() {
+            self.tell(Event::Hold(Arc::new(mine.clone())));
+            self.submit(Command::Unload { experts });
+        }
+    }
+
+    /// Goes over to the awaited placement, whose experts are all here. Those that are not wanted any more go last.
+    fn switch(&mut self) {
+        let (Some(executor), Some(placing)) = (&self.executor, self.placing.take()) else { return };
+        let Placing { version, group, table, wanted, began } = placing;
+        let held = Arc::new(executor.held().clone());
+        tracing::info!(%version, seconds = began.elapsed().as_secs_f32(), "the placement is applied");
+        self.tell(Event::Hold(held));
         self.peers.version = version;
-        self.peers.placed = true;
-        self.dial(group);
+        (self.peers.placed, self.peers.mine) = (true, Some(wanted));
+        self.dial(&group);
         self.tell(Event::Table(Arc::new(table)));
         self.status.set_epoch(version.epoch);
+        self.unload_unwanted();
         self.report();
     }
 
     fn table(&self, version: TableVersion, group: &Group) -> Result<DispatchTable, m1_exchange::TableError> {
-        let arch = self.checkpoint.architecture();
+        let arch = &self.arch;
         let held: Vec<(PodId, ExpertSet)> = group.pods.iter().map(|pod| (pod.id, pod.holds.clone())).collect();
         DispatchTable::new(version, arch.layers.len(), arch.experts, &held)
     }
 
-    /// Brings the held experts to `wanted`. What goes is served and asked for no more before its memory goes.
-    fn hold(&mut self, wanted: &ExpertSet) -> Result<(), LoadError> {
-        let held = self.executor.as_ref().map(|executor| executor.held().clone());
-        if held.as_ref() == Some(wanted) {
-            return Ok(());
-        }
-        let to_read = m1_weights::plan_read(&self.checkpoint, wanted).bytes;
+    /// Makes the executor. False: the weights cannot be used.
+    fn load_first(&mut self, wanted: &ExpertSet) -> bool {
+        let bytes = m1_weights::plan_read(&self.checkpoint, wanted).bytes;
         self.status.update(|status| {
             status.set_phase(Phase::Loading);
-            status.bytes_to_load = to_read;
+            status.bytes_to_load = bytes;
             (status.reason, status.message) = (String::new(), String::new());
         });
-        let began = Instant::now();
-        if let Some(held) = held {
-            self.finish_local();
-            self.tell(Event::Hold(Arc::new(held.intersection(wanted))));
+        let (began, status) = (Instant::now(), self.status.clone());
+        match (self.load)(&self.config, &self.checkpoint, wanted, &mut reading(&status, bytes)) {
+            Ok(executor) => self.executor = Some(executor),
+            Err(error) => {
+                self.broken(error.reason, &error.to_string(), false);
+                return false;
+            }
         }
-        self.load(wanted, to_read)?;
         let seconds = began.elapsed().as_secs_f32();
-        tracing::info!(bytes_read = to_read, bytes_checkpoint = self.checkpoint.total_bytes(), seconds, "weights are loaded");
+        tracing::info!(bytes_read = bytes, bytes_checkpoint = self.checkpoint.total_bytes(), seconds, "weights are loaded");
         self.tell(Event::Hold(Arc::new(wanted.clone())));
         self.status.serve_peers(true);
-        Ok(())
-    }
-
-    fn load(&mut self, wanted: &ExpertSet, bytes: u64) -> Result<(), LoadError> {
-        let status = self.status.clone();
-        let mut progress = reading(&status, bytes);
-        if let Some(executor) = &mut self.executor {
-            return executor.update_experts(&self.checkpoint, wanted, &mut progress);
-        }
-        let executor = loaded::load(&self.config, &self.checkpoint, wanted, &mut progress)?;
-        self.executor = Some(Announcing::new(executor, self.checkpoint.architecture(), self.status.clone()));
-        Ok(())
+        true
     }
 
     /// Connects to every peer whose address is new and lets go of those that left.
@@ -190,7 +236,7 @@ impl Device {
         self.peers.known.remove(&peer);
         for lane in Lane::ALL {
             self.links.drop_requester(peer, lane);
-            self.tell(Event::LinkDown { peer, lane });
+            self.link_down(peer, lane);
         }
     }
 
@@ -207,9 +253,9 @@ impl Device {
     pub(super) fn broken(&mut self, reason: &'static str, message: &str, may_pass: bool) {
         tracing::error!(reason, error = message, "the weights cannot be used");
         let failure = Failure { reason, message: message.to_owned() };
-        self.fail_step(&failure);
+        self.fail_steps(&failure);
         self.sequences.fail_all(&failure);
-        self.executor = None;
+        (self.executor, self.placing) = (None, None);
         self.status.serve_peers(false);
         let arch = self.checkpoint.architecture();
         let nothing = ExpertSet::empty(arch.layers.len(), arch.experts);

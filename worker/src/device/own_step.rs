@@ -1,82 +1,73 @@
-//! The own step in flight: attention, own experts and the end of each layer, in that order. The exchange says when a layer's
-//! experts are all accounted for; until then the thread serves peers.
+//! Own steps in flight, at most one of each kind. The executor brings a step to a layer whose experts are not all here; the exchange says what is
+//! asked of whom and when all of it is accounted for; until then the device serves peers and computes the other step.
 
 use std::collections::VecDeque;
 
 use m1_arch::LayerId;
-use m1_engine::{Assignment, Executor, ExecutorError, Failure, LayerRouting, Step, StepKind, UNUSED};
-use m1_exchange::{Event, ExchangeError, Lane, StepId};
+use m1_engine::{Command, ExecutorError, Failure, LayerRouting, Results, Step, StepId, StepKind, UNUSED, Work};
+use m1_exchange::{Event, ExchangeError, Lane, PodId, RequestId};
 
 use super::Device;
 
-/// Rows for own experts.
+/// A request frame whose rows the executor was asked for.
 #[derive(Debug)]
-pub(super) struct Local {
-    pub rows: Vec<u32>,
+pub(super) struct Sending {
+    pub peer: PodId,
+    pub lane: Lane,
+    pub id: RequestId,
+    pub epoch: u64,
+    pub layer: LayerId,
+    pub rows: u32,
     /// `[rows, top_k]`.
     pub experts: Vec<u16>,
+    /// `[rows, top_k]`.
+    pub weights: Vec<f32>,
+    /// The link that it was meant for has gone.
+    pub stale: bool,
 }
 
-/// What the step waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Due {
-    Attention,
-    Experts,
-}
-
-/// A step and how far it is.
+/// A step in flight.
 #[derive(Debug)]
 pub(super) struct OwnStep {
-    pub id: StepId,
     pub lane: Lane,
     step: Step,
-    layer: LayerId,
-    due: Due,
+    /// Where it stands.
+    pub layer: LayerId,
     /// Of `layer`.
     pub routing: LayerRouting,
-    /// Own experts' work of `layer` that is not done yet.
-    pub local: VecDeque<Local>,
-    /// Everything of `layer` is handed out or here.
-    pub complete: bool,
+    /// In the order in which their rows come.
+    pub sending: VecDeque<Sending>,
     /// It stands: nobody can be asked for an expert of `layer`.
     pub parked: bool,
     /// It has waited for an expert as long as it may, in whatever layer.
     waited: bool,
     /// The step cannot go on.
     pub failure: Option<Failure>,
-    /// Weights of a local part, kept for the allocation.
-    weights: Vec<f32>,
 }
 
 impl OwnStep {
-    fn new(id: StepId, step: Step) -> Self {
+    fn new(step: Step) -> Self {
         let lane = match step.kind {
             StepKind::Decode => Lane::Decode,
             StepKind::Prefill => Lane::Prefill,
         };
-        Self {
-            id,
-            lane,
-            step,
-            layer: LayerId(0),
-            due: Due::Attention,
-            routing: LayerRouting::default(),
-            local: VecDeque::new(),
-            complete: false,
-            parked: false,
-            waited: false,
-            failure: None,
-            weights: Vec::new(),
-        }
+        let (layer, routing, sending) = (LayerId(0), LayerRouting::default(), VecDeque::new());
+        Self { lane, step, layer, routing, sending, parked: false, waited: false, failure: None }
     }
 
-    /// Routing weights of these rows, `[rows, top_k]`, appended to `out`.
-    pub fn weights_of(&self, rows: &[u32], out: &mut Vec<f32>) {
+    pub fn id(&self) -> StepId {
+        self.step.id
+    }
+
+    /// Routing weights of these rows, `[rows, top_k]`.
+    pub fn weights_of(&self, rows: &[u32]) -> Vec<f32> {
         let top_k = self.routing.top_k;
+        let mut weights = Vec::with_capacity(rows.len() * top_k);
         for row in rows {
             let start = *row as usize * top_k;
-            out.extend_from_slice(self.routing.weights.get(start..start + top_k).unwrap_or_default());
+            weights.extend_from_slice(self.routing.weights.get(start..start + top_k).unwrap_or_default());
         }
+        weights
     }
 
     /// Takes the rows of given up sequences out of the layer's routing: nobody computes or waits for them any more.
@@ -89,109 +80,82 @@ impl OwnStep {
             }
         }
     }
+}
 
-    /// One piece of own experts' work.
-    fn compute_local(&mut self, executor: &mut dyn Executor, local: &Local) -> Result<(), ExecutorError> {
-        let mut weights = std::mem::take(&mut self.weights);
-        weights.clear();
-        self.weights_of(&local.rows, &mut weights);
-        let assignment = Assignment { rows: &local.rows, slots: self.routing.top_k, experts: &local.experts, weights: &weights };
-        let done = executor.local(self.layer, &assignment);
-        self.weights = weights;
-        done
-    }
+/// The same number as the exchange has it.
+pub(super) fn to_exchange(step: StepId) -> m1_exchange::StepId {
+    m1_exchange::StepId(step.0)
 }
 
 impl Device {
-    /// Begins the next step. False: there is none.
+    /// Begins a step beside those in flight. False: there is none.
     pub(super) fn begin(&mut self) -> bool {
-        let Some(executor) = &mut self.executor else { return false };
-        let Some(step) = self.sequences.next_step(executor) else { return false };
-        let failure = executor.begin_step(&step.batch).err().map(|error| Failure::from(&error));
-        self.steps_begun += 1;
-        self.step = Some(OwnStep { failure, ..OwnStep::new(StepId(self.steps_begun), step) });
+        if self.executor.is_none() {
+            return false;
+        }
+        let Some((step, results)) = self.sequences.next_step() else { return false };
+        if let Some(executor) = &mut self.executor {
+            let urgent = step.kind == StepKind::Decode;
+            executor.submit(Command::Begin { step: step.id, urgent, batch: step.batch.clone(), results });
+        }
+        self.steps.push(OwnStep::new(step));
         true
     }
 
-    /// Does one piece of the step. False: it waits for peers.
-    pub(super) fn advance(&mut self) -> bool {
-        let Some(mut own) = self.step.take() else { return false };
-        if let Some(failure) = own.failure.take() {
-            self.step = Some(own);
-            self.fail_step(&failure);
+    /// Ends a step that cannot go on, or lets one wait no longer. False: there is none.
+    pub(super) fn tend_steps(&mut self) -> bool {
+        if let Some((id, failure)) = self.steps.iter_mut().find_map(|own| Some((own.id(), own.failure.take()?))) {
+            self.fail_step(id, &failure);
             return true;
         }
-        match own.due {
-            Due::Attention => self.attend(own),
-            Due::Experts if !own.local.is_empty() => self.local(own),
-            Due::Experts if own.complete => self.end_layer(own),
-            Due::Experts if own.waited && own.parked => {
-                // A token waits once. What it waited for in an earlier layer is most likely what is missing here.
-                own.parked = false;
-                let step = own.id;
-                self.step = Some(own);
-                self.tell(Event::GiveUp { step });
-            }
-            Due::Experts => {
-                self.step = Some(own);
-                return false;
-            }
-        }
+        // A token waits once. What it waited for in an earlier layer is most likely what is missing here.
+        let Some(own) = self.steps.iter_mut().find(|own| own.waited && own.parked) else { return false };
+        own.parked = false;
+        let step = to_exchange(own.id());
+        self.tell(Event::GiveUp { step });
         true
     }
 
-    fn attend(&mut self, mut own: OwnStep) {
-        let Some(executor) = &mut self.executor else { return };
-        let done = executor.attention(own.layer, &mut own.routing).map_err(|error| Failure::from(&error)).and_then(|()| {
-            let routed = self.sequences.scheduler.route(&own.step, own.layer, &mut own.routing);
-            routed.map_err(|error| Failure { reason: error.reason(), message: error.to_string() })
-        });
+    /// A step stands at a layer.
+    pub(super) fn routed(&mut self, step: StepId, layer: LayerId, routing: LayerRouting) {
+        let now = self.now();
+        let Some(own) = self.steps.iter_mut().find(|own| own.id() == step) else { return };
+        (own.layer, own.routing, own.parked) = (layer, routing, false);
         own.leave_out();
-        own.due = Due::Experts;
-        (own.complete, own.parked) = (false, false);
-        own.failure = done.err();
-        let (id, lane, layer, now) = (own.id, own.lane, own.layer, self.now());
-        if own.failure.is_none() {
-            let open = Event::Open { step: id, lane, layer, experts: &own.routing.experts };
-            self.exchange.handle(open, now, &mut self.actions);
-        }
-        self.step = Some(own);
-        self.carry_out();
+        let open = Event::Open { step: to_exchange(step), lane: own.lane, layer, experts: &own.routing.experts };
+        self.exchange.handle(open, now, &mut self.actions);
+        self.carry_out(super::dispatch::Payload::None);
     }
 
-    fn local(&mut self, mut own: OwnStep) {
-        if let (Some(executor), Some(local)) = (&mut self.executor, own.local.pop_front()) {
-            own.failure = own.compute_local(executor, &local).err().map(|error| Failure::from(&error));
-        }
-        self.step = Some(own);
+    /// Own experts' part of a layer.
+    pub(super) fn local(&mut self, step: m1_exchange::StepId, rows: Vec<u32>, experts: Vec<u16>) {
+        let Some(own) = self.steps.iter().find(|own| to_exchange(own.id()) == step) else { return };
+        let (step, weights) = (own.id(), own.weights_of(&rows));
+        self.submit(Command::Local { step, work: Work { rows, experts, weights } });
     }
 
-    /// Does all own experts' work that is handed out, so that experts may be taken away.
-    pub(super) fn finish_local(&mut self) {
-        while self.step.as_ref().is_some_and(|own| own.failure.is_none() && !own.local.is_empty()) {
-            self.advance();
+    /// All of a layer's experts are accounted for.
+    pub(super) fn combine(&mut self, step: m1_exchange::StepId) {
+        let Some(own) = self.steps.iter_mut().find(|own| to_exchange(own.id()) == step) else { return };
+        let (step, routing) = (own.id(), std::mem::take(&mut own.routing));
+        self.submit(Command::Combine { step, routing });
+    }
+
+    /// A step was computed.
+    pub(super) fn step_ended(&mut self, step: StepId, results: Results) {
+        if let Some(own) = self.take_step(step) {
+            self.sequences.complete(own.step, results);
         }
     }
 
-    fn end_layer(&mut self, mut own: OwnStep) {
-        let Some(executor) = &mut self.executor else { return };
-        if let Err(error) = executor.combine(own.layer) {
-            own.failure = Some(Failure::from(&error));
-            self.step = Some(own);
-            return;
-        }
-        own.layer = LayerId(own.layer.0 + 1);
-        own.due = Due::Attention;
-        if own.layer.index() < self.checkpoint.architecture().layers.len() {
-            self.step = Some(own);
-            return;
-        }
-        self.sequences.complete(own.step, executor);
+    /// The executor could not compute a step, which it has forgotten.
+    pub(super) fn step_failed(&mut self, step: StepId, error: &ExecutorError) {
+        self.fail_step(step, &Failure::from(error));
     }
 
     /// The step goes on without these rows: their sequences end with it, and where they were the last, it ends now.
-    pub(super) fn go_on_without(&mut self, step: StepId, rows: &[u32], error: &ExchangeError) {
-        let Some(own) = self.step.as_mut().filter(|own| own.id == step) else { return };
+    pub(super) fn go_on_without(&mut self, step: m1_exchange::StepId, rows: &[u32], error: &ExchangeError) {
+        let Some(own) = self.steps.iter_mut().find(|own| to_exchange(own.id()) == step) else { return };
         let failure = Failure { reason: error.reason(), message: error.to_string() };
         rows.iter().for_each(|row| own.step.give_up(*row, &failure));
         (own.parked, own.waited) = (false, true);
@@ -201,25 +165,38 @@ impl Device {
         }
     }
 
-    /// Ends the step, if one is in flight, and its sequences.
-    pub(super) fn fail_step(&mut self, failure: &Failure) {
-        if self.step.is_some() {
-            tracing::error!(reason = failure.reason, error = %failure, "a step failed");
+    /// Ends all steps in flight, and their sequences.
+    pub(super) fn fail_steps(&mut self, failure: &Failure) {
+        while let Some(id) = self.steps.first().map(OwnStep::id) {
+            self.fail_step(id, failure);
         }
-        self.end_step(failure);
     }
 
-    fn end_step(&mut self, failure: &Failure) {
-        let Some(own) = self.step.take() else { return };
-        self.tell(Event::Abort { step: own.id });
+    fn fail_step(&mut self, step: StepId, failure: &Failure) {
+        tracing::error!(step = step.0, reason = failure.reason, error = %failure, "a step failed");
+        self.end_step(step, failure);
+    }
+
+    fn end_step(&mut self, step: StepId, failure: &Failure) {
+        let Some(own) = self.take_step(step) else { return };
+        self.submit(Command::Abort { step });
+        self.tell(Event::Abort { step: to_exchange(step) });
+        for Sending { peer, lane, id, .. } in own.sending.into_iter().filter(|sending| !sending.stale) {
+            self.tell(Event::Unsent { peer, lane, id });
+        }
         self.sequences.fail(own.step, failure);
     }
 
-    /// Drops the step in flight where nobody waits for any of its sequences.
+    /// Drops steps in flight where nobody waits for any of their sequences.
     pub(super) fn abort_unwanted(&mut self) {
-        if self.step.as_ref().is_some_and(|own| !self.sequences.wants_any(&own.step)) {
+        while let Some(own) = self.steps.iter().find(|own| !self.sequences.wants_any(&own.step)) {
             // No failure: its clients have gone.
-            self.end_step(&Failure { reason: "Cancelled", message: "nobody waits for this step".into() });
+            self.end_step(own.id(), &Failure { reason: "Cancelled", message: "nobody waits for this step".into() });
         }
+    }
+
+    fn take_step(&mut self, step: StepId) -> Option<OwnStep> {
+        let place = self.steps.iter().position(|own| own.id() == step)?;
+        Some(self.steps.remove(place))
     }
 }

@@ -62,8 +62,8 @@ impl Device {
 
     /// Ready as soon as every expert of every layer is held here or by a pod that can be asked.
     fn readiness(&self) -> (Phase, String) {
-        let held = self.executor.as_ref().map(|executor| executor.held());
-        let Some(mut covered) = held.cloned() else { return (Phase::Loading, String::new()) };
+        let held = self.executor.as_ref().map(|executor| executor.held().clone());
+        let Some(mut covered) = held else { return (Phase::Loading, String::new()) };
         let mut away = Vec::new();
         for peer in self.peers.ids() {
             match self.peers.holds(peer) {

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use m1_engine::{Executor, Failure, Outcome, Scheduler, SequenceId, Step, TallyId};
+use m1_engine::{Failure, Outcome, Results, Scheduler, SequenceId, Step, TallyId};
 use tonic::Status;
 
 use super::convert;
@@ -24,7 +24,6 @@ pub struct Sequences {
     open: HashMap<SequenceId, Open>,
     ids: HashMap<SequenceKey, SequenceId>,
     outcomes: Vec<Outcome>,
-    logits: Vec<f32>,
     /// Whose counts somebody waits for, because a sequence has ended.
     ended: HashMap<TallyId, Arc<Tally>>,
 }
@@ -33,7 +32,7 @@ impl Sequences {
     /// No sequence yet.
     pub fn new(scheduler: Scheduler) -> Self {
         let (open, ids, ended) = Default::default();
-        Self { scheduler, open, ids, outcomes: Vec::new(), logits: Vec::new(), ended }
+        Self { scheduler, open, ids, outcomes: Vec::new(), ended }
     }
 
     /// Takes a sequence in or refuses it.
@@ -67,36 +66,32 @@ impl Sequences {
         step.wanted().any(|id| self.open.contains_key(&id))
     }
 
-    /// The next step, if there is work.
-    pub fn next_step<E: Executor>(&mut self, executor: &mut E) -> Option<Step> {
-        let step = self.scheduler.next_step(executor, &mut self.outcomes);
-        self.settle();
-        step
+    /// The next step, if there is work beside the steps in flight, and memory for its results.
+    pub fn next_step(&mut self) -> Option<(Step, Results)> {
+        let step = self.scheduler.next_step(&mut self.outcomes);
+        self.settle(&[]);
+        step.map(|step| (step, self.scheduler.blank_results()))
     }
 
-    /// Ends a step: takes its logits from the executor, draws, sends.
-    pub fn complete<E: Executor>(&mut self, step: Step, executor: &mut E) {
-        let Self { scheduler, open, outcomes, logits, .. } = self;
-        match executor.end_step(logits) {
-            Ok(()) => {
-                let mut hear = |id: SequenceId, token| open.get_mut(&id).map(|open| open.hear(token)).unwrap_or_default();
-                scheduler.complete(step, logits, &mut hear, outcomes);
-            }
-            Err(error) => scheduler.fail(step, &Failure::from(&error), outcomes),
-        }
-        self.settle();
+    /// Ends a step: sends what came of it.
+    pub fn complete(&mut self, step: Step, results: Results) {
+        let Self { scheduler, open, outcomes, .. } = self;
+        let mut hear = |id: SequenceId, token| open.get_mut(&id).map(|open| open.hear(token)).unwrap_or_default();
+        scheduler.complete(step, &results, &mut hear, outcomes);
+        self.settle(&results.logits);
+        self.scheduler.reuse(results);
     }
 
     /// Ends a step that could not be computed, and its sequences.
     pub fn fail(&mut self, step: Step, failure: &Failure) {
         self.scheduler.fail(step, failure, &mut self.outcomes);
-        self.settle();
+        self.settle(&[]);
     }
 
     /// Ends every sequence.
     pub fn fail_all(&mut self, failure: &Failure) {
         self.scheduler.fail_all(failure, &mut self.outcomes);
-        self.settle();
+        self.settle(&[]);
     }
 
     /// Whether counts are waited for.
@@ -123,14 +118,14 @@ impl Sequences {
         }
     }
 
-    /// Sends outcomes in order.
-    fn settle(&mut self) {
+    /// Sends outcomes in order, those of a step with its whole rows of logits.
+    fn settle(&mut self, logits: &[f32]) {
         let mut outcomes = std::mem::take(&mut self.outcomes);
-        outcomes.drain(..).for_each(|outcome| self.send(outcome));
+        outcomes.drain(..).for_each(|outcome| self.send(outcome, logits));
         self.outcomes = outcomes;
     }
 
-    fn send(&mut self, outcome: Outcome) {
+    fn send(&mut self, outcome: Outcome, logits: &[f32]) {
         let Some(open) = self.open.get(&outcome.id()) else { return };
         match outcome {
             Outcome::Progress { .. } => open.progress(),
@@ -138,7 +133,7 @@ impl Sequences {
             Outcome::RawLogits { position, rows, .. } => {
                 let vocab = self.scheduler.config().limits.vocab as usize;
                 let count = rows.len() as u32;
-                if let Some(values) = self.logits.get(rows.start * vocab..rows.end * vocab) {
+                if let Some(values) = logits.get(rows.start * vocab..rows.end * vocab) {
                     open.logits(position, count, values);
                 }
             }

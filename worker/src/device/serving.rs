@@ -1,109 +1,112 @@
-//! Peers' requests: their payloads between arrival and answer, and the computing of one. The exchange decides the order.
+//! Peers' requests: their payloads between arrival and answer. The exchange decides the order, the executor computes them.
 
 use std::collections::HashMap;
 
-use bytes::{Bytes, BytesMut};
-use m1_engine::{Assignment, Executor};
+use bytes::Bytes;
+use m1_engine::{Command, ExecutorError, Request, RequestKey};
 use m1_exchange::{Event, Lane, PodId, RequestId, Serve};
 
 use super::Device;
+use super::dispatch::Payload;
 use crate::transport::RequestFrame;
 
+/// Rows that are computed together at most, unless one request alone has more. With more of them weights are not what takes the time.
+const TOGETHER: usize = 128;
+
 /// A request among all peers'.
-pub(super) type RequestKey = (PodId, Lane, RequestId);
+pub(super) type Asked = (PodId, Lane, RequestId);
 
 /// What peers asked for and is not answered. Bounded by the credits of every connection.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
-    waiting: HashMap<RequestKey, RequestFrame>,
-    /// The one whose event is being handled: kept only where the exchange takes it.
-    incoming: Option<(RequestKey, RequestFrame)>,
-    /// Sums of the one that was just computed.
-    served: Option<(RequestKey, Bytes)>,
+    waiting: HashMap<Asked, RequestFrame>,
+    /// Handed over to the executor.
+    computing: HashMap<RequestKey, (Asked, u32)>,
+    last_key: u64,
     /// Rows computed for peers.
     pub rows: u64,
-    /// `0..n`, as long as the largest request so far.
-    counting: Vec<u32>,
 }
 
 impl Requests {
-    /// How many wait to be computed.
+    /// How many are not answered.
     pub fn owed(&self) -> usize {
-        self.waiting.len()
+        self.waiting.len() + self.computing.len()
     }
 
-    /// Nobody waits for it.
-    pub fn forget(&mut self, key: RequestKey) {
-        if self.incoming.take_if(|(incoming, _)| *incoming == key).is_some() {
-            return;
-        }
-        if self.served.take_if(|(served, _)| *served == key).is_none() {
-            self.waiting.remove(&key);
-        }
+    /// Nobody waits for it. One that is being computed is thrown away when it is done.
+    pub fn forget(&mut self, asked: Asked) {
+        self.waiting.remove(&asked);
     }
 
     /// All of a connection.
     pub fn forget_client(&mut self, peer: PodId, lane: Lane) {
-        let of_client = |key: &RequestKey| (key.0, key.1) == (peer, lane);
-        self.waiting.retain(|key, _| !of_client(key));
-        self.incoming.take_if(|(key, _)| of_client(key));
-    }
-
-    /// The sums of the request just computed.
-    pub fn take_served(&mut self, key: RequestKey) -> Option<Bytes> {
-        self.served.take_if(|(served, _)| *served == key).map(|(_, sums)| sums)
+        self.waiting.retain(|asked, _| (asked.0, asked.1) != (peer, lane));
     }
 }
 
 impl Device {
     /// Takes a request in.
     pub(super) fn requested(&mut self, peer: PodId, lane: Lane, frame: RequestFrame) {
-        let key = (peer, lane, RequestId(frame.id));
+        let asked = (peer, lane, RequestId(frame.id));
         let experts = frame.experts.clone();
         let (id, epoch, layer, rows) = (RequestId(frame.id), frame.epoch, frame.layer, frame.tokens as usize);
-        self.requests.incoming = Some((key, frame));
-        self.tell(Event::Request { peer, lane, id, epoch, layer, rows, experts: &experts });
-        if let Some((key, frame)) = self.requests.incoming.take() {
-            self.requests.waiting.insert(key, frame);
+        let event = Event::Request { peer, lane, id, epoch, layer, rows, experts: &experts };
+        // What the exchange refuses takes the payload with it.
+        if let Payload::Request(_, frame) = self.tell_with(event, Payload::Request(asked, frame)) {
+            self.requests.waiting.insert(asked, frame);
             self.status.set_owed(self.requests.owed());
         }
     }
 
-    /// Computes and answers one request, at most as patient as `least_urgent`. False: there is none.
+    /// Hands over the oldest request that is at most as patient as `least_urgent`, and others of its layer beside it, so that weights are
+    /// read once. False: there is none.
     pub(super) fn serve(&mut self, least_urgent: Lane) -> bool {
-        let Some(executor) = &mut self.executor else { return false };
-        let Some(due) = self.exchange.next_request(least_urgent) else { return false };
-        let key = (due.peer, due.lane, due.id);
-        let Some(frame) = self.requests.waiting.remove(&key) else {
-            self.give_up(due, "PayloadMissing", "the request has no payload");
-            return true;
+        if self.executor.is_none() {
+            return false;
+        }
+        let Some(first) = self.exchange.next_request(least_urgent) else { return false };
+        let (mut rows, mut next, mut requests) = (0, Some(first), Vec::new());
+        while let Some(due) = next {
+            rows += due.rows;
+            requests.extend(self.payload_of(due));
+            next = if rows < TOGETHER { self.exchange.next_beside(&first) } else { None };
+        }
+        if let (false, Some(executor)) = (requests.is_empty(), &mut self.executor) {
+            executor.submit(Command::Serve { layer: first.layer, requests });
+        }
+        true
+    }
+
+    fn payload_of(&mut self, due: Serve) -> Option<Request> {
+        let asked = (due.peer, due.lane, due.id);
+        let Some(RequestFrame { tokens, hidden, experts, weights, .. }) = self.requests.waiting.remove(&asked) else {
+            self.give_up(asked, "PayloadMissing", "the request has no payload");
+            return None;
         };
-        let (rows, counting) = (frame.tokens, &mut self.requests.counting);
-        counting.extend(counting.len() as u32..rows);
-        let assignment = Assignment {
-            rows: counting.get(..rows as usize).unwrap_or_default(),
-            slots: frame.slots,
-            experts: &frame.experts,
-            weights: &frame.weights,
-        };
-        let mut sums = BytesMut::with_capacity(frame.hidden.len());
-        match executor.serve(frame.layer, &frame.hidden, &assignment, &mut sums) {
-            Ok(()) => {
+        self.requests.last_key += 1;
+        let key = RequestKey(self.requests.last_key);
+        self.requests.computing.insert(key, (asked, tokens));
+        Some(Request { key, hidden, rows: tokens, experts, weights })
+    }
+
+    /// A request was computed.
+    pub(super) fn served(&mut self, key: RequestKey, sums: Result<Bytes, ExecutorError>) {
+        let Some((asked, rows)) = self.requests.computing.remove(&key) else { return };
+        let (peer, lane, id) = asked;
+        match sums {
+            Ok(sums) => {
                 self.requests.rows += u64::from(rows);
-                self.requests.served = Some((key, sums.freeze()));
-                self.tell(Event::Served { peer: due.peer, lane: due.lane, id: due.id });
+                self.tell_with(Event::Served { peer, lane, id }, Payload::Sums(sums));
             }
-            Err(error) => self.give_up(due, error.reason(), &error.to_string()),
+            Err(error) => self.give_up(asked, error.reason(), &error.to_string()),
         }
         // Only now: the one that was being computed was owed until its answer was on its way.
         self.status.set_owed(self.requests.owed());
-        true
     }
 
     /// A request that cannot be computed ends its connection: the requester asks elsewhere or again. The exchange forgets the
     /// request when it is told as served, because nobody waits for it any more.
-    fn give_up(&mut self, due: Serve, reason: &str, message: &str) {
-        let Serve { peer, lane, id, .. } = due;
+    fn give_up(&mut self, (peer, lane, id): Asked, reason: &str, message: &str) {
         tracing::error!(peer = peer.0, id = id.0, reason, message, "a peer's rows could not be computed");
         self.drop_client(peer, lane, reason, message);
         self.tell(Event::ClientDown { peer, lane });

@@ -54,7 +54,8 @@ impl From<TorchError> for ExecutorError {
         match error {
             TorchError::Refused(error) => error,
             TorchError::Torch(error) if is_out_of_memory(&error) => ExecutorError::OutOfMemory(first_line(&error)),
-            other => ExecutorError::Device(other.to_string()),
+            other @ TorchError::Torch(_) => ExecutorError::Device(other.to_string()),
+            other => ExecutorError::Weights { reason: other.reason(), message: other.to_string() },
         }
     }
 }

@@ -2,14 +2,16 @@
 //! its rows. `y = down(silu(gate x) * up x)`.
 
 use m1_arch::{Architecture, ExpertId, ExpertSet, LayerId};
-use m1_engine::{Assignment, Held, UNUSED};
+use m1_engine::{Held, Use};
 use m1_weights::{ExpertPart, TensorName};
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{TchError, Tensor};
 
 use crate::error::TorchError;
 use crate::load::Reader;
+use crate::ops::options;
 
 /// One expert's matrices, as transposed views of the stored ones.
+#[derive(Debug)]
 struct Expert {
     /// `[hidden, 2 * expert_hidden]`: gate, then up.
     gate_up: Tensor,
@@ -17,12 +19,12 @@ struct Expert {
     down: Tensor,
 }
 
-/// One use of an expert by a row.
-#[derive(Clone, Copy)]
-struct Use {
-    expert: u16,
-    row: u32,
-    weight: f32,
+/// An expert that was brought in.
+#[derive(Debug)]
+pub struct Brought {
+    layer: LayerId,
+    expert: ExpertId,
+    what: Expert,
 }
 
 /// Held experts of all layers.
@@ -42,59 +44,64 @@ impl Experts {
         self.held.set()
     }
 
-    /// Changes what is held: see [`Held::update`].
-    pub fn update(&mut self, wanted: &ExpertSet, reader: &mut Reader<'_>) -> Result<(), TorchError> {
-        self.held.update(wanted, |layer, expert| {
+    /// Reads experts, one after another; those that the model lacks are left out.
+    pub fn bring(experts: &ExpertSet, reader: &mut Reader<'_>, take: &mut dyn FnMut(Brought)) -> Result<(), TorchError> {
+        let (layers, width) = (reader.architecture().layers.len(), reader.architecture().experts);
+        for (layer, expert) in ExpertSet::full(layers, width).intersection(experts).iter() {
             let part = |part| TensorName::Expert { layer, expert, part };
-            let gate_up = reader.stacked(&[part(ExpertPart::Gate), part(ExpertPart::Up)])?.f_tr()?;
-            Ok(Expert { gate_up, down: reader.tensor(part(ExpertPart::Down))?.f_tr()? })
-        })
+            let what = Expert {
+                gate_up: reader.stacked(&[part(ExpertPart::Gate), part(ExpertPart::Up)])?.f_tr()?,
+                down: reader.tensor(part(ExpertPart::Down))?.f_tr()?,
+            };
+            take(Brought { layer, expert, what });
+        }
+        Ok(())
     }
 
-    /// Adds `factor` times the weighted sums of the assigned experts for rows of `x` to the same rows of `sums`. The
-    /// assignment has passed [`check_assignment`](m1_engine::check_assignment).
-    pub fn add(
-        &self,
-        layer: LayerId,
-        x: &Tensor,
-        assignment: &Assignment<'_>,
-        factor: f64,
-        sums: &mut Tensor,
-    ) -> Result<(), TchError> {
-        let mut uses = uses(assignment, factor);
-        uses.sort_by_key(|one| one.expert);
+    /// Holds one that was brought in.
+    pub fn hold(&mut self, Brought { layer, expert, what }: Brought) {
+        self.held.hold(layer, expert, what);
+    }
+
+    /// Lets go of these.
+    pub fn let_go(&mut self, experts: &ExpertSet) {
+        self.held.let_go(experts);
+    }
+
+    /// Adds `factor` times the weighted sums of held experts for rows of `x` to the same rows of `sums`; `uses` are sorted by expert.
+    pub fn add(&self, layer: LayerId, x: &Tensor, uses: &[Use], factor: f64, sums: &mut Tensor) -> Result<(), TchError> {
         let Some(first) = uses.first() else { return Ok(()) };
         if uses.iter().any(|one| one.row != first.row) {
-            return self.add_rows(layer, x, &uses, sums);
+            return self.add_rows(layer, x, uses, factor, sums);
         }
         let row = i64::from(first.row);
-        self.add_row(layer, &x.f_narrow(0, row, 1)?, &uses, &mut sums.f_narrow(0, row, 1)?)
+        self.add_row(layer, &x.f_narrow(0, row, 1)?, uses, factor, &mut sums.f_narrow(0, row, 1)?)
     }
 
     /// One row: nothing to gather, and the last product adds into `sum` itself.
-    fn add_row(&self, layer: LayerId, x: &Tensor, uses: &[Use], sum: &mut Tensor) -> Result<(), TchError> {
+    fn add_row(&self, layer: LayerId, x: &Tensor, uses: &[Use], factor: f64, sum: &mut Tensor) -> Result<(), TchError> {
         for one in uses {
             let Some(expert) = self.expert(layer, one.expert) else { continue };
             let mut inner = self.activate(&x.f_mm(&expert.gate_up)?)?;
-            let inner = inner.f_mul_scalar_(f64::from(one.weight))?;
+            let inner = inner.f_mul_scalar_(f64::from(one.weight) * factor)?;
             let _ = sum.f_addmm_(&inner, &expert.down)?;
         }
         Ok(())
     }
 
     /// Many rows: gathered in order of experts, so that each expert multiplies one slice.
-    fn add_rows(&self, layer: LayerId, x: &Tensor, uses: &[Use], sums: &mut Tensor) -> Result<(), TchError> {
-        let options = (Kind::Float, Device::Cpu);
+    fn add_rows(&self, layer: LayerId, x: &Tensor, uses: &[Use], factor: f64, sums: &mut Tensor) -> Result<(), TchError> {
         let (count, width) = (uses.len() as i64, x.size()[1]);
-        let rows = Tensor::f_from_slice(&uses.iter().map(|one| i64::from(one.row)).collect::<Vec<_>>())?;
-        let weights = Tensor::f_from_slice(&uses.iter().map(|one| one.weight).collect::<Vec<_>>())?.f_view([-1, 1])?;
+        let rows = Tensor::f_from_slice(&uses.iter().map(|one| i64::from(one.row)).collect::<Vec<_>>())?.f_to(x.device())?;
+        let weights: Vec<f32> = uses.iter().map(|one| (f64::from(one.weight) * factor) as f32).collect();
+        let weights = Tensor::f_from_slice(&weights)?.f_view([-1, 1])?.f_to(x.device())?;
         let gathered = x.f_index_select(0, &rows)?;
-        let projected = Tensor::f_empty([count, 2 * self.inner], options)?;
+        let projected = Tensor::f_empty([count, 2 * self.inner], options(x))?;
         self.each_expert(layer, uses, |expert, start, len| {
             gathered.f_narrow(0, start, len)?.f_mm_out(&projected.f_narrow(0, start, len)?, &expert.gate_up)
         })?;
         let inner = self.activate(&projected)?.f_mul_(&weights)?;
-        let outputs = Tensor::f_empty([count, width], options)?;
+        let outputs = Tensor::f_empty([count, width], options(x))?;
         self.each_expert(layer, uses, |expert, start, len| {
             inner.f_narrow(0, start, len)?.f_mm_out(&outputs.f_narrow(0, start, len)?, &expert.down)
         })?;
@@ -126,18 +133,4 @@ impl Experts {
     fn expert(&self, layer: LayerId, expert: u16) -> Option<&Expert> {
         self.held.get(layer, ExpertId(expert))
     }
-}
-
-/// Every used place of an assignment, its weight times `factor`.
-fn uses(assignment: &Assignment<'_>, factor: f64) -> Vec<Use> {
-    let slots = assignment.slots.max(1);
-    let places = assignment.experts.iter().zip(assignment.weights).enumerate();
-    places
-        .filter(|(_, (expert, _))| **expert != UNUSED)
-        .map(|(place, (expert, weight))| Use {
-            expert: *expert,
-            row: assignment.rows[place / slots],
-            weight: (f64::from(*weight) * factor) as f32,
-        })
-        .collect()
 }

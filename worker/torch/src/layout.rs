@@ -1,8 +1,8 @@
 //! [`Layout`]: what every layer of a step needs to know of its batch, computed once: who owns which rows, where their KV
 //! lies, and the rotary angles of their positions.
 
-use m1_engine::{Batch, KV_BLOCK_TOKENS, Slots};
-use tch::{Kind, TchError, Tensor};
+use m1_engine::{Batch, KV_BLOCK_TOKENS, Tables};
+use tch::{TchError, Tensor};
 
 use crate::error::TorchError;
 use crate::rows::Rows;
@@ -51,13 +51,14 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// Prepares a batch that [`check_batch`](m1_engine::check_batch) passed and whose tokens `slots` has admitted.
-    pub fn new(batch: &Batch, slots: &Slots, inverse_frequencies: &Tensor) -> Result<Self, TorchError> {
+    /// Prepares a batch that was checked and whose tokens `tables` has admitted, for the device that these frequencies lie on.
+    pub fn new(batch: &Batch, tables: &Tables, inverse_frequencies: &Tensor) -> Result<Self, TorchError> {
+        let device = inverse_frequencies.device();
         let mut spans = Vec::with_capacity(batch.segments.len());
         let (mut single_rows, mut single_slots) = (Vec::new(), Vec::new());
         let (mut kv_rows, mut positions) = (Vec::with_capacity(batch.ids.len()), Vec::with_capacity(batch.ids.len()));
         for segment in &batch.segments {
-            let blocks = slots.blocks(segment.slot)?;
+            let blocks = tables.blocks(segment.slot)?;
             for position in (segment.position..).take(segment.tokens as usize) {
                 let (block, offset) = (position as usize / KV_BLOCK_TOKENS, position as usize % KV_BLOCK_TOKENS);
                 let block = blocks.get(block).copied().unwrap_or_default() as usize;
@@ -65,15 +66,15 @@ impl Layout {
                 positions.push(position as f32);
             }
             if segment.tokens == 1 {
-                single_rows.push(i64::from(segment.start));
-                single_slots.push(i64::from(segment.slot.0));
+                single_rows.push(segment.start);
+                single_slots.push(segment.slot.0);
             }
             spans.push(Span {
                 slot: segment.slot.0.into(),
                 start: segment.start.into(),
                 tokens: segment.tokens.into(),
                 position: segment.position.into(),
-                blocks: Rows::new(&blocks.iter().map(|block| i64::from(*block)).collect::<Vec<_>>())?,
+                blocks: Rows::new(blocks.iter().copied(), device)?,
             });
         }
         let (cos, sin) = angles(&positions, inverse_frequencies)?;
@@ -81,9 +82,9 @@ impl Layout {
             rows: batch.ids.len() as i64,
             spans,
             singles: single_rows.len() as i64,
-            single_rows: Rows::new(&single_rows)?,
-            single_slots: Rows::new(&single_slots)?,
-            kv_rows: Rows::new(&kv_rows)?,
+            single_rows: Rows::new(single_rows, device)?,
+            single_slots: Rows::new(single_slots, device)?,
+            kv_rows: Rows::new(kv_rows, device)?,
             cos,
             sin,
         })
@@ -98,7 +99,7 @@ impl Layout {
 /// The angle is `position * inverse frequency` in fp32, as every reference has it: f64 would differ from them near
 /// position 1M.
 fn angles(positions: &[f32], inverse_frequencies: &Tensor) -> Result<(Tensor, Tensor), TchError> {
-    let positions = Tensor::f_from_slice(positions)?.f_view([-1, 1, 1])?;
-    let angle = positions.f_mul(&inverse_frequencies.f_to_kind(Kind::Float)?)?;
+    let positions = Tensor::f_from_slice(positions)?.f_view([-1, 1, 1])?.f_to(inverse_frequencies.device())?;
+    let angle = positions.f_mul(inverse_frequencies)?;
     Ok((angle.f_cos()?, angle.f_sin()?))
 }

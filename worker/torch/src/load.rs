@@ -1,7 +1,9 @@
-//! [`Reader`]: checkpoint -> fp32 tensors, piece by piece, so that no second copy of a tensor ever exists.
+//! [`Reader`]: checkpoint -> fp32 tensors on the device, piece by piece, so that no second copy of a tensor ever exists.
 
+use m1_arch::Architecture;
+use m1_engine::Progress;
 use m1_weights::{Checkpoint, Dtype, TensorName};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use crate::error::TorchError;
 
@@ -11,20 +13,36 @@ const PIECE_BYTES: usize = 4 << 20;
 /// Reads tensors of a checkpoint and counts the bytes.
 pub(crate) struct Reader<'a> {
     checkpoint: &'a Checkpoint,
-    progress: &'a mut dyn FnMut(u64),
+    device: Device,
+    progress: Progress<'a>,
     read: u64,
 }
 
 impl<'a> Reader<'a> {
     /// `progress` is told the sum of stored bytes read so far, after each piece.
-    pub fn new(checkpoint: &'a Checkpoint, progress: &'a mut dyn FnMut(u64)) -> Self {
-        Reader { checkpoint, progress, read: 0 }
+    pub fn new(checkpoint: &'a Checkpoint, device: Device, progress: Progress<'a>) -> Self {
+        Reader { checkpoint, device, progress, read: 0 }
+    }
+
+    /// The network's shape.
+    pub fn architecture(&self) -> &Architecture {
+        self.checkpoint.architecture()
+    }
+
+    /// What tensors here are made of.
+    pub fn options(&self) -> (Kind, Device) {
+        (Kind::Float, self.device)
+    }
+
+    /// Numbers that no checkpoint holds.
+    pub fn given(&self, numbers: &[f32]) -> Result<Tensor, TchError> {
+        Tensor::f_from_slice(numbers)?.f_to(self.device)
     }
 
     /// One tensor in fp32, in its own shape.
     pub fn tensor(&mut self, name: TensorName) -> Result<Tensor, TorchError> {
         let shape: Vec<i64> = self.checkpoint.tensor(&name)?.shape.iter().map(|size| *size as i64).collect();
-        let target = Tensor::f_empty(&shape, (Kind::Float, Device::Cpu))?;
+        let target = Tensor::f_empty(&shape, self.options())?;
         self.fill(&mut target.f_view([-1])?, name)?;
         Ok(target)
     }
@@ -37,7 +55,7 @@ impl<'a> Reader<'a> {
             columns = view.shape.last().copied().unwrap_or(0) as i64;
             rows.push(view.shape.iter().product::<usize>() as i64 / columns.max(1));
         }
-        let target = Tensor::f_empty([rows.iter().sum(), columns], (Kind::Float, Device::Cpu))?;
+        let target = Tensor::f_empty([rows.iter().sum(), columns], self.options())?;
         let mut start = 0;
         for (name, rows) in names.iter().zip(rows) {
             self.fill(&mut target.f_narrow(0, start, rows)?.f_view([-1])?, *name)?;

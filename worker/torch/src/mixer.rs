@@ -42,4 +42,26 @@ impl Mixer {
             Mixer::Softmax(_) => Ok(()),
         }
     }
+
+    /// What a sequence with this slot and these blocks has here, piece by piece: views, to be read or written.
+    pub fn each_part(
+        &self,
+        slot: i64,
+        blocks: &[u32],
+        each: &mut dyn FnMut(Tensor) -> Result<(), TchError>,
+    ) -> Result<(), TchError> {
+        match self {
+            Mixer::Lightning(lightning) => each(lightning.state(slot)?),
+            Mixer::Softmax(softmax) => blocks.iter().try_for_each(|block| each(softmax.block(*block)?)),
+        }
+    }
+
+    /// Copies a slot's states to another, and the content of block `blocks.0` to block `blocks.1`.
+    pub fn copy(&mut self, from: i64, to: i64, blocks: Option<(u32, u32)>) -> Result<(), TchError> {
+        match (self, blocks) {
+            (Mixer::Lightning(lightning), _) => lightning.copy(from, to),
+            (Mixer::Softmax(softmax), Some((from, to))) => softmax.copy(from, to),
+            (Mixer::Softmax(_), None) => Ok(()),
+        }
+    }
 }

@@ -45,7 +45,7 @@ impl Model {
             layers: layers.collect::<Result<_, _>>()?,
             final_norm: reader.tensor(TensorName::FinalNorm)?,
             head: reader.tensor(TensorName::LmHead)?.f_tr()?,
-            inverse_frequencies: Tensor::f_from_slice(&rotary_frequencies(arch))?,
+            inverse_frequencies: reader.given(&rotary_frequencies(arch))?,
         })
     }
 }

@@ -1,6 +1,6 @@
 //! [`Rows`]: some entries of a tensor's first dimension, taken without a copy where they lie side by side.
 
-use tch::{TchError, Tensor};
+use tch::{Device, TchError, Tensor};
 
 /// Rows of a tensor.
 #[derive(Debug)]
@@ -17,13 +17,14 @@ pub(crate) enum Rows {
 }
 
 impl Rows {
-    /// Rows by number.
-    pub fn new(rows: &[i64]) -> Result<Self, TchError> {
+    /// Rows by number, of tensors on this device.
+    pub fn new(rows: impl IntoIterator<Item = impl Into<i64>>, device: Device) -> Result<Self, TchError> {
+        let rows: Vec<i64> = rows.into_iter().map(Into::into).collect();
         let start = rows.first().copied().unwrap_or(0);
         if rows.iter().zip(start..).all(|(row, wanted)| *row == wanted) {
             return Ok(Rows::Run { start, len: rows.len() as i64 });
         }
-        Ok(Rows::List(Tensor::f_from_slice(rows)?))
+        Ok(Rows::List(Tensor::f_from_slice(&rows)?.f_to(device)?))
     }
 
     /// These rows of `tensor`: a view of a run, a copy of a list.
@@ -58,8 +59,8 @@ mod tests {
     #[test]
     fn runs_are_views_and_lists_are_not() -> Result<(), TchError> {
         let mut table = Tensor::f_from_slice(&[10f32, 20., 30., 40.])?;
-        let run = Rows::new(&[1, 2])?;
-        let list = Rows::new(&[3, 0, 3])?;
+        let run = Rows::new([1, 2], table.device())?;
+        let list = Rows::new([3, 0, 3], table.device())?;
         assert!(matches!((&run, &list), (Rows::Run { start: 1, len: 2 }, Rows::List(_))));
         list.add(&mut table, &Tensor::f_from_slice(&[1f32, 2., 3.])?)?;
         run.put(&mut table, &Tensor::f_from_slice(&[5f32, 6.])?)?;

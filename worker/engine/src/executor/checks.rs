@@ -2,9 +2,9 @@
 
 use m1_arch::{ExpertId, ExpertSet, LayerId};
 
-use super::{Assignment, Batch, ExecutorError, UNUSED};
+use super::{Batch, ExecutorError, UNUSED};
 
-/// Refuses a batch whose ids, rows or logit rows do not fit.
+/// Refuses a batch whose ids, rows, blocks or draws do not fit.
 ///
 /// # Errors
 /// The first thing that does not fit.
@@ -26,48 +26,92 @@ pub fn check_batch(batch: &Batch, vocabulary: usize) -> Result<(), ExecutorError
     if next != batch.ids.len() as u64 || next == 0 {
         return refuse("ids", batch.ids.len() as u64, format!("{next}, the tokens of all segments, at least 1"));
     }
-    check_rows("logit row", &batch.logit_rows, batch.ids.len())
+    let fresh: u64 = batch.segments.iter().map(|segment| u64::from(segment.fresh)).sum();
+    if fresh != batch.blocks.len() as u64 {
+        return refuse("blocks", batch.blocks.len() as u64, format!("{fresh}, the fresh ones of all segments"));
+    }
+    if let Some(draw) = batch.draws.iter().find(|draw| draw.allowed.vocab() as usize != vocabulary) {
+        return refuse("allowed ids of a vocabulary", draw.allowed.vocab().into(), format!("{vocabulary}"));
+    }
+    check_rows("drawn row", batch.draws.iter().map(|draw| draw.row), batch.ids.len())?;
+    check_rows("logit row", batch.logit_rows.iter().copied(), batch.ids.len())
 }
 
 /// Refuses rows beyond a batch's.
 ///
 /// # Errors
 /// The first row beyond.
-pub fn check_rows(what: &'static str, rows: &[u32], allowed: usize) -> Result<(), ExecutorError> {
-    match rows.iter().find(|row| **row as usize >= allowed) {
-        Some(row) => Err(ExecutorError::InvalidArgument { what, given: u64::from(*row), allowed: format!("less than {allowed}") }),
+pub fn check_rows(what: &'static str, mut rows: impl Iterator<Item = u32>, allowed: usize) -> Result<(), ExecutorError> {
+    match rows.find(|row| *row as usize >= allowed) {
+        Some(row) => Err(ExecutorError::InvalidArgument { what, given: u64::from(row), allowed: format!("less than {allowed}") }),
         None => Ok(()),
     }
 }
 
-/// Refuses an assignment that does not fit `rows` rows or names an expert that is not held.
+/// Refuses experts of `rows` rows that are not as many places as weights, or not held.
 ///
 /// # Errors
 /// The first thing that does not fit.
-pub fn check_assignment(held: &ExpertSet, layer: LayerId, assignment: &Assignment<'_>, rows: usize) -> Result<(), ExecutorError> {
-    let places = assignment.rows.len() * assignment.slots;
-    for (what, given) in [("experts", assignment.experts.len()), ("weights", assignment.weights.len())] {
-        if given != places {
-            let allowed = format!("{places}, rows x slots");
-            return Err(ExecutorError::InvalidArgument { what, given: given as u64, allowed });
-        }
+pub(super) fn check_experts(
+    held: &ExpertSet,
+    layer: LayerId,
+    rows: usize,
+    experts: &[u16],
+    weights: &[f32],
+) -> Result<(), ExecutorError> {
+    if experts.len() != weights.len() || !experts.len().is_multiple_of(rows.max(1)) {
+        let allowed = format!("as many as weights ({}), and as many for each of {rows} rows", weights.len());
+        return Err(ExecutorError::InvalidArgument { what: "experts", given: experts.len() as u64, allowed });
     }
-    check_rows("assigned row", assignment.rows, rows)?;
     let missing = |expert: &&u16| **expert != UNUSED && !held.contains(layer, ExpertId(**expert));
-    match assignment.experts.iter().find(missing) {
+    match experts.iter().find(missing) {
         Some(expert) => Err(ExecutorError::NotHeld { layer, expert: ExpertId(*expert) }),
         None => Ok(()),
     }
 }
 
+/// Refuses bytes that are not `rows` rows of `width` numbers of `size` bytes.
+///
+/// # Errors
+/// The size is another.
+pub(super) fn check_bytes(what: &'static str, bytes: usize, rows: usize, width: usize, size: usize) -> Result<(), ExecutorError> {
+    let wanted = rows * width * size;
+    if bytes == wanted {
+        return Ok(());
+    }
+    let allowed = format!("{wanted} bytes, {rows} rows x hidden x {size}");
+    Err(ExecutorError::InvalidArgument { what, given: bytes as u64, allowed })
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::executor::{Segment, SlotId};
+    use crate::executor::{Draw, Segment, SlotId};
+    use crate::{AllowedIds, Sampling};
 
     fn good() -> Batch {
-        let segment = |slot, start, tokens| Segment { slot: SlotId(slot), start, tokens, position: 0, prompt: tokens };
-        Batch { ids: vec![1, 2, 3], segments: vec![segment(4, 0, 2), segment(1, 2, 1)], logit_rows: vec![1, 2] }
+        let segment = |slot, start, tokens| Segment {
+            slot: SlotId(slot),
+            start,
+            tokens,
+            position: 0,
+            prompt: tokens,
+            fresh: 1,
+            threshold: 1.0,
+        };
+        let draw = Draw {
+            row: 2,
+            position: 1,
+            sampling: Sampling::GREEDY,
+            allowed: Arc::new(AllowedIds::all(10)),
+            bias: Vec::new(),
+            forced: None,
+            logprobs: 0,
+        };
+        let segments = vec![segment(4, 0, 2), segment(1, 2, 1)];
+        Batch { ids: vec![1, 2, 3], segments, blocks: vec![0, 1], draws: vec![draw], logit_rows: vec![1, 2] }
     }
 
     fn refused(change: impl FnOnce(&mut Batch)) -> &'static str {
@@ -89,5 +133,8 @@ mod tests {
         assert_eq!(refused(|b| b.ids.push(1)), "ids");
         assert_eq!(refused(|b| *b = Batch::default()), "ids");
         assert_eq!(refused(|b| b.logit_rows[1] = 3), "logit row");
+        assert_eq!(refused(|b| b.draws[0].row = 3), "drawn row");
+        assert_eq!(refused(|b| b.draws[0].allowed = Arc::new(AllowedIds::all(9))), "allowed ids of a vocabulary");
+        assert_eq!(refused(|b| b.blocks.truncate(1)), "blocks");
     }
 }

@@ -26,25 +26,42 @@ impl<T> Held<T> {
         self.places.get(self.place(layer, expert)).and_then(Option::as_ref)
     }
 
-    /// Lets go of what `wanted` lacks, then loads what is missing. After an error [`Held::set`] says how far it came.
-    ///
-    /// # Errors
-    /// The first of `load`.
-    pub fn update<E>(&mut self, wanted: &ExpertSet, mut load: impl FnMut(LayerId, ExpertId) -> Result<T, E>) -> Result<(), E> {
-        for (layer, expert) in self.set.difference(wanted).iter() {
+    /// Holds one more, or another in its place. One that the model lacks is left out.
+    pub fn hold(&mut self, layer: LayerId, expert: ExpertId, what: T) {
+        let place = self.place(layer, expert);
+        if let Some(held) = self.places.get_mut(place).filter(|_| expert.index() < self.set.experts()) {
+            *held = Some(what);
+            self.set.insert(layer, expert);
+        }
+    }
+
+    /// Lets go of these, as far as they are held.
+    pub fn let_go(&mut self, experts: &ExpertSet) {
+        for (layer, expert) in self.set.intersection(experts).iter() {
             let place = self.place(layer, expert);
             self.places[place] = None;
             self.set.remove(layer, expert);
         }
-        for (layer, expert) in wanted.difference(&self.set).iter() {
-            let place = self.place(layer, expert);
-            self.places[place] = Some(load(layer, expert)?);
-            self.set.insert(layer, expert);
-        }
-        Ok(())
     }
 
     fn place(&self, layer: LayerId, expert: ExpertId) -> usize {
         layer.index() * self.set.experts() + expert.index()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_held_and_let_go_is_said() {
+        let mut held = Held::none(2, 3);
+        let (layer, expert) = (LayerId(1), ExpertId(2));
+        held.hold(layer, expert, 'a');
+        held.hold(layer, ExpertId(3), 'b');
+        held.hold(LayerId(2), expert, 'c');
+        assert_eq!((held.set().len(), held.get(layer, expert)), (1, Some(&'a')));
+        held.let_go(&ExpertSet::full(2, 3));
+        assert!(held.set().is_empty() && held.get(layer, expert).is_none());
     }
 }

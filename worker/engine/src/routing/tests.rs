@@ -1,9 +1,16 @@
 //! Checks of the threshold rule, the booking invariant and the refusals.
 
 use super::*;
+use crate::SlotId;
 use proptest::prelude::*;
 
 const SHAPE: RoutingShape = RoutingShape { layers: 3, experts: 4, top_k: 2 };
+
+/// Rows with a threshold.
+fn segment(start: usize, tokens: usize, threshold: f32) -> Segment {
+    let (start, tokens) = (start as u32, tokens as u32);
+    Segment { slot: SlotId(start), start, tokens, position: 0, prompt: tokens, fresh: 0, threshold }
+}
 
 fn routing(rows: &[(u16, u16, f32)]) -> LayerRouting {
     LayerRouting {
@@ -40,7 +47,7 @@ fn a_threshold_of_one_is_off() {
 fn a_lost_expert_leaves_its_weight_to_the_other() {
     let mut step = StepRouting::new(RoutingShape { layers: 1, ..SHAPE });
     step.begin(2);
-    step.book(LayerId(0), &mut routing(&[(0, 1, 0.75), (1, 2, 0.6)]), std::iter::empty()).unwrap();
+    step.book(LayerId(0), &mut routing(&[(0, 1, 0.75), (1, 2, 0.6)]), &[]).unwrap();
     step.lose(LayerId(0), 0, ExpertId(0)).unwrap();
     assert_eq!(step.lose(LayerId(0), 0, ExpertId(0)).unwrap_err().reason(), "NotRouted");
     step.lose(LayerId(0), 1, ExpertId(1)).unwrap();
@@ -56,8 +63,7 @@ fn a_lost_expert_leaves_its_weight_to_the_other() {
 fn refuses_what_does_not_fit_the_step() {
     let mut step = StepRouting::new(SHAPE);
     step.begin(1);
-    let mut book =
-        |layer, mut routing: LayerRouting| step.book(LayerId(layer), &mut routing, std::iter::empty()).unwrap_err().to_string();
+    let mut book = |layer, mut routing: LayerRouting| step.book(LayerId(layer), &mut routing, &[]).unwrap_err().to_string();
     assert_eq!(book(3, routing(&[(0, 1, 0.5)])), "layer is 3; the model has 3 layers");
     assert_eq!(book(0, routing(&[])), "layer 0: the routing's tokens is 0; the step needs 1");
     assert_eq!(book(1, routing(&[(0, 4, 0.5)])), "layer 1: the routing names expert 4; the model has 4 experts");
@@ -71,7 +77,7 @@ fn counts_go_to_their_layer_and_expert() {
     step.begin(2);
     for layer in 0..3u16 {
         let mut routed = routing(&[(layer, layer + 1, 0.75), (layer + 1, layer, 0.625)]);
-        step.book(LayerId(layer), &mut routed, [(0..2, 0.7)].into_iter()).unwrap();
+        step.book(LayerId(layer), &mut routed, &[segment(0, 2, 0.7)]).unwrap();
     }
     let mut counts = RoutingCounts::new(SHAPE);
     step.count(0..2, &mut counts);
@@ -95,7 +101,7 @@ proptest! {
         for layer in 0..3u16 {
             let picks: Vec<_> = rows.iter().map(|r| ((r.0 + layer) % 4, (r.0 + layer + r.1) % 4, r.2)).collect();
             // Only rows from `split` on have the rule.
-            step.book(LayerId(layer), &mut routing(&picks), [(split..rows.len(), threshold)].into_iter()).unwrap();
+            step.book(LayerId(layer), &mut routing(&picks), &[segment(split, rows.len() - split, threshold)]).unwrap();
             for (row, pick) in picks.iter().enumerate().filter(|&(row, _)| rows[row].3) {
                 step.lose(LayerId(layer), row as u32, ExpertId(pick.0)).unwrap();
             }

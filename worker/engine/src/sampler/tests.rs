@@ -1,15 +1,13 @@
 //! Checks of the sampler against plain formulas.
 
+use std::sync::Arc;
+
 use super::*;
 use proptest::prelude::*;
 
-fn sampler(vocab: u32) -> Sampler {
-    Sampler::new(AllowedIds::all(vocab))
-}
-
 fn choose(logits: &[f32], temperature: f32, top_p: f32, position: u32) -> u32 {
     let sampling = Sampling { temperature, top_p, seed: 7 };
-    sampler(logits.len() as u32).choose(logits, &sampling, position, Ids::Known).unwrap()
+    Sampler::default().choose(logits, &sampling, position, &AllowedIds::all(logits.len() as u32)).unwrap()
 }
 
 #[test]
@@ -20,20 +18,20 @@ fn greedy_takes_the_lowest_of_equals() {
 #[test]
 fn unknown_ids_are_never_drawn() {
     let logits = [9.0, 1.0, 8.0, 0.5];
-    let mut sampler = Sampler::new(AllowedIds::from_ids(4, [1, 3]));
+    let (mut sampler, known) = (Sampler::default(), AllowedIds::from_ids(4, [1, 3]));
     for position in 0..200 {
         for (temperature, top_p) in [(0.0, 1.0), (5.0, 1.0), (5.0, 0.9)] {
-            let id = sampler.choose(&logits, &Sampling { temperature, top_p, seed: 1 }, position, Ids::Known).unwrap();
+            let id = sampler.choose(&logits, &Sampling { temperature, top_p, seed: 1 }, position, &known).unwrap();
             assert!(id == 1 || id == 3);
         }
     }
-    assert_eq!(sampler.choose(&logits, &Sampling::GREEDY, 0, Ids::Every), Ok(0));
+    assert_eq!(sampler.choose(&logits, &Sampling::GREEDY, 0, &AllowedIds::all(4)), Ok(0));
 }
 
 #[test]
 fn logits_that_are_not_finite_are_an_error() {
     for bad in [[f32::NAN, 1.0], [f32::NEG_INFINITY; 2], [f32::INFINITY, 0.0]] {
-        let error = sampler(2).choose(&bad, &Sampling::GREEDY, 5, Ids::Known).unwrap_err();
+        let error = Sampler::default().choose(&bad, &Sampling::GREEDY, 5, &AllowedIds::all(2)).unwrap_err();
         assert_eq!(error.reason(), "NonFiniteLogits");
         assert_eq!(error.to_string(), "the logits at position 5 are not finite");
     }
@@ -92,21 +90,43 @@ fn a_flat_distribution_needs_a_wider_nucleus() {
 
 #[test]
 fn logprobs_are_a_log_softmax_over_the_allowed() {
-    let sampler = Sampler::new(AllowedIds::from_ids(4, [0, 1, 3]));
+    let allowed = AllowedIds::from_ids(4, [0, 1, 3]);
     let logits = [1.0f32, 2.0, 50.0, 2.0];
-    let found = sampler.logprobs(&logits, 0, 2, Ids::Known).unwrap();
+    let found = logprobs(&logits, 0, 2, &allowed).unwrap();
     let log_sum = (1.0f64.exp() + 2.0 * 2.0f64.exp()).ln();
     assert!((f64::from(found.logprob) - (1.0 - log_sum)).abs() < 1e-6);
     assert_eq!(found.top.iter().map(|&(id, _)| id).collect::<Vec<_>>(), [1, 3]);
     assert!((f64::from(found.top[0].1) - (2.0 - log_sum)).abs() < 1e-6);
-    assert_eq!(sampler.logprobs(&logits, 0, 0, Ids::Known).unwrap().top, []);
+    assert_eq!(logprobs(&logits, 0, 0, &allowed).unwrap().top, []);
+}
+
+#[test]
+fn biases_move_what_is_drawn_and_forced_ids_are_not_drawn() {
+    let draw = |bias: &[(u32, f32)], forced| Draw {
+        row: 0,
+        position: 3,
+        sampling: Sampling::GREEDY,
+        allowed: Arc::new(AllowedIds::all(4)),
+        bias: bias.to_vec(),
+        forced,
+        logprobs: 2,
+    };
+    let logits = [1.0f32, 2.0, 3.0, 2.5];
+    let mut sampler = Sampler::default();
+    let mut drawn = |bias: &[(u32, f32)], forced| sampler.draw(&logits, &draw(bias, forced));
+    assert_eq!(drawn(&[], None).id, Ok(2));
+    let pushed = drawn(&[(2, -1.0), (0, 9.0), (7, 99.0)], None);
+    assert_eq!((pushed.id, pushed.logprobs.unwrap().top[0].0), (Ok(0), 0));
+    let forced = drawn(&[], Some(3));
+    assert_eq!((forced.id, forced.logprobs.unwrap().top[0].0), (Ok(3), 2));
+    assert_eq!(drawn(&[], None).id, Ok(2), "a bias is gone with its draw");
 }
 
 proptest! {
     #[test]
     fn top_logprobs_are_the_sorted_head(logits in prop::collection::vec(-5i8..5, 1..200), top in 0usize..25) {
         let logits: Vec<f32> = logits.into_iter().map(f32::from).collect();
-        let found = sampler(logits.len() as u32).logprobs(&logits, 0, top, Ids::Known).unwrap();
+        let found = logprobs(&logits, 0, top, &AllowedIds::all(logits.len() as u32)).unwrap();
         let mut order: Vec<u32> = (0..logits.len() as u32).collect();
         order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
         order.truncate(top);

@@ -1,59 +1,40 @@
 //! What the next step computes.
 
+use std::sync::Arc;
+
 use super::sequence::Sequence;
 use super::{Scheduler, StepKind};
-use crate::executor::{Executor, KV_BLOCK_TOKENS, Segment, SlotId};
-use crate::step::{Failure, Finish, Outcome, SequenceId, Step};
+use crate::executor::{Batch, KV_BLOCK_TOKENS, Segment, StepId};
+use crate::step::{Outcome, SequenceId, Step};
 
 /// Bytes of raw logits that one prefill step returns at most (one row always): 20 rows of M1's vocabulary, thousands of
 /// a test model's. They all lie in memory at once before they are sent.
 const RAW_LOGIT_BYTES: u64 = 16 << 20;
 
 impl Scheduler {
-    /// The next step, or `None` where nothing is to be computed or a step is in flight. Closes slots that were given
-    /// back and opens those of admitted sequences; a sequence that gets none ends, into `out`, and so does the word that
-    /// one has left the queue.
-    pub fn next_step<E: Executor + ?Sized>(&mut self, executor: &mut E, out: &mut Vec<Outcome>) -> Option<Step> {
-        if self.in_flight {
-            return None;
-        }
-        self.settle_slots(executor, out);
+    /// The next step, or `None` where nothing is to be computed beside the steps in flight. The word that a sequence has left the queue
+    /// goes to `out`.
+    pub fn next_step(&mut self, out: &mut Vec<Outcome>) -> Option<Step> {
         let kind = self.next_kind()?;
-        let mut step = self.blank(kind);
-        match kind {
-            StepKind::Decode => self.plan_decode(&mut step),
-            StepKind::Prefill => self.plan_prefill(&mut step, out),
-        }
         self.last_kind = kind;
-        self.in_flight = true;
-        self.staged.begin(step.batch.ids.len());
+        self.last_step = StepId(self.last_step.0 + 1);
+        self.flying.push((self.last_step, kind));
+        let mut step = self.spare.pop().unwrap_or_else(Step::blank);
+        let mut batch = step.reset(self.last_step, kind);
+        match kind {
+            StepKind::Decode => self.plan_decode(&mut step, &mut batch),
+            StepKind::Prefill => self.plan_prefill(&mut step, &mut batch, out),
+        }
+        step.batch = Arc::new(batch);
         Some(step)
     }
 
-    fn settle_slots<E: Executor + ?Sized>(&mut self, executor: &mut E, out: &mut Vec<Outcome>) {
-        loop {
-            for slot in self.closing.drain(..) {
-                executor.close_slot(slot);
-            }
-            let mut refused = Vec::new();
-            for (id, sequence) in self.running.iter_mut().filter(|(_, sequence)| sequence.slot.is_none()) {
-                match executor.open_slot() {
-                    Ok(slot) => sequence.slot = Some(slot),
-                    Err(error) => refused.push((*id, Failure::from(&error))),
-                }
-            }
-            if refused.is_empty() {
-                return;
-            }
-            // Each one that ends may let a waiting one in, which needs a slot too.
-            out.extend(refused.into_iter().filter_map(|(id, failure)| self.end(id, Finish::Failed(failure))));
-        }
-    }
-
-    /// The kinds take turns while there is work for both.
+    /// The kinds take turns while there is work for both. Two of a kind would read the weights twice for what one can do.
     fn next_kind(&self) -> Option<StepKind> {
-        let prefill = !self.prefilling.is_empty();
-        let decode = self.running.len() > self.prefilling.len();
+        let lands = |kind| self.flying.iter().all(|(_, other)| *other != kind);
+        let prefill = lands(StepKind::Prefill) && !self.prefilling.is_empty();
+        let ready = |sequence: &Sequence| sequence.step.is_none() && sequence.prompt_left() == 0;
+        let decode = lands(StepKind::Decode) && self.running.values().any(ready);
         match (decode, prefill, self.last_kind) {
             (true, true, StepKind::Prefill) | (true, false, _) => Some(StepKind::Decode),
             (true, true, StepKind::Decode) | (false, true, _) => Some(StepKind::Prefill),
@@ -61,27 +42,26 @@ impl Scheduler {
         }
     }
 
-    fn blank(&mut self, kind: StepKind) -> Step {
-        let mut step = self.spare.take().unwrap_or_else(|| Step::blank(kind));
-        step.reset(kind);
-        step
-    }
-
-    fn plan_decode(&self, step: &mut Step) {
-        for (&id, sequence) in self.running.iter().filter(|(_, sequence)| sequence.prompt_left() == 0) {
-            if let Some(slot) = sequence.slot {
-                append(step, id, slot, sequence, 1);
-            }
+    /// By slot, so that states that lie side by side are read one after another.
+    fn plan_decode(&mut self, step: &mut Step, batch: &mut Batch) {
+        let mut ready = std::mem::take(&mut self.ready);
+        ready.clear();
+        let free = self.running.iter().filter(|(_, sequence)| sequence.step.is_none() && sequence.prompt_left() == 0);
+        ready.extend(free.filter_map(|(id, sequence)| Some((sequence.slot?, *id))));
+        ready.sort_unstable();
+        for (_, id) in &ready {
+            self.append(step, batch, *id, 1);
         }
+        self.ready = ready;
     }
 
-    fn plan_prefill(&mut self, step: &mut Step, out: &mut Vec<Outcome>) {
+    fn plan_prefill(&mut self, step: &mut Step, batch: &mut Batch, out: &mut Vec<Outcome>) {
         let mut budget = self.config.prefill_tokens;
         let row_bytes = u64::from(self.config.limits.vocab) * size_of::<f32>() as u64;
         let mut raw_rows = u32::try_from(RAW_LOGIT_BYTES / row_bytes).unwrap_or(u32::MAX).max(1);
         for _ in 0..self.prefilling.len() {
             let Some(id) = self.prefilling.pop_front() else { break };
-            let Some((sequence, slot)) = self.running.get_mut(&id).and_then(|s| s.slot.map(|slot| (s, slot))) else { continue };
+            let Some(sequence) = self.running.get_mut(&id) else { continue };
             let request = sequence.spec.request();
             let mut chunk = sequence.prompt_left().min(budget);
             if request.prefill_chunk > 0 {
@@ -97,11 +77,40 @@ impl Scheduler {
                 continue;
             }
             budget -= chunk;
-            append(step, id, slot, sequence, chunk);
             if sequence.begin() {
                 out.push(Outcome::Progress { id });
             }
+            self.append(step, batch, id, chunk);
         }
+    }
+
+    /// Adds the next `tokens` inputs of a sequence, with the KV blocks that they need.
+    fn append(&mut self, step: &mut Step, batch: &mut Batch, id: SequenceId, tokens: u32) {
+        let Some((sequence, slot)) = self.running.get_mut(&id).and_then(|s| s.slot.map(|slot| (s, slot))) else { return };
+        let (start, position) = (batch.ids.len() as u32, sequence.position());
+        let needed = self.config.limits.blocks_of(u64::from(position) + u64::from(tokens)) as usize;
+        let held = sequence.blocks.len();
+        while sequence.blocks.len() < needed {
+            // Reserved when it was let in.
+            let Some(block) = self.pool.take_block(sequence.blocks.last().copied()) else { break };
+            sequence.blocks.push(block);
+        }
+        let fresh = &sequence.blocks[held..];
+        batch.blocks.extend_from_slice(fresh);
+        let (fresh, end, request) = (fresh.len() as u32, start + tokens, sequence.spec.request());
+        let (prompt, threshold) = (request.prompt.len() as u32, request.expert_threshold);
+        batch.segments.push(Segment { slot, start, tokens, position, prompt, fresh, threshold });
+        if request.raw_logits {
+            batch.logit_rows.extend(start..end);
+        }
+        if sequence.prompt_left() <= tokens {
+            batch.draws.push(sequence.draw(end - 1, position + tokens, &self.known, &self.every));
+        }
+        step.owners.push(id);
+        step.tallies.push(request.tally);
+        step.given_up.push(None);
+        sequence.inputs(tokens, &mut batch.ids);
+        sequence.step = Some(step.id);
     }
 }
 
@@ -111,23 +120,4 @@ fn whole_blocks(position: u32, chunk: u32, left: u32) -> u32 {
     let block = KV_BLOCK_TOKENS as u32;
     let end = (position + chunk) / block * block;
     if chunk < left && end > position { end - position } else { chunk }
-}
-
-/// Adds the next `tokens` inputs of a sequence.
-fn append(step: &mut Step, id: SequenceId, slot: SlotId, sequence: &Sequence, tokens: u32) {
-    let batch = &mut step.batch;
-    let start = batch.ids.len() as u32;
-    sequence.inputs(tokens, &mut batch.ids);
-    let prompt = sequence.spec.request().prompt.len() as u32;
-    batch.segments.push(Segment { slot, start, tokens, position: sequence.position(), prompt });
-    let end = start + tokens;
-    if sequence.spec.request().raw_logits {
-        batch.logit_rows.extend(start..end);
-    } else if sequence.prompt_left() <= tokens {
-        batch.logit_rows.push(end - 1);
-    }
-    step.owners.push(id);
-    step.thresholds.push(sequence.spec.request().expert_threshold);
-    step.tallies.push(sequence.spec.request().tally);
-    step.given_up.push(None);
 }

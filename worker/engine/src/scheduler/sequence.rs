@@ -1,24 +1,24 @@
 //! The state of one running sequence: how far it is, what it says next, when it ends.
 
-use crate::executor::SlotId;
+use std::sync::Arc;
+
+use crate::allowed::AllowedIds;
+use crate::executor::{Draw, SlotId, StepId};
 use crate::reasoning::Reasoning;
 use crate::routing::{RoutingCounts, RoutingShape};
-use crate::sampler::{Ids, SampleError, Sampler, TokenLogprobs};
+use crate::sampler::SampleError;
 use crate::spec::SequenceSpec;
 use crate::step::{Failure, Finish, Heard, Outcome, SequenceId, Usage};
-
-/// What a sequence says next.
-pub(super) struct Spoken {
-    pub(super) token: u32,
-    /// Fed by the thinking budget.
-    pub(super) forced: bool,
-    pub(super) logprobs: Option<Box<TokenLogprobs>>,
-}
 
 #[derive(Debug)]
 pub(super) struct Sequence {
     pub(super) spec: SequenceSpec,
+    /// None before it runs.
     pub(super) slot: Option<SlotId>,
+    /// KV blocks, in the order of its tokens.
+    pub(super) blocks: Vec<u32>,
+    /// The step that it is part of.
+    pub(super) step: Option<StepId>,
     pub(super) routing: RoutingCounts,
     /// It has been part of a step.
     begun: bool,
@@ -32,10 +32,11 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
-    pub(super) fn new(spec: SequenceSpec, shape: RoutingShape) -> Self {
+    pub(super) fn new(spec: SequenceSpec, slot: Option<SlotId>, shape: RoutingShape) -> Self {
         let routing = if spec.request().omit_routing { RoutingCounts::totals(shape) } else { RoutingCounts::new(shape) };
         let (outputs, reasoning) = (spec.request().said.len() as u32, spec.reasoning());
-        Self { spec, slot: None, routing, begun: false, fed: 0, last: 0, outputs, reasoning }
+        let (blocks, step) = Default::default();
+        Self { spec, slot, blocks, step, routing, begun: false, fed: 0, last: 0, outputs, reasoning }
     }
 
     /// Notes that it is part of a step; true for the first one.
@@ -52,11 +53,6 @@ impl Sequence {
         self.spec.given_tokens().saturating_sub(self.fed)
     }
 
-    /// Ids that may be drawn.
-    fn ids(&self) -> Ids {
-        if self.spec.request().raw_logits { Ids::Every } else { Ids::Known }
-    }
-
     /// Appends the next `tokens` inputs: of the prompt and what was said before, or the last output.
     pub(super) fn inputs(&self, tokens: u32, into: &mut Vec<u32>) {
         if self.prompt_left() == 0 {
@@ -70,22 +66,24 @@ impl Sequence {
         self.fed += tokens;
     }
 
-    /// The next output, from the logits after the last token that was fed.
-    pub(super) fn speak(&mut self, sampler: &mut Sampler, logits: &[f32]) -> Result<Spoken, SampleError> {
-        let ids = self.ids();
+    /// What is drawn from a row that ends at `position`. Who asks for raw logits draws from the whole vocabulary.
+    pub(super) fn draw(&self, row: u32, position: u32, known: &Arc<AllowedIds>, every: &Arc<AllowedIds>) -> Draw {
         let request = self.spec.request();
-        let forced = self.reasoning.forced(request.thinking.as_ref());
-        let token = match forced {
-            Some(token) => token,
-            None => sampler.choose(logits, &request.sampling, self.fed, ids)?,
-        };
-        let logprobs = match request.logprobs.checked_sub(1) {
-            Some(top) => sampler.logprobs(logits, token, top as usize, ids).map(Box::new),
-            None => None,
-        };
+        Draw {
+            row,
+            position,
+            sampling: request.sampling,
+            allowed: if request.raw_logits { every.clone() } else { known.clone() },
+            bias: Vec::new(),
+            forced: self.reasoning.forced(request.thinking.as_ref()),
+            logprobs: request.logprobs,
+        }
+    }
+
+    /// Takes the next output.
+    pub(super) fn speak(&mut self, token: u32) {
         self.last = token;
         self.outputs += 1;
-        Ok(Spoken { token, forced: forced.is_some(), logprobs })
     }
 
     /// Takes what the last output's text means; how the sequence ends, if that was its last. The text counts first: what it

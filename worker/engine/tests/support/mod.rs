@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::BytesMut;
 use m1_arch::LayerId;
 use m1_engine::*;
 
@@ -31,94 +30,84 @@ pub fn logits_after(tokens: &[u32]) -> Vec<f32> {
     (0..VOCAB).map(|id| (mix(hash, u64::from(id)) % 64) as f32 / 8.0).collect()
 }
 
+/// What the double knows of a slot.
+#[derive(Debug, Default)]
+struct Slot {
+    seen: Vec<u32>,
+    blocks: Vec<u32>,
+}
+
 #[derive(Debug)]
 pub struct Double {
-    slots: u32,
-    pub open: BTreeMap<SlotId, Vec<u32>>,
-    hashes: Vec<u64>,
-    logits: Vec<f32>,
+    slots: BTreeMap<SlotId, Slot>,
+    limits: Limits,
+    sampler: Sampler,
     pub steps: usize,
 }
 
 impl Double {
-    pub fn new(slots: u32) -> Self {
-        Self { slots, open: BTreeMap::new(), hashes: Vec::new(), logits: Vec::new(), steps: 0 }
-    }
-}
-
-impl Executor for Double {
-    fn open_slot(&mut self) -> Result<SlotId, ExecutorError> {
-        let free = (0..self.slots).map(SlotId).find(|slot| !self.open.contains_key(slot));
-        let slot = free.ok_or(ExecutorError::NoFreeSlot { slots: self.slots })?;
-        self.open.insert(slot, Vec::new());
-        Ok(slot)
+    pub fn new(limits: Limits) -> Self {
+        Self { slots: BTreeMap::new(), limits, sampler: Sampler::default(), steps: 0 }
     }
 
-    fn close_slot(&mut self, slot: SlotId) {
-        assert!(self.open.remove(&slot).is_some(), "slot {slot:?} closed twice");
-    }
-
-    fn begin_step(&mut self, batch: &Batch) -> Result<(), ExecutorError> {
+    /// Computes a step from its beginning to its end.
+    pub fn compute(&mut self, batch: &Batch, results: &mut Results) {
         assert!(!batch.segments.is_empty());
         let slots: BTreeSet<SlotId> = batch.segments.iter().map(|segment| segment.slot).collect();
         assert_eq!(slots.len(), batch.segments.len(), "a slot came twice");
-        assert!(batch.logit_rows.is_sorted());
-        (self.hashes, self.logits) = (Vec::new(), Vec::new());
+        assert!(batch.logit_rows.is_sorted() && batch.draws.is_sorted_by_key(|draw| draw.row));
+        results.begin(batch.ids.len());
+        let (mut hashes, mut logits) = (Vec::new(), Vec::new());
+        let mut fresh = batch.blocks.iter().copied();
         for segment in &batch.segments {
-            assert!(segment.tokens > 0);
-            assert_eq!(segment.start as usize, self.hashes.len(), "segments are packed");
-            let seen = self.open.get_mut(&segment.slot).expect("an open slot");
-            assert_eq!(segment.position as usize, seen.len(), "a sequence goes on where it was");
-            for row in segment.start..segment.start + segment.tokens {
-                seen.push(batch.ids[row as usize]);
-                self.hashes.push(digest(seen));
-                if batch.logit_rows.contains(&row) {
-                    self.logits.extend(logits_after(seen));
-                }
+            assert!(segment.tokens > 0 && segment.slot.0 < self.limits.slots);
+            assert_eq!(segment.start as usize, hashes.len(), "segments are packed");
+            self.grow(segment, fresh.by_ref().take(segment.fresh as usize).collect());
+            let slot = self.slots.get_mut(&segment.slot).expect("a slot that was begun");
+            for row in segment.rows() {
+                slot.seen.push(batch.ids[row]);
+                hashes.push(digest(&slot.seen));
+                logits.push(logits_after(&slot.seen));
             }
+            let needed = slot.seen.len().div_ceil(self.limits.kv_block_tokens as usize);
+            assert_eq!(slot.blocks.len(), needed, "as many blocks as tokens need");
         }
-        assert_eq!(self.hashes.len(), batch.ids.len());
+        assert_eq!((hashes.len(), fresh.next()), (batch.ids.len(), None));
+        for layer in (0..SHAPE.layers as u16).map(LayerId) {
+            results.routing.book(layer, &mut route(layer, &hashes), &batch.segments).unwrap();
+        }
+        results.drawn.extend(batch.draws.iter().map(|draw| self.sampler.draw(&logits[draw.row as usize], draw)));
+        batch.logit_rows.iter().for_each(|row| results.logits.extend(&logits[*row as usize]));
         self.steps += 1;
-        Ok(())
     }
 
-    fn attention(&mut self, layer: LayerId, routing: &mut LayerRouting) -> Result<(), ExecutorError> {
-        routing.reset(self.hashes.len(), SHAPE.top_k);
-        for (row, &hash) in self.hashes.iter().enumerate() {
-            let pick = mix(hash, u64::from(layer.0) + 1000);
-            let (first, step) = ((pick % 4) as u16, (pick >> 8) as u16 % 3 + 1);
-            let weight = 0.5 + (pick >> 16 & 0xff) as f32 / 512.0;
-            routing.experts[row * 2..row * 2 + 2].copy_from_slice(&[first, (first + step) % 4]);
-            routing.weights[row * 2..row * 2 + 2].copy_from_slice(&[weight, 1.0 - weight]);
+    /// A sequence begins, or goes on where it was. Blocks that it takes from another slot are that one's end.
+    fn grow(&mut self, segment: &Segment, fresh: Vec<u32>) {
+        if segment.position == 0 {
+            self.slots.insert(segment.slot, Slot::default());
         }
-        Ok(())
+        for block in &fresh {
+            assert!(*block < self.limits.kv_blocks, "block {block}");
+            self.slots.retain(|_, slot| !slot.blocks.contains(block));
+        }
+        let slot = self.slots.get_mut(&segment.slot).expect("a sequence whose blocks nobody else got");
+        assert_eq!(segment.position as usize, slot.seen.len(), "a sequence goes on where it was");
+        slot.blocks.extend(fresh);
     }
+}
 
-    fn gather(&mut self, _: &[u32], _: &mut BytesMut) -> Result<(), ExecutorError> {
-        Ok(())
+/// Experts of rows with these hashes.
+fn route(layer: LayerId, hashes: &[u64]) -> LayerRouting {
+    let mut routing = LayerRouting::default();
+    routing.reset(hashes.len(), SHAPE.top_k);
+    for (row, &hash) in hashes.iter().enumerate() {
+        let pick = mix(hash, u64::from(layer.0) + 1000);
+        let (first, step) = ((pick % 4) as u16, (pick >> 8) as u16 % 3 + 1);
+        let weight = 0.5 + (pick >> 16 & 0xff) as f32 / 512.0;
+        routing.experts[row * 2..row * 2 + 2].copy_from_slice(&[first, (first + step) % 4]);
+        routing.weights[row * 2..row * 2 + 2].copy_from_slice(&[weight, 1.0 - weight]);
     }
-
-    fn local(&mut self, _: LayerId, _: &Assignment<'_>) -> Result<(), ExecutorError> {
-        Ok(())
-    }
-
-    fn accumulate(&mut self, _: &[u32], _: &[u8]) -> Result<(), ExecutorError> {
-        Ok(())
-    }
-
-    fn combine(&mut self, _: LayerId) -> Result<(), ExecutorError> {
-        Ok(())
-    }
-
-    fn end_step(&mut self, logits: &mut Vec<f32>) -> Result<(), ExecutorError> {
-        logits.clear();
-        logits.append(&mut self.logits);
-        Ok(())
-    }
-
-    fn serve(&mut self, _: LayerId, _: &[u8], _: &Assignment<'_>, _: &mut BytesMut) -> Result<(), ExecutorError> {
-        Ok(())
-    }
+    routing
 }
 
 pub fn limits() -> Limits {
@@ -130,17 +119,11 @@ pub fn scheduler(limits: Limits, queue: u32, prefill_tokens: u32) -> Scheduler {
     Scheduler::new(config, SHAPE, AllowedIds::from_ids(VOCAB, 0..KNOWN)).unwrap()
 }
 
-/// Computes a step up to its logits.
-pub fn compute(scheduler: &mut Scheduler, device: &mut Double, step: &Step) -> Vec<f32> {
-    let (mut routing, mut logits) = (LayerRouting::default(), Vec::new());
-    device.begin_step(&step.batch).unwrap();
-    for layer in (0..SHAPE.layers as u16).map(LayerId) {
-        device.attention(layer, &mut routing).unwrap();
-        scheduler.route(step, layer, &mut routing).unwrap();
-        device.combine(layer).unwrap();
-    }
-    device.end_step(&mut logits).unwrap();
-    logits
+/// Computes a step.
+pub fn compute(scheduler: &mut Scheduler, device: &mut Double, step: &Step) -> Results {
+    let mut results = scheduler.blank_results();
+    device.compute(&step.batch, &mut results);
+    results
 }
 
 /// Text that means nothing.
@@ -160,10 +143,11 @@ pub fn turn_heard(
     hear: &mut dyn FnMut(SequenceId, u32) -> Heard,
 ) -> Option<(StepKind, Vec<Outcome>)> {
     let mut out = Vec::new();
-    let step = scheduler.next_step(device, &mut out)?;
+    let step = scheduler.next_step(&mut out)?;
     let kind = step.kind;
-    let logits = compute(scheduler, device, &step);
-    scheduler.complete(step, &logits, hear, &mut out);
+    let results = compute(scheduler, device, &step);
+    scheduler.complete(step, &results, hear, &mut out);
+    scheduler.reuse(results);
     Some((kind, out))
 }
 

@@ -156,11 +156,23 @@ impl Clients {
 
     pub(super) fn next(&mut self, least_urgent: Lane) -> Option<Serve> {
         let lane = Lane::ALL.into_iter().find(|lane| *lane <= least_urgent && !self.queues[lane.index()].is_empty())?;
-        let Queued { peer, id, layer, rows, experts } = self.queues[lane.index()].pop_front()?;
+        let queued = self.queues[lane.index()].pop_front()?;
+        Some(self.hand_out(lane, queued))
+    }
+
+    pub(super) fn next_beside(&mut self, first: &Serve) -> Option<Serve> {
+        let queue = &mut self.queues[first.lane.index()];
+        let place = queue.iter().position(|queued| queued.layer == first.layer)?;
+        let queued = queue.remove(place)?;
+        Some(self.hand_out(first.lane, queued))
+    }
+
+    fn hand_out(&mut self, lane: Lane, queued: Queued) -> Serve {
+        let Queued { peer, id, layer, rows, experts } = queued;
         self.recycle(experts);
         let connection = self.client_mut((peer, lane)).connection;
         self.serving.push_back(Serving { from: (peer, lane), connection, id });
-        Some(Serve { peer, lane, id, layer, rows })
+        Serve { peer, lane, id, layer, rows }
     }
 
     pub(super) fn served(&mut self, from: LinkKey, id: RequestId, actions: &mut Vec<Action>) {

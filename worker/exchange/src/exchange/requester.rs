@@ -108,6 +108,15 @@ impl Requester {
         self.settle(key, now, actions);
     }
 
+    pub(super) fn unsent(&mut self, link: LinkKey, id: RequestId, now: Micros, actions: &mut Vec<Action>) {
+        if self.asked(link, id).is_none() {
+            return;
+        }
+        let Some(asking) = self.links.take(link, id) else { return };
+        self.release(link.0, asking);
+        self.granted(link, 1, now, actions);
+    }
+
     pub(super) fn not_here(&mut self, link: LinkKey, id: RequestId, epoch: u64, now: Micros, actions: &mut Vec<Action>) {
         if self.asked(link, id).is_none() {
             return;

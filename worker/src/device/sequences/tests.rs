@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::sync::OnceLock;
 
-use bytes::BytesMut;
 use m1_arch::LayerId;
 use m1_engine::*;
 use m1_proto::worker::FinishReason;
@@ -22,72 +21,18 @@ const LIMITS: Limits = Limits { vocab: 2112, max_context: 256, slots: 3, kv_bloc
 /// Draws the same ids for every sequence, whatever it is fed: `script[n]` is the n-th output.
 struct Scripted {
     script: Vec<u32>,
-    free: Vec<u32>,
-    rows: usize,
-    drawn: Vec<u32>,
 }
 
 impl Scripted {
-    fn new(script: Vec<u32>) -> Self {
-        Self { script, free: (0..LIMITS.slots).collect(), rows: 0, drawn: Vec::new() }
-    }
-}
-
-impl Executor for Scripted {
-    fn open_slot(&mut self) -> Result<SlotId, ExecutorError> {
-        self.free.pop().map(SlotId).ok_or(ExecutorError::NoFreeSlot { slots: LIMITS.slots })
-    }
-
-    fn close_slot(&mut self, slot: SlotId) {
-        self.free.push(slot.0);
-    }
-
-    fn begin_step(&mut self, batch: &Batch) -> Result<(), ExecutorError> {
-        self.rows = batch.ids.len();
-        self.drawn.clear();
-        for segment in &batch.segments {
-            let rows = batch.logit_rows.iter().filter(|row| (segment.start..segment.start + segment.tokens).contains(row));
-            let output = |row: &u32| (segment.position + row - segment.start + 1) as usize - PROMPT.len();
-            self.drawn.extend(rows.map(|row| self.script[output(row)]));
-        }
-        Ok(())
-    }
-
-    fn attention(&mut self, _: LayerId, routing: &mut LayerRouting) -> Result<(), ExecutorError> {
-        routing.reset(self.rows, SHAPE.top_k);
+    fn compute(&self, batch: &Batch, results: &mut Results) {
+        results.begin(batch.ids.len());
+        let mut routing = LayerRouting::default();
+        routing.reset(batch.ids.len(), SHAPE.top_k);
         routing.experts.chunks_exact_mut(2).for_each(|experts| experts.copy_from_slice(&[0, 3]));
         routing.weights.fill(0.5);
-        Ok(())
-    }
-
-    fn gather(&mut self, _: &[u32], _: &mut BytesMut) -> Result<(), ExecutorError> {
-        Ok(())
-    }
-
-    fn local(&mut self, _: LayerId, _: &Assignment<'_>) -> Result<(), ExecutorError> {
-        Ok(())
-    }
-
-    fn accumulate(&mut self, _: &[u32], _: &[u8]) -> Result<(), ExecutorError> {
-        Ok(())
-    }
-
-    fn combine(&mut self, _: LayerId) -> Result<(), ExecutorError> {
-        Ok(())
-    }
-
-    fn end_step(&mut self, logits: &mut Vec<f32>) -> Result<(), ExecutorError> {
-        logits.clear();
-        for id in &self.drawn {
-            let row = logits.len();
-            logits.resize(row + LIMITS.vocab as usize, 0.0);
-            logits[row + *id as usize] = 9.0;
-        }
-        Ok(())
-    }
-
-    fn serve(&mut self, _: LayerId, _: &[u8], _: &Assignment<'_>, _: &mut BytesMut) -> Result<(), ExecutorError> {
-        Ok(())
+        results.routing.book(LayerId(0), &mut routing, &batch.segments).unwrap();
+        let drawn = batch.draws.iter().map(|draw| self.script[draw.position as usize - PROMPT.len()]);
+        results.drawn.extend(drawn.map(|id| Drawn { id: Ok(id), logprobs: None }));
     }
 }
 
@@ -138,7 +83,7 @@ impl Stand {
         let tokenizer = tokenizer();
         let config = SchedulerConfig { limits: LIMITS, queue: 4, prefill_tokens: 7 };
         let scheduler = Scheduler::new(config, SHAPE, AllowedIds::all(LIMITS.vocab)).unwrap();
-        let device = Scripted::new(tokenizer.encode(text).unwrap());
+        let device = Scripted { script: tokenizer.encode(text).unwrap() };
         Self { sequences: Sequences::new(scheduler), device, tokenizer, next: 0 }
     }
 
@@ -154,20 +99,17 @@ impl Stand {
         (key, Reader { events, accepted: answer })
     }
 
-    /// Begins a step and routes it.
-    fn step(&mut self) -> Option<Step> {
-        let step = self.sequences.next_step(&mut self.device)?;
-        let mut routing = LayerRouting::default();
-        self.device.begin_step(&step.batch).unwrap();
-        self.device.attention(LayerId(0), &mut routing).unwrap();
-        self.sequences.scheduler.route(&step, LayerId(0), &mut routing).unwrap();
-        Some(step)
+    /// Computes a step.
+    fn step(&mut self) -> Option<(Step, Results)> {
+        let (step, mut results) = self.sequences.next_step()?;
+        self.device.compute(&step.batch, &mut results);
+        Some((step, results))
     }
 
     fn run(&mut self) {
         let mut steps = 0;
-        while let Some(step) = self.step() {
-            self.sequences.complete(step, &mut self.device);
+        while let Some((step, results)) = self.step() {
+            self.sequences.complete(step, results);
             steps += 1;
             assert!(steps < 10_000, "it never ends");
         }
@@ -247,7 +189,7 @@ fn interleave(seed: u64) {
             }
             4 => stand.sequences.fail_all(&failure()),
             _ => {
-                let Some(mut step) = stand.step() else { continue };
+                let Some((mut step, results)) = stand.step() else { continue };
                 for _ in 0..rng.below(3) {
                     match rng.below(3) {
                         0 => step.give_up(rng.below(8) as u32, &failure()),
@@ -263,13 +205,13 @@ fn interleave(seed: u64) {
                 }
                 match rng.below(12) {
                     0 => stand.sequences.fail(step, &failure()),
-                    _ => stand.sequences.complete(step, &mut stand.device),
+                    _ => stand.sequences.complete(step, results),
                 }
             }
         }
     }
     stand.run();
-    assert_eq!(stand.device.free.len(), LIMITS.slots as usize, "a slot is lost");
+    assert_eq!(stand.sequences.scheduler.occupancy().slots_used, 0, "a slot is lost");
     for (_, mut reader, cancelled) in readers {
         let accepted = reader.accepted.try_recv().expect("an answer");
         let heard = reader.read();
@@ -315,9 +257,9 @@ fn an_end_says_what_of_it_is_counted_and_that_is_published_at_once() {
     let tally = tallies.open("router", std::time::Instant::now()).unwrap();
     let omitted = SequenceRequest { omit_routing: true, ..request(3) };
     let (_, mut reader) = stand.begin(omitted, &[], Some(tally.clone()));
-    while let Some(step) = stand.step() {
+    while let Some((step, results)) = stand.step() {
         assert!(!stand.sequences.any_ended());
-        stand.sequences.complete(step, &mut stand.device);
+        stand.sequences.complete(step, results);
     }
     assert!(stand.sequences.any_ended() && tally.tokens() == 0);
     stand.sequences.publish_ended();

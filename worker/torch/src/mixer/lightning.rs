@@ -9,14 +9,15 @@
 //! Only decays below 1 are formed: `exp(+s i)` would overflow within a block.
 
 use m1_arch::{Architecture, LIGHTNING_NORM_EPS, LayerId, slopes};
+use m1_engine::CacheSize;
 use m1_weights::TensorName;
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{TchError, Tensor};
 
 use crate::error::TorchError;
 use crate::layout::{Layout, Span};
 use crate::load::Reader;
-use crate::ops::rms;
-use m1_engine::CacheSize;
+use crate::ops::{options, rms};
+use crate::rows::Rows;
 
 /// Tokens of one block. Work per token is `4 d (block + d)` per head, so that small blocks cost less arithmetic and large
 /// ones fewer calls; any size is exact.
@@ -42,7 +43,7 @@ pub(crate) struct Lightning {
     distance: Tensor,
     /// One decay step, `[1, heads, 1, 1]`.
     decay: Tensor,
-    /// `[slots, heads, dim, dim]`; a slot's memory is touched when it is opened.
+    /// `[slots, heads, dim, dim]`; a slot's memory is touched when it is used.
     state: Tensor,
 }
 
@@ -50,8 +51,8 @@ impl Lightning {
     /// Reads the layer's weights and reserves its states.
     pub fn load(arch: &Architecture, reader: &mut Reader<'_>, size: CacheSize, layer: LayerId) -> Result<Self, TorchError> {
         let (heads, dim) = (arch.heads as i64, arch.head_dim as i64);
-        let options = (Kind::Float, Device::Cpu);
-        let slopes = Tensor::f_from_slice(&slopes(arch, layer))?.f_neg()?.f_view([heads, 1, 1])?;
+        let options = reader.options();
+        let slopes = reader.given(&slopes(arch, layer))?.f_neg()?.f_view([heads, 1, 1])?;
         let steps = Tensor::f_arange(BLOCK + 1, options)?.f_view([1, -1, 1])?;
         let decays = slopes.f_mul(&steps)?.f_exp_()?;
         let distance = steps.f_narrow(1, 0, BLOCK)?.f_view([-1, 1])?.f_sub(&steps.f_narrow(1, 0, BLOCK)?.f_view([1, -1])?)?;
@@ -73,7 +74,17 @@ impl Lightning {
 
     /// Zeroes a slot's state.
     pub fn clear(&mut self, slot: i64) -> Result<(), TchError> {
-        self.state.f_narrow(0, slot, 1)?.f_zero_().map(drop)
+        self.state(slot)?.f_zero_().map(drop)
+    }
+
+    /// A slot's state, `[heads, dim, dim]`: a view.
+    pub fn state(&self, slot: i64) -> Result<Tensor, TchError> {
+        self.state.f_select(0, slot)
+    }
+
+    /// Copies a slot's state to another.
+    pub fn copy(&mut self, from: i64, to: i64) -> Result<(), TchError> {
+        self.state(to)?.f_copy_(&self.state(from)?).map(drop)
     }
 
     /// Gated, normed output of all heads, `[rows, N]`.
@@ -87,7 +98,7 @@ impl Lightning {
     }
 
     fn mixed(&mut self, qkv: &Tensor, layout: &Layout) -> Result<Tensor, TchError> {
-        let mut o = Tensor::f_empty([layout.rows, self.heads * self.dim], (Kind::Float, Device::Cpu))?;
+        let mut o = Tensor::f_empty([layout.rows, self.heads * self.dim], options(qkv))?;
         if layout.singles > 0 {
             let singles = self.recur(&layout.single_rows.pick(qkv)?, layout)?;
             layout.single_rows.put(&mut o, &singles)?;
@@ -108,7 +119,7 @@ impl Lightning {
         let state = layout.single_slots.pick(&self.state)?.f_mul_(&self.decay)?;
         let state = state.f_view([all, dim, dim])?.f_baddbmm_(&part(1)?.f_unsqueeze(2)?, &part(2)?.f_unsqueeze(1)?)?;
         let o = part(0)?.f_unsqueeze(1)?.f_bmm(&state)?;
-        if let crate::rows::Rows::List(_) = layout.single_slots {
+        if let Rows::List(_) = layout.single_slots {
             layout.single_slots.put(&mut self.state, &state.f_view([-1, self.heads, dim, dim])?)?;
         }
         o.f_view([layout.singles, -1])
@@ -120,7 +131,7 @@ impl Lightning {
         let by_head = |rows: &Tensor, start: i64, len: i64| -> Result<Tensor, TchError> {
             rows.f_narrow(0, span.start + start, len)?.f_view([len, self.heads, -1])?.f_transpose(0, 1)
         };
-        let mut state = self.state.f_select(0, span.slot)?;
+        let mut state = self.state(span.slot)?;
         for start in (0..span.tokens).step_by(BLOCK as usize) {
             let m = BLOCK.min(span.tokens - start);
             let block = by_head(qkv, start, m)?;

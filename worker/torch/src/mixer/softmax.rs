@@ -5,13 +5,14 @@
 //! channels of a head are rotated (rotate-half); the rest pass through.
 
 use m1_arch::{Architecture, LayerId};
+use m1_engine::{CacheSize, KV_BLOCK_TOKENS};
 use m1_weights::TensorName;
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{TchError, Tensor};
 
 use crate::error::TorchError;
 use crate::layout::{Layout, Span};
 use crate::load::Reader;
-use m1_engine::{CacheSize, KV_BLOCK_TOKENS};
+use crate::ops::options;
 
 /// Bytes that the scores of one tile may take; two such buffers live at a time.
 const TILE_BYTES: i64 = 32 << 20;
@@ -39,7 +40,7 @@ pub(crate) struct Softmax {
 impl Softmax {
     /// Reads the layer's weights and reserves its cache.
     pub fn load(arch: &Architecture, reader: &mut Reader<'_>, size: CacheSize, layer: LayerId) -> Result<Self, TorchError> {
-        let options = (Kind::Float, Device::Cpu);
+        let options = reader.options();
         let (kv_heads, dim) = (arch.kv_heads as i64, arch.head_dim as i64);
         let rows = i64::from(size.kv_blocks) * KV_BLOCK_TOKENS as i64;
         Ok(Softmax {
@@ -54,6 +55,17 @@ impl Softmax {
         })
     }
 
+    /// A block, `[64, 2 * kv_heads, dim]`: a view.
+    pub fn block(&self, block: u32) -> Result<Tensor, TchError> {
+        let tokens = KV_BLOCK_TOKENS as i64;
+        self.pool.f_narrow(0, i64::from(block) * tokens, tokens)
+    }
+
+    /// Copies a block to another.
+    pub fn copy(&mut self, from: u32, to: u32) -> Result<(), TchError> {
+        self.block(to)?.f_copy_(&self.block(from)?).map(drop)
+    }
+
     /// Output of all heads, `[rows, N]`.
     pub fn heads(&mut self, h: &Tensor, layout: &Layout) -> Result<Tensor, TchError> {
         let (heads, kv) = (self.heads, self.kv_heads);
@@ -61,7 +73,7 @@ impl Softmax {
         self.rotate_(&qkv.f_narrow(1, 0, heads + kv)?, layout)?;
         let queries = qkv.f_narrow(1, 0, heads)?.f_mul_scalar_((self.dim as f64).powf(-0.5))?;
         layout.kv_rows.put(&mut self.pool, &qkv.f_narrow(1, heads, 2 * kv)?)?;
-        let o = Tensor::f_empty([layout.rows, heads * self.dim], (Kind::Float, Device::Cpu))?;
+        let o = Tensor::f_empty([layout.rows, heads * self.dim], options(&qkv))?;
         for span in &layout.spans {
             self.attend(&queries, span, &o)?;
         }
