@@ -213,9 +213,12 @@ pub struct StatusResponse {
     /// Tokens of one KV block.
     #[prost(uint32, tag = "23")]
     pub kv_block_tokens: u32,
-    /// KV blocks that the waiting sequences will need.
+    /// KV blocks that the waiting sequences need to run.
     #[prost(uint32, tag = "24")]
     pub kv_blocks_waiting: u32,
+    /// Sequences among the waiting ones that have run and were set aside for want of KV blocks.
+    #[prost(uint32, tag = "25")]
+    pub set_aside: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PeerStatus {

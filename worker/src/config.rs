@@ -26,6 +26,9 @@ pub enum Command {
     Serve(ServeArgs),
 }
 
+/// What is set aside without a word: a third of what the operator plans for a process on a CPU beside weights and caches.
+const SET_ASIDE: u64 = 100_000_000;
+
 /// Arguments of `m1-worker serve`, unchecked.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
@@ -71,6 +74,10 @@ pub struct ServeArgs {
     /// Tokens that the KV cache of all running sequences holds together.
     #[arg(long, default_value_t = 65_536, value_name = "N")]
     pub kv_tokens: u32,
+    /// Bytes of main memory for sequences that are set aside where the KV cache is full, the youngest first; their streams pause. What is beyond is
+    /// computed again.
+    #[arg(long, default_value_t = SET_ASIDE, value_name = "BYTES")]
+    pub set_aside: u64,
     /// Prompt and output of one sequence together.
     #[arg(long, default_value_t = 32_768, value_name = "N")]
     pub max_context: u32,
@@ -124,6 +131,8 @@ pub struct Config {
     pub slots: u32,
     /// Tokens of the KV pool, at least 1.
     pub kv_tokens: u32,
+    /// Bytes of states that are set aside.
+    pub set_aside: u64,
     /// Window of one sequence, 2 to `kv_tokens`.
     pub max_context: u32,
     /// Prompt tokens in one prefill step, at least 1.
@@ -216,6 +225,7 @@ impl ServeArgs {
             threads: self.threads,
             slots: self.slots,
             kv_tokens: self.kv_tokens,
+            set_aside: self.set_aside,
             max_context: self.max_context,
             prefill_chunk: self.prefill_chunk,
             queue: self.queue,

@@ -25,7 +25,7 @@ use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use m1_arch::Architecture;
-use m1_engine::{AllowedIds, Command, Completion, Failure, RoutingShape, Scheduler, SchedulerConfig, Turn};
+use m1_engine::{AllowedIds, Command, Completion, Failure, Move, RoutingShape, Scheduler, SchedulerConfig, Turn};
 use m1_exchange::{Action, DispatchTable, Exchange, Lane, Micros, PodId};
 use m1_weights::Checkpoint;
 use tokio::sync::mpsc;
@@ -127,6 +127,8 @@ struct Device {
     executor: Option<Boxed>,
     announcer: Announcer,
     sequences: Sequences,
+    /// When those who wait for a sequence that is set aside heard of it last.
+    reassured: Instant,
     exchange: Exchange,
     links: Links,
     peers: Peers,
@@ -147,7 +149,8 @@ impl Device {
         let Parts { checkpoint, remote, known, load, transport, status, tallies, .. } = parts;
         let arch = checkpoint.architecture().clone();
         let limits = config.limits(&arch);
-        let scheduler = SchedulerConfig { limits, queue: config.queue, prefill_tokens: config.prefill_chunk };
+        let (queue, prefill_tokens, aside_bytes) = (config.queue, config.prefill_chunk, config.set_aside);
+        let scheduler = SchedulerConfig { limits, queue, prefill_tokens, aside_bytes };
         let (layers, experts) = (arch.layers.len(), arch.experts);
         let mut exchange = m1_exchange::Config::new(PodId(config.pod), layers, experts, arch.top_k, arch.hidden);
         exchange.credits = CREDITS;
@@ -155,6 +158,7 @@ impl Device {
         exchange.first_id = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_micros() as u64);
         Ok(Self {
             sequences: Sequences::new(Scheduler::new(scheduler, RoutingShape::of(&arch), known)?),
+            reassured: Instant::now(),
             exchange: Exchange::new(exchange, Arc::new(DispatchTable::empty(layers, experts)))?,
             config: config.clone(),
             arch,
@@ -228,12 +232,28 @@ impl Device {
 
     /// Gives the executor something to do, if there is anything. A peer's prefill request and an own step take turns.
     fn fill(&mut self) -> bool {
+        if self.move_states() {
+            return true;
+        }
         let served_last = std::mem::take(&mut self.served_last);
         if served_last && self.begin() {
             return true;
         }
         self.served_last = self.serve(Lane::Bulk);
         self.served_last || self.begin()
+    }
+
+    /// Hands over what is to become of sequences' states. False: nothing.
+    fn move_states(&mut self) -> bool {
+        let moves = self.sequences.scheduler.take_moves();
+        let any = !moves.is_empty();
+        for what in moves {
+            self.submit(match what {
+                Move::Export { slot } => Command::Export { slot },
+                Move::Import { slot, blocks, state } => Command::Import { slot, blocks, state },
+            });
+        }
+        any
     }
 
     fn completed(&mut self, completion: Completion) {
@@ -245,8 +265,8 @@ impl Device {
             Completion::Served { key, sums } => self.served(key, sums),
             Completion::Loading { .. } => {}
             Completion::Loaded { result, .. } => self.loaded(result),
-            // Nobody has asked for these.
-            Completion::Exported { .. } | Completion::Imported { .. } => {}
+            Completion::Exported { slot, state } => self.sequences.exported(slot, state),
+            Completion::Imported { slot, result } => self.sequences.imported(slot, result),
         }
     }
 

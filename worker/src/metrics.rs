@@ -23,9 +23,14 @@ const WEIGHTS_PLANNED: Family =
 const CHECKPOINT: Family = Family("m1_worker_checkpoint_bytes", "Bytes of all tensors of the checkpoint.", &[]);
 const SLOTS_USED: Family = Family("m1_worker_state_slots_used", "Lightning state slots in use.", &[]);
 const SLOTS_TOTAL: Family = Family("m1_worker_state_slots_total", "Lightning state slots there are.", &[]);
-const BLOCKS_USED: Family = Family("m1_worker_kv_blocks_used", "KV blocks that running sequences have reserved.", &[]);
+const BLOCKS_USED: Family = Family("m1_worker_kv_blocks_used", "KV blocks in use, or needed by prompts that are being read.", &[]);
 const BLOCKS_TOTAL: Family = Family("m1_worker_kv_blocks_total", "KV blocks there are.", &[]);
 const RUNNING: Family = Family("m1_worker_sequences_running", "Sequences that have a state slot.", &[]);
+const SET_ASIDE: Family = Family(
+    "m1_worker_sequences_set_aside",
+    "Sequences among the waiting ones that have run and were set aside for want of KV blocks.",
+    &[],
+);
 const WAITING: Family = Family("m1_worker_sequences_waiting", "Sequences that wait for a slot or for KV blocks.", &[]);
 const EXPERT_TOKENS: Family = Family(
     "m1_worker_expert_tokens_total",
@@ -98,6 +103,7 @@ fn worker(page: &mut Page, status: &StatusResponse) -> Result<(), prometheus::Er
     page.gauge(BLOCKS_TOTAL, status.kv_blocks_total.into())?;
     page.gauge(RUNNING, status.running.into())?;
     page.gauge(WAITING, status.waiting.into())?;
+    page.gauge(SET_ASIDE, status.set_aside.into())?;
     page.counter(SERVED_ROWS, status.served_rows as f64)?;
     let (executed, skipped, lost) = status.routing.as_ref().map_or((0, 0, 0), |r| (r.executed, r.skipped, r.lost));
     let outcomes = [("executed", executed), ("skipped", skipped), ("lost", lost)];

@@ -15,7 +15,7 @@ use crate::{
 const CPU_PREFILL_CHUNK: u32 = 256;
 /// The same on GPUs, where smaller chunks leave the tensor cores idle.
 const GPU_PREFILL_CHUNK: u32 = 2048;
-/// What a worker process may take beside weights and caches: libraries, activations of a step, frames of its peers.
+/// What a worker process may take beside weights and caches: activations of a step, frames of its peers, sequences that are set aside.
 pub(crate) const CPU_PROCESS: Bytes = Bytes(300_000_000);
 /// Hexadecimal digits of a placement: a third of what etcd takes of one object.
 pub(crate) const MOST_DIGITS: u64 = 500_000;

@@ -83,7 +83,7 @@ impl Balancer {
         let decision = self.decide(&candidates, &request, Turn { now, ..Turn::default() });
         match decision.choice {
             Choice::Send(worker) if self.queue.is_empty() || passes => {
-                Entry::Run(self.table.seat(worker, request.tokens, now), decision.reason)
+                Entry::Run(self.table.seat(worker, request.begins_with, now), decision.reason)
             }
             Choice::Refuse => Entry::Refused(decision.reason),
             Choice::Send(_) | Choice::Wait(_) if !urgent && self.queue.len() >= self.limit => Entry::Refused(Reason::QueueFull),
@@ -116,7 +116,10 @@ impl Balancer {
             let decision = self.decide(&candidates, &waiter.request, turn);
             match decision.choice {
                 Choice::Send(worker) => {
-                    out.push((waiter.ticket, Entry::Run(self.table.seat(worker, waiter.request.tokens, now), decision.reason)));
+                    out.push((
+                        waiter.ticket,
+                        Entry::Run(self.table.seat(worker, waiter.request.begins_with, now), decision.reason),
+                    ));
                     candidates = self.table.candidates(now);
                 }
                 Choice::Refuse => out.push((waiter.ticket, Entry::Refused(decision.reason))),

@@ -26,14 +26,21 @@ pub struct Request {
     pub refused: Vec<(WorkerId, Duration)>,
     /// Where its first attempt went; later ones stay there.
     pub revision: Option<Revision>,
-    /// Tokens that it reserves: prompt and all output. 0 where it takes no KV.
+    /// Tokens that it may come to: prompt and all output. They must fit a worker's window.
     pub tokens: u32,
+    /// Tokens whose KV it needs to begin: what is given, and one to say. It takes more as it grows. 0 where it takes no KV.
+    pub begins_with: u32,
 }
 
 impl Request {
-    /// One that nobody has tried yet.
+    /// One that nobody has tried yet, which needs the KV of all its tokens at once.
     pub fn new(tokens: u32) -> Self {
-        Self { tokens, ..Self::default() }
+        Self { tokens, begins_with: tokens, ..Self::default() }
+    }
+
+    /// The same of which so many tokens are given, and the rest comes one by one.
+    pub fn growing(tokens: u32, given: u32) -> Self {
+        Self { begins_with: tokens.min(given.saturating_add(1)), ..Self::new(tokens) }
     }
 
     /// A worker has no room for it.

@@ -31,6 +31,6 @@ pub use executor::{KV_BLOCK_TOKENS, LayerRouting, Network, Piece, Progress, Requ
 pub use executor::{SlotId, StepId, Tables, Turn, UNUSED, Use, Uses, Work, check_batch, check_rows, choose_experts, cut};
 pub use routing::{RoutingCounts, RoutingError, RoutingShape, StepRouting, TallyId, apply_threshold};
 pub use sampler::{SampleError, Sampler, Sampling, TokenLogprobs, logprobs};
-pub use scheduler::{Occupancy, Scheduler, SchedulerConfig, SchedulerError};
+pub use scheduler::{Move, Occupancy, Scheduler, SchedulerConfig, SchedulerError};
 pub use spec::{Limits, MAX_TOP_LOGPROBS, SequenceRequest, SequenceSpec, SpecError, ThinkingBudget};
 pub use step::{Failure, Finish, Heard, Outcome, SequenceId, Step, StepKind, Usage};

@@ -1,28 +1,35 @@
 //! Iteration-level batching of one worker: who waits, who runs, what the next step computes.
 //!
-//! A sequence runs once a state slot and the KV blocks of its prompt and all its output are reserved, first come first
-//! served, so that none that runs can starve for memory. Decode steps (one token of every decoding sequence) and
-//! prefill steps (prompt chunks within a budget, sequences taking turns) alternate while there is work for both.
-//! A step of each kind can be in flight, which share no sequence. What a sequence held that goes in the middle of a
-//! step is free when the step has ended, because the executor may still use it.
+//! A sequence runs once a state slot is free and its prompt fits into the KV blocks that are, first come first served; it takes blocks as it
+//! grows. Where they run out, the youngest running sequence is set aside: its state is exported to host memory, and comes back before anything
+//! else is let in; where that memory is used up it is read again from its ids, which gives the same state. None fails for it. One that alone
+//! fills all blocks has reached its length. Decode steps (one token of every decoding sequence) and prefill steps (prompt chunks within
+//! a budget, sequences taking turns) alternate while there is work for both. A step of each kind can be in flight, which share no
+//! sequence. What a sequence held that goes in the middle of a step or of a move is free when that has ended, because the executor may
+//! still use it.
 //!
-//! `plan` builds steps, `settle` takes their results; `sequence` is the state of one sequence, `pool` the slots and blocks.
+//! `plan` builds steps, `settle` takes their results, `room` lets in and sets aside; `sequence` is the state of one sequence, `pool` the slots and
+//! blocks.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::allowed::AllowedIds;
-use crate::executor::{Results, SlotId, StepId};
+use crate::executor::{Results, SequenceState, SlotId, StepId};
 use crate::routing::{RoutingCounts, RoutingShape, TallyId};
 use crate::spec::{Limits, SequenceSpec};
 use crate::step::{Failure, Finish, Outcome, SequenceId, Step, StepKind};
 use pool::Pool;
+use room::{Aside, Leaving};
 use sequence::Sequence;
 
 mod plan;
 mod pool;
+mod room;
 mod sequence;
 mod settle;
+
+pub use room::Move;
 
 /// How a scheduler is set up. [`Scheduler::new`] checks it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +40,8 @@ pub struct SchedulerConfig {
     pub queue: u32,
     /// Tokens of one prefill step at most; at least 1.
     pub prefill_tokens: u32,
+    /// Bytes of states that may be set aside; what is beyond is computed again.
+    pub aside_bytes: u64,
 }
 
 /// What a scheduler uses now.
@@ -40,27 +49,20 @@ pub struct SchedulerConfig {
 pub struct Occupancy {
     /// Sequences that have a slot.
     pub running: u32,
-    /// Sequences that wait for one.
+    /// Sequences that wait for one, those set aside among them.
     pub waiting: u32,
-    /// State slots reserved.
+    /// Sequences set aside.
+    pub set_aside: u32,
+    /// State slots in use.
     pub slots_used: u32,
     /// State slots there are.
     pub slots_total: u32,
-    /// KV blocks reserved.
+    /// KV blocks in use, or needed by prompts that are being read.
     pub kv_blocks_used: u32,
     /// KV blocks there are.
     pub kv_blocks_total: u32,
-    /// KV blocks that those who wait will reserve.
+    /// KV blocks that those who wait need to run.
     pub kv_blocks_waiting: u32,
-}
-
-/// What a sequence held that went in the middle of a step.
-#[derive(Debug)]
-struct Leaving {
-    step: StepId,
-    slot: SlotId,
-    blocks: Vec<u32>,
-    reserved: u64,
 }
 
 /// The sequences of one worker and the order they are served in.
@@ -74,12 +76,15 @@ pub struct Scheduler {
     waiting: VecDeque<(SequenceId, SequenceSpec)>,
     /// By id, which is by arrival.
     running: BTreeMap<SequenceId, Sequence>,
-    /// Running sequences with prompt left, whose turn is next in front; without those in a step.
+    /// Running sequences with prompt left, whose turn is next in front; without those in a step or on the move.
     prefilling: VecDeque<SequenceId>,
+    /// Older than all that wait.
+    aside: BTreeMap<SequenceId, Aside>,
+    aside_bytes: u64,
+    /// For the executor.
+    moves: Vec<Move>,
     pool: Pool,
     leaving: Vec<Leaving>,
-    /// Blocks that running and leaving sequences may come to use.
-    kv_blocks_reserved: u64,
     last_step: StepId,
     last_kind: StepKind,
     /// Steps in flight.
@@ -123,9 +128,11 @@ impl Scheduler {
             waiting: VecDeque::new(),
             running: BTreeMap::new(),
             prefilling: VecDeque::new(),
+            aside: BTreeMap::new(),
+            aside_bytes: 0,
+            moves: Vec::new(),
             pool: Pool::new(limits.slots, limits.kv_blocks),
             leaving: Vec::new(),
-            kv_blocks_reserved: 0,
             last_step: StepId(0),
             last_kind: StepKind::Decode,
             flying: Vec::new(),
@@ -148,7 +155,7 @@ impl Scheduler {
     /// # Errors
     /// `QueueFull` where it would have to wait and no place is left.
     pub fn submit(&mut self, spec: SequenceSpec) -> Result<SequenceId, SchedulerError> {
-        let runs = self.waiting.is_empty() && self.fits(&spec);
+        let runs = self.waiting.is_empty() && self.lets_in(&spec);
         if !runs && self.waiting.len() >= self.config.queue as usize {
             return Err(SchedulerError::QueueFull { waiting: self.waiting.len(), queue: self.config.queue });
         }
@@ -156,7 +163,7 @@ impl Scheduler {
         self.next_id += 1;
         self.waiting.push_back((id, spec));
         if runs {
-            self.admit_waiting();
+            self.let_in();
         }
         Ok(id)
     }
@@ -171,7 +178,7 @@ impl Scheduler {
     pub fn fail_all(&mut self, failure: &Failure, out: &mut Vec<Outcome>) {
         // The waiting ones first: none of them is let in by the end of another.
         let waiting: Vec<SequenceId> = self.waiting.iter().rev().map(|(id, _)| *id).collect();
-        let running: Vec<SequenceId> = self.running.keys().copied().collect();
+        let running: Vec<SequenceId> = self.aside.keys().chain(self.running.keys()).copied().collect();
         let ids = waiting.into_iter().chain(running);
         out.extend(ids.filter_map(|id| self.end(id, Finish::Failed(failure.clone()))));
     }
@@ -179,21 +186,24 @@ impl Scheduler {
     /// What is used now.
     pub fn occupancy(&self) -> Occupancy {
         let Limits { slots, kv_blocks, .. } = self.config.limits;
-        let running = self.running.len() as u32;
+        let (running, set_aside) = (self.running.len() as u32, self.aside.len() as u32);
+        let needs = self.waiting.iter().map(|(_, spec)| self.blocks_to_begin(spec.given_tokens()));
+        let needs = needs.chain(self.aside.values().map(|aside| self.blocks_to_begin(aside.sequence.known())));
         Occupancy {
             running,
-            waiting: self.waiting.len() as u32,
+            waiting: self.waiting.len() as u32 + set_aside,
+            set_aside,
             slots_used: running + self.leaving.len() as u32,
             slots_total: slots,
-            kv_blocks_used: self.kv_blocks_reserved as u32,
+            kv_blocks_used: u32::try_from(self.committed()).unwrap_or(u32::MAX).min(kv_blocks),
             kv_blocks_total: kv_blocks,
-            kv_blocks_waiting: self.waiting.iter().fold(0u32, |sum, (_, spec)| sum.saturating_add(spec.kv_blocks() as u32)),
+            kv_blocks_waiting: u32::try_from(needs.sum::<usize>()).unwrap_or(u32::MAX),
         }
     }
 
     /// Whether no sequence is left, running or waiting.
     pub fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.waiting.is_empty()
+        self.running.is_empty() && self.waiting.is_empty() && self.aside.is_empty()
     }
 
     /// Memory for what comes of the next step.
@@ -230,72 +240,6 @@ impl Scheduler {
     /// no such sequence (any more).
     fn end(&mut self, id: SequenceId, finish: Finish) -> Option<Outcome> {
         self.release(id).map(|sequence| sequence.finished(id, finish))
-    }
-
-    fn fits(&self, spec: &SequenceSpec) -> bool {
-        let limits = &self.config.limits;
-        let slots = self.running.len() + self.leaving.len();
-        slots < limits.slots as usize && self.kv_blocks_reserved + spec.kv_blocks() <= u64::from(limits.kv_blocks)
-    }
-
-    fn admit_waiting(&mut self) {
-        while self.waiting.front().is_some_and(|(_, spec)| self.fits(spec)) {
-            let (Some(slot), Some((id, spec))) = (self.pool.take_slot(), self.waiting.pop_front()) else { return };
-            self.kv_blocks_reserved += spec.kv_blocks();
-            self.running.insert(id, Sequence::new(spec, Some(slot), self.shape));
-            self.prefilling.push_back(id);
-        }
-    }
-
-    /// Takes a sequence out, frees what it held and lets waiting ones in.
-    fn release(&mut self, id: SequenceId) -> Option<Sequence> {
-        let sequence = match self.running.remove(&id) {
-            Some(mut sequence) => {
-                self.prefilling.retain(|other| *other != id);
-                self.free(&mut sequence);
-                sequence
-            }
-            None => {
-                let place = self.waiting.iter().position(|(waiting, _)| *waiting == id)?;
-                let (_, spec) = self.waiting.remove(place)?;
-                Sequence::new(spec, None, self.shape)
-            }
-        };
-        // A waiting one that leaves may have held up those behind it.
-        self.admit_waiting();
-        Some(sequence)
-    }
-
-    /// Gives back what a sequence holds, now or with the end of its step.
-    fn free(&mut self, sequence: &mut Sequence) {
-        let Some(slot) = sequence.slot else { return };
-        let (blocks, reserved) = (std::mem::take(&mut sequence.blocks), sequence.spec.kv_blocks());
-        match sequence.step {
-            Some(step) => self.leaving.push(Leaving { step, slot, blocks, reserved }),
-            None => {
-                self.pool.give_back(slot, &blocks);
-                self.kv_blocks_reserved -= reserved;
-            }
-        }
-    }
-
-    /// A step has ended: its sequences can take part in others, and what those held that went is free.
-    fn land(&mut self, step: &Step) {
-        self.flying.retain(|(id, _)| *id != step.id);
-        for id in &step.owners {
-            if let Some(sequence) = self.running.get_mut(id).filter(|sequence| sequence.step == Some(step.id)) {
-                sequence.step = None;
-            }
-        }
-        let (pool, reserved) = (&mut self.pool, &mut self.kv_blocks_reserved);
-        self.leaving.retain(|leaving| {
-            if leaving.step == step.id {
-                pool.give_back(leaving.slot, &leaving.blocks);
-                *reserved -= leaving.reserved;
-            }
-            leaving.step != step.id
-        });
-        self.admit_waiting();
     }
 }
 

@@ -97,7 +97,6 @@ impl SequenceRequest {
 #[derive(Debug, Clone, PartialEq)]
 pub struct SequenceSpec {
     request: SequenceRequest,
-    kv_blocks: u64,
     /// As it stands after what was said.
     reasoning: Reasoning,
 }
@@ -129,8 +128,9 @@ impl SequenceSpec {
         if tokens > u64::from(limits.max_context) {
             return Err(SpecError::BeyondWindow { prompt, max_tokens, window: limits.max_context });
         }
-        if tokens > limits.kv_tokens() {
-            return Err(SpecError::BeyondKv { prompt, max_tokens, kv_tokens: limits.kv_tokens() });
+        let given = prompt + request.said.len() as u64;
+        if given >= limits.kv_tokens() {
+            return Err(SpecError::BeyondKv { given, kv_tokens: limits.kv_tokens() });
         }
         let mut reasoning = Reasoning::new(opened);
         for (index, &id) in request.said.iter().enumerate() {
@@ -143,7 +143,7 @@ impl SequenceSpec {
             }
             reasoning.said(id, heard.reasoning_open, request.thinking.as_ref());
         }
-        Ok(Self { request, kv_blocks: limits.blocks_of(tokens), reasoning })
+        Ok(Self { request, reasoning })
     }
 
     /// The request, checked.
@@ -166,11 +166,6 @@ impl SequenceSpec {
     /// Where the reasoning stands before the first draw.
     pub(crate) fn reasoning(&self) -> Reasoning {
         self.reasoning
-    }
-
-    /// KV blocks of the prompt and all output.
-    pub(crate) fn kv_blocks(&self) -> u64 {
-        self.kv_blocks
     }
 }
 
@@ -274,13 +269,11 @@ pub enum SpecError {
         window: u32,
     },
     /// Longer than this worker's KV cache.
-    #[error("prompt ({prompt} tokens) + max_tokens ({max_tokens}) is {}; the KV cache holds {kv_tokens} tokens", .prompt + u64::from(*.max_tokens))]
+    #[error("prompt and said have {given} tokens; up to {} are allowed, the KV cache holds {kv_tokens}", .kv_tokens.saturating_sub(1))]
     BeyondKv {
-        /// Prompt tokens given.
-        prompt: u64,
-        /// Output tokens asked for.
-        max_tokens: u32,
-        /// Allowed together.
+        /// Tokens given.
+        given: u64,
+        /// What it holds.
         kv_tokens: u64,
     },
     /// Not a temperature.
@@ -349,7 +342,7 @@ mod tests {
         refused(|r| r.prompt[1] = 100, "prompt[1] is 100; the vocabulary has ids 0 to 99");
         refused(|r| r.max_tokens = 0, "max_tokens is 0; at least 1 is needed");
         refused(|r| r.max_tokens = 62, "prompt (3 tokens) + max_tokens (62) is 65; the window is 64 tokens");
-        refused(|r| r.max_tokens = 46, "prompt (3 tokens) + max_tokens (46) is 49; the KV cache holds 48 tokens");
+        refused(|r| r.prompt = vec![1; 48], "prompt and said have 48 tokens; up to 47 are allowed, the KV cache holds 48");
         refused(|r| r.max_tokens = u32::MAX, "prompt (3 tokens) + max_tokens (4294967295) is 4294967298; the window is 64 tokens");
         refused(|r| r.sampling.temperature = -0.5, "temperature is -0.5; a finite number of at least 0 is allowed");
         refused(|r| r.sampling.temperature = f32::NAN, "temperature is NaN; a finite number of at least 0 is allowed");
@@ -376,11 +369,5 @@ mod tests {
         let error = SequenceSpec::heard(request, &LIMITS, false, hear).unwrap_err();
         assert_eq!(error.to_string(), "said[1] completes one of stop_strings; text that ends no sequence is allowed");
         assert_eq!(error.reason(), "SaidEnded");
-    }
-
-    #[test]
-    fn reserves_whole_blocks() {
-        let blocks = |tokens| SequenceSpec::new(SequenceRequest::greedy(vec![1], tokens), &LIMITS).unwrap().kv_blocks();
-        assert_eq!((blocks(7), blocks(8), blocks(47)), (1, 2, 6));
     }
 }

@@ -44,6 +44,8 @@ pub struct Step {
     pub owners: Vec<SequenceId>,
     /// Whose experts each segment is counted with, beside the worker's own.
     pub(crate) tallies: Vec<Option<TallyId>>,
+    /// Of each segment the tokens that are read again, and were counted before.
+    pub(crate) counted: Vec<u32>,
     /// Why a segment cannot be computed to its end while the others can.
     pub(crate) given_up: Vec<Option<Failure>>,
 }
@@ -51,8 +53,8 @@ pub struct Step {
 impl Step {
     /// A step without rows.
     pub(crate) fn blank() -> Self {
-        let (batch, owners, tallies, given_up) = Default::default();
-        Self { id: StepId(0), kind: StepKind::Decode, batch, owners, tallies, given_up }
+        let (batch, owners, tallies, counted, given_up) = Default::default();
+        Self { id: StepId(0), kind: StepKind::Decode, batch, owners, tallies, counted, given_up }
     }
 
     /// Begins another one with the memory of this. The batch's is had again where the executor has let go of it.
@@ -60,6 +62,7 @@ impl Step {
         (self.id, self.kind) = (id, kind);
         self.owners.clear();
         self.tallies.clear();
+        self.counted.clear();
         self.given_up.clear();
         let mut batch = Arc::try_unwrap(std::mem::take(&mut self.batch)).unwrap_or_default();
         batch.clear();

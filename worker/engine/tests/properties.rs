@@ -7,7 +7,7 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use m1_engine::*;
 use proptest::prelude::*;
@@ -151,6 +151,8 @@ struct World {
     scheduler: Scheduler,
     device: Double,
     flying: Vec<(Step, Results)>,
+    /// States on their way.
+    moves: VecDeque<Move>,
     seen: BTreeMap<SequenceId, Seen>,
 }
 
@@ -204,6 +206,11 @@ impl World {
     /// False: nothing is in flight, and nothing is to be computed.
     fn step(&mut self, within: Vec<Within>, end: StepEnd, older: bool) -> bool {
         let mut out = Vec::new();
+        self.moves.extend(self.scheduler.take_moves());
+        // Now and then states take longer than a step.
+        if older && let Some(what) = self.moves.pop_front() {
+            self.carry_out(what, matches!(end, StepEnd::Fail));
+        }
         if self.flying.len() < 2
             && let Some(step) = self.scheduler.next_step(&mut out)
         {
@@ -215,7 +222,8 @@ impl World {
         out.drain(..).for_each(|outcome| self.take(outcome));
         let place = if older { 0 } else { self.flying.len().saturating_sub(1) };
         if place >= self.flying.len() {
-            return false;
+            self.moves.extend(self.scheduler.take_moves());
+            return !self.moves.is_empty();
         }
         for within in within {
             match within {
@@ -250,6 +258,15 @@ impl World {
         true
     }
 
+    fn carry_out(&mut self, what: Move, fails: bool) {
+        let error = || ExecutorError::OutOfMemory("on purpose".into());
+        match what {
+            Move::Export { slot } if fails => self.scheduler.exported(slot, Err(error())),
+            Move::Import { slot, .. } if fails => self.scheduler.imported(slot, Err(error())),
+            what => self.device.carry_out(what, &mut self.scheduler),
+        }
+    }
+
     fn take(&mut self, outcome: Outcome) {
         let seen = self.seen.get_mut(&outcome.id()).expect("a submitted sequence");
         assert!(seen.end.is_none() && !seen.cancelled, "nothing comes after the end: {outcome:?}");
@@ -277,21 +294,30 @@ fn cases() -> u32 {
 proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn every_sequence_says_what_it_says_alone_and_ends_once(ops in ops(), prefill_tokens in 1u32..12) {
+    fn every_sequence_says_what_it_says_alone_and_ends_once(
+        ops in ops(),
+        prefill_tokens in 1u32..12,
+        // The longest sequence takes 9 blocks.
+        kv_blocks in prop_oneof![9u32..14, Just(20)],
+        aside_bytes in prop_oneof![Just(0u64), 40u64..200, Just(u64::MAX)],
+    ) {
+        let limits = Limits { kv_blocks, ..limits() };
+        let config = SchedulerConfig { limits, queue: 4, prefill_tokens, aside_bytes };
         let mut world = World {
-            scheduler: scheduler(limits(), 4, prefill_tokens),
-            device: Double::new(limits()),
+            scheduler: Scheduler::new(config, SHAPE, AllowedIds::from_ids(VOCAB, 0..KNOWN)).unwrap(),
+            device: Double::new(limits),
             flying: Vec::new(),
+            moves: VecDeque::new(),
             seen: BTreeMap::new(),
         };
         ops.into_iter().for_each(|op| world.apply(op));
-        // Bounded: each step moves at least one token of a sequence that has at most 34.
-        let bound = world.device.steps + 34 * world.seen.len();
+        // Bounded: each step moves at least one token of a sequence that has at most 34, and reads few again.
+        let bound = world.device.steps + 4 * 34 * world.seen.len();
         while world.step(Vec::new(), StepEnd::Complete, true) {
             prop_assert!(world.device.steps <= bound, "steps without progress");
         }
         prop_assert!(world.scheduler.is_idle() && world.flying.is_empty());
-        let empty = Occupancy { slots_total: 3, kv_blocks_total: 20, ..Occupancy::default() };
+        let empty = Occupancy { slots_total: 3, kv_blocks_total: kv_blocks, ..Occupancy::default() };
         prop_assert_eq!(world.scheduler.occupancy(), empty);
         for (id, seen) in &world.seen {
             let request = seen.request.as_ref().expect("a submitted sequence");

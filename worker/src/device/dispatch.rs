@@ -1,6 +1,8 @@
 //! Between connections and the exchange: what connections say becomes an event, what the exchange wants is carried out.
 //! Decides nothing.
 
+use std::time::{Duration, Instant};
+
 use bytes::{Bytes, BytesMut};
 use m1_engine::{Command, Failure, StepId};
 use m1_exchange::{Action, Event, Lane, PodId, RequestId};
@@ -13,6 +15,9 @@ use super::serving::Asked;
 use crate::pulses::Known;
 use crate::traffic::Direction;
 use crate::transport::{Inbound, RequestFrame, RequestHead, Said, request_frame};
+
+/// How often those who wait for a sequence that is set aside hear of it: a router that hears nothing takes its worker for stalled.
+const REASSURE: Duration = Duration::from_secs(5);
 
 /// What travels with an event, for the action that needs it.
 #[derive(Debug)]
@@ -96,6 +101,10 @@ impl Device {
             self.tell(Event::Life { peer, life });
         }
         self.tell(Event::Tick);
+        if self.reassured.elapsed() >= REASSURE {
+            self.reassured = Instant::now();
+            self.sequences.reassure();
+        }
         self.report();
     }
 

@@ -93,7 +93,8 @@ impl Device {
         if self.executor.is_none() {
             return false;
         }
-        let Some((step, results)) = self.sequences.next_step() else { return false };
+        let Some((step, results)) = self.sequences.next_step() else { return self.move_states() };
+        self.move_states();
         if let Some(executor) = &mut self.executor {
             let urgent = step.kind == StepKind::Decode;
             executor.submit(Command::Begin { step: step.id, urgent, batch: step.batch.clone(), results });

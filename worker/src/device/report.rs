@@ -37,6 +37,7 @@ impl Device {
             }
             status.running = occupancy.running;
             status.waiting = occupancy.waiting;
+            status.set_aside = occupancy.set_aside;
             status.state_slots_used = occupancy.slots_used;
             status.state_slots_total = occupancy.slots_total;
             status.kv_blocks_used = occupancy.kv_blocks_used;

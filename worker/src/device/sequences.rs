@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use m1_engine::{Failure, Outcome, Results, Scheduler, SequenceId, Step, TallyId};
+use m1_engine::{ExecutorError, Failure, Outcome, Results, Scheduler, SequenceId, SequenceState, SlotId, Step, TallyId};
 use tonic::Status;
 
 use super::convert;
@@ -71,6 +71,28 @@ impl Sequences {
         let step = self.scheduler.next_step(&mut self.outcomes);
         self.settle(&[]);
         step.map(|step| (step, self.scheduler.blank_results()))
+    }
+
+    /// A state was given out.
+    pub fn exported(&mut self, slot: SlotId, state: Result<SequenceState, ExecutorError>) {
+        if let Err(error) = &state {
+            tracing::error!(slot = slot.0, reason = error.reason(), %error, "a sequence cannot be set aside; it is computed again");
+        }
+        self.scheduler.exported(slot, state);
+    }
+
+    /// A state was taken in.
+    pub fn imported(&mut self, slot: SlotId, result: Result<(), ExecutorError>) {
+        if let Err(error) = &result {
+            tracing::error!(slot = slot.0, reason = error.reason(), %error, "a sequence cannot come back; it is computed again");
+        }
+        self.scheduler.imported(slot, result);
+    }
+
+    /// Says of the sequences that are set aside that they are alive.
+    pub fn reassure(&mut self) {
+        self.scheduler.reassure(&mut self.outcomes);
+        self.settle(&[]);
     }
 
     /// Ends a step: sends what came of it.

@@ -58,12 +58,12 @@ impl Candidate {
     /// Whether it could hold this request if it held nothing else.
     pub fn can_hold(&self, request: &Request) -> bool {
         let fits_window = self.max_context == 0 || request.tokens <= self.max_context;
-        fits_window && Share { used: 0, ..self.kv }.has(self.blocks(request.tokens))
+        fits_window && Share { used: 0, ..self.kv }.has(self.blocks(request.begins_with))
     }
 
     /// Whether it can take this request now.
     pub fn has_room(&self, request: &Request) -> bool {
-        !self.refusing && self.slots.has(1) && self.kv.has(self.blocks(request.tokens))
+        !self.refusing && self.slots.has(1) && self.kv.has(self.blocks(request.begins_with))
     }
 
     /// Whether it can take a request of any size.
@@ -79,7 +79,7 @@ impl Candidate {
     /// How full it would be with this request: by slots or by KV, whichever is fuller. Above 1 it has no room.
     pub fn load_with(&self, request: &Request) -> f64 {
         let load = |share: Share, more: u64| share.used.saturating_add(more) as f64 / share.total.max(1) as f64;
-        let kv = if self.kv.total == 0 { 0.0 } else { load(self.kv, self.blocks(request.tokens)) };
+        let kv = if self.kv.total == 0 { 0.0 } else { load(self.kv, self.blocks(request.begins_with)) };
         load(self.slots, 1).max(kv)
     }
 }

@@ -81,6 +81,9 @@ fn a_request_needs_its_kv_too() {
     assert_eq!(decide_for(&workers, &Request::new(161)), wait(0), "eleven are nowhere; most is free on the first");
     assert_eq!(decide_for(&workers, &Request::new(1600)).0, Choice::Wait(Some(WorkerId(0))), "it may have a worker to itself");
     assert_eq!(decide_for(&workers, &Request::new(1601)), (Choice::Refuse, Reason::TooLarge));
+    let growing = |given| decide_for(&workers, &Request::growing(1_000_000, given));
+    assert_eq!(growing(159), (send(0), Reason::OnlyOne), "it begins with what is given and one token more, and grows");
+    assert_eq!(growing(160), wait(0));
     let silent = Candidate { block_tokens: 0, ..with_kv(2, 0) };
     assert_eq!(decide_for(&[silent], &Request::new(u32::MAX)).0, send(2), "a worker that does not say refuses for itself");
     let short = Candidate { max_context: 100, ..candidate(0, 0, 8) };

@@ -26,14 +26,14 @@ pub(super) struct Seats {
 }
 
 impl Seats {
-    /// Tokens of each seat on a worker.
+    /// Tokens that each seat on a worker began with.
     pub fn tokens_on(&self, worker: WorkerId) -> impl Iterator<Item = u32> {
         self.taken.values().filter(move |sitter| sitter.worker == worker).map(|sitter| sitter.tokens)
     }
 }
 
 impl Table {
-    /// A request that reserves so many tokens sits down.
+    /// A request that begins with so many tokens sits down. What it takes as it grows is told by the worker.
     pub fn seat(&mut self, worker: WorkerId, tokens: u32, now: Duration) -> Seat {
         let number = self.seats.next;
         self.seats.next += 1;

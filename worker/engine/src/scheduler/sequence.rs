@@ -10,6 +10,18 @@ use crate::sampler::SampleError;
 use crate::spec::SequenceSpec;
 use crate::step::{Failure, Finish, Heard, Outcome, SequenceId, Usage};
 
+/// What a running sequence is part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Busy {
+    /// Nothing.
+    Free,
+    Step(StepId),
+    /// Its state is on its way to host memory.
+    Leaving,
+    /// Its state is on its way back.
+    Arriving,
+}
+
 #[derive(Debug)]
 pub(super) struct Sequence {
     pub(super) spec: SequenceSpec,
@@ -17,26 +29,24 @@ pub(super) struct Sequence {
     pub(super) slot: Option<SlotId>,
     /// KV blocks, in the order of its tokens.
     pub(super) blocks: Vec<u32>,
-    /// The step that it is part of.
-    pub(super) step: Option<StepId>,
+    pub(super) busy: Busy,
     pub(super) routing: RoutingCounts,
     /// It has been part of a step.
     begun: bool,
     /// Tokens that passed through the layers; also the position of the next one.
     fed: u32,
-    /// The last output: what a decode step feeds.
-    last: u32,
-    /// Those said before among them.
-    outputs: u32,
+    /// Tokens whose experts were counted: more than `fed` while what was lost is read again.
+    counted: u32,
+    /// Outputs of this attempt. A decode step feeds the last.
+    spoken: Vec<u32>,
     reasoning: Reasoning,
 }
 
 impl Sequence {
     pub(super) fn new(spec: SequenceSpec, slot: Option<SlotId>, shape: RoutingShape) -> Self {
         let routing = if spec.request().omit_routing { RoutingCounts::totals(shape) } else { RoutingCounts::new(shape) };
-        let (outputs, reasoning) = (spec.request().said.len() as u32, spec.reasoning());
-        let (blocks, step) = Default::default();
-        Self { spec, slot, blocks, step, routing, begun: false, fed: 0, last: 0, outputs, reasoning }
+        let (reasoning, blocks, spoken) = (spec.reasoning(), Vec::new(), Vec::new());
+        Self { spec, slot, blocks, busy: Busy::Free, routing, begun: false, fed: 0, counted: 0, spoken, reasoning }
     }
 
     /// Notes that it is part of a step; true for the first one.
@@ -48,22 +58,47 @@ impl Sequence {
         self.fed
     }
 
-    /// Tokens of the prompt, and of what was said before, that have not passed through the layers.
-    pub(super) fn prompt_left(&self) -> u32 {
-        self.spec.given_tokens().saturating_sub(self.fed)
+    /// Tokens that are there: the prompt, what was said before, and what it has said itself.
+    pub(super) fn known(&self) -> u32 {
+        self.spec.given_tokens() + self.spoken.len() as u32
     }
 
-    /// Appends the next `tokens` inputs: of the prompt and what was said before, or the last output.
+    /// Tokens to read before it can say the next, or feed its last output.
+    pub(super) fn prompt_left(&self) -> u32 {
+        let read = self.known() - u32::from(!self.spoken.is_empty());
+        read.saturating_sub(self.fed)
+    }
+
+    /// Whether a decode step can take it.
+    pub(super) fn is_ready(&self) -> bool {
+        self.busy == Busy::Free && self.prompt_left() == 0
+    }
+
+    /// Whether an id is drawn after its next `tokens`.
+    pub(super) fn draws_after(&self, tokens: u32) -> bool {
+        self.fed + tokens >= self.known()
+    }
+
+    /// Of its next `tokens` those that were counted before.
+    pub(super) fn counted_of(&self, tokens: u32) -> u32 {
+        self.counted.saturating_sub(self.fed).min(tokens)
+    }
+
+    /// Its state is lost: all that it knows is read again.
+    pub(super) fn begin_again(&mut self) {
+        self.fed = 0;
+    }
+
+    /// Appends the next `tokens` inputs.
     pub(super) fn inputs(&self, tokens: u32, into: &mut Vec<u32>) {
-        if self.prompt_left() == 0 {
-            return into.push(self.last);
-        }
         let request = self.spec.request();
-        into.extend(request.prompt.iter().chain(&request.said).skip(self.fed as usize).take(tokens as usize));
+        let known = request.prompt.iter().chain(&request.said).chain(&self.spoken);
+        into.extend(known.skip(self.fed as usize).take(tokens as usize));
     }
 
     pub(super) fn passed(&mut self, tokens: u32) {
         self.fed += tokens;
+        self.counted = self.counted.max(self.fed);
     }
 
     /// What is drawn from a row that ends at `position`. Who asks for raw logits draws from the whole vocabulary.
@@ -82,29 +117,33 @@ impl Sequence {
 
     /// Takes the next output.
     pub(super) fn speak(&mut self, token: u32) {
-        self.last = token;
-        self.outputs += 1;
+        self.spoken.push(token);
     }
 
     /// Takes what the last output's text means; how the sequence ends, if that was its last. The text counts first: what it
     /// completes is the caller's own wish, while a stop id or the length would only cut it off.
     pub(super) fn heard(&mut self, heard: Heard) -> Option<Finish> {
-        let request = self.spec.request();
-        self.reasoning.said(self.last, heard.reasoning_open, request.thinking.as_ref());
-        if heard.stop || request.stop_ids.contains(&self.last) {
+        let (request, last) = (self.spec.request(), *self.spoken.last()?);
+        self.reasoning.said(last, heard.reasoning_open, request.thinking.as_ref());
+        if heard.stop || request.stop_ids.contains(&last) {
             Some(Finish::Stop)
-        } else if self.outputs >= request.max_tokens {
+        } else if self.outputs() >= request.max_tokens {
             Some(Finish::Length)
         } else {
             None
         }
     }
 
+    /// Outputs, those said before among them.
+    fn outputs(&self) -> u32 {
+        self.spec.request().said.len() as u32 + self.spoken.len() as u32
+    }
+
     /// The sequence's last word.
     pub(super) fn finished(self, id: SequenceId, finish: Finish) -> Outcome {
         let usage = Usage {
             prompt_tokens: self.spec.prompt_tokens(),
-            output_tokens: self.outputs,
+            output_tokens: self.outputs(),
             reasoning_tokens: self.reasoning.tokens(),
         };
         Outcome::Finished { id, finish, usage, routing: Box::new(self.routing) }

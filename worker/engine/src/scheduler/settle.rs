@@ -39,7 +39,7 @@ impl Scheduler {
             let share = Share { logits: rows.clone(), drawn: draws.next_if(|(draw, _)| draw.row < end) };
             match step.given_up.get(place).cloned().flatten() {
                 Some(failure) => out.extend(self.end(id, Finish::Failed(failure))),
-                None => self.settle((id, segment), share, &results.routing, hear, out),
+                None => self.settle((id, segment, step.counted[place]), share, &results.routing, hear, out),
             }
         }
         drop(batch);
@@ -60,12 +60,13 @@ impl Scheduler {
     /// those that were given up.
     fn count(&mut self, step: &Step, routing: &StepRouting) {
         let shape = self.shape;
-        let segments = step.batch.segments.iter().zip(&step.tallies).zip(&step.given_up);
-        for ((segment, tally), _) in segments.filter(|(_, given_up)| given_up.is_none()) {
-            routing.count(segment.rows(), &mut self.routing);
+        let segments = step.batch.segments.iter().zip(&step.counted).zip(&step.tallies).zip(&step.given_up);
+        for (((segment, counted), tally), _) in segments.filter(|(_, given_up)| given_up.is_none()) {
+            let rows = uncounted(segment, *counted);
+            routing.count(rows.clone(), &mut self.routing);
             if let Some(tally) = tally {
                 let counts = self.tallies.entry(*tally).or_insert_with(|| RoutingCounts::without_weights(shape));
-                routing.count(segment.rows(), counts);
+                routing.count(rows, counts);
             }
         }
     }
@@ -87,20 +88,22 @@ impl Scheduler {
     /// One segment's share of a completed step: its sequence goes on, or ends.
     fn settle(
         &mut self,
-        (id, segment): (SequenceId, &Segment),
+        (id, segment, counted): (SequenceId, &Segment, u32),
         share: Share<'_>,
         routing: &StepRouting,
         hear: &mut dyn FnMut(SequenceId, u32) -> Heard,
         out: &mut Vec<Outcome>,
     ) {
         let Some(sequence) = self.running.get_mut(&id) else { return };
-        routing.count(segment.rows(), &mut sequence.routing);
+        routing.count(uncounted(segment, counted), &mut sequence.routing);
         sequence.passed(segment.tokens);
-        if sequence.spec.request().raw_logits {
-            out.push(Outcome::RawLogits { id, position: segment.position, rows: share.logits });
+        if sequence.spec.request().raw_logits && !share.logits.is_empty() {
+            out.push(Outcome::RawLogits { id, position: segment.position + counted, rows: share.logits });
         }
         let Some((draw, drawn)) = share.drawn else {
-            self.prefilling.push_back(id);
+            if sequence.prompt_left() > 0 {
+                self.prefilling.push_back(id);
+            }
             out.push(Outcome::Progress { id });
             return;
         };
@@ -118,4 +121,10 @@ impl Scheduler {
             out.extend(self.end(id, finish));
         }
     }
+}
+
+/// Rows that are not read again.
+fn uncounted(segment: &Segment, counted: u32) -> Range<usize> {
+    let rows = segment.rows();
+    rows.start + counted as usize..rows.end
 }

@@ -81,6 +81,24 @@ impl Double {
         self.steps += 1;
     }
 
+    /// Does what the scheduler wants of sequences' states.
+    pub fn carry_out(&mut self, what: Move, scheduler: &mut Scheduler) {
+        match what {
+            Move::Export { slot } => scheduler.exported(slot, Ok(self.export(slot))),
+            Move::Import { slot, blocks, state } => {
+                let ids = state.bytes.chunks(4).map(|id| u32::from_le_bytes(id.try_into().unwrap()));
+                blocks.iter().for_each(|block| self.slots.retain(|_, slot| !slot.blocks.contains(block)));
+                self.slots.insert(slot, Slot { seen: ids.collect(), blocks });
+                scheduler.imported(slot, Ok(()));
+            }
+        }
+    }
+
+    fn export(&mut self, slot: SlotId) -> SequenceState {
+        let seen = &self.slots[&slot].seen;
+        SequenceState { tokens: seen.len() as u64, bytes: seen.iter().flat_map(|id| id.to_le_bytes()).collect() }
+    }
+
     /// A sequence begins, or goes on where it was. Blocks that it takes from another slot are that one's end.
     fn grow(&mut self, segment: &Segment, fresh: Vec<u32>) {
         if segment.position == 0 {
@@ -115,7 +133,7 @@ pub fn limits() -> Limits {
 }
 
 pub fn scheduler(limits: Limits, queue: u32, prefill_tokens: u32) -> Scheduler {
-    let config = SchedulerConfig { limits, queue, prefill_tokens };
+    let config = SchedulerConfig { limits, queue, prefill_tokens, aside_bytes: u64::MAX };
     Scheduler::new(config, SHAPE, AllowedIds::from_ids(VOCAB, 0..KNOWN)).unwrap()
 }
 
@@ -124,6 +142,23 @@ pub fn compute(scheduler: &mut Scheduler, device: &mut Double, step: &Step) -> R
     let mut results = scheduler.blank_results();
     device.compute(&step.batch, &mut results);
     results
+}
+
+/// The next step, once all that it waits for is done.
+pub fn next(scheduler: &mut Scheduler, device: &mut Double, out: &mut Vec<Outcome>) -> Option<Step> {
+    loop {
+        let moves = scheduler.take_moves();
+        let moved = !moves.is_empty();
+        moves.into_iter().for_each(|what| device.carry_out(what, scheduler));
+        if let Some(step) = scheduler.next_step(out) {
+            return Some(step);
+        }
+        let more = scheduler.take_moves();
+        if more.is_empty() && !moved {
+            return None;
+        }
+        more.into_iter().for_each(|what| device.carry_out(what, scheduler));
+    }
 }
 
 /// Text that means nothing.
@@ -143,7 +178,10 @@ pub fn turn_heard(
     hear: &mut dyn FnMut(SequenceId, u32) -> Heard,
 ) -> Option<(StepKind, Vec<Outcome>)> {
     let mut out = Vec::new();
-    let step = scheduler.next_step(&mut out)?;
+    let Some(step) = next(scheduler, device, &mut out) else {
+        // An end without a step.
+        return (!out.is_empty()).then_some((StepKind::Decode, out));
+    };
     let kind = step.kind;
     let results = compute(scheduler, device, &step);
     scheduler.complete(step, &results, hear, &mut out);

@@ -81,7 +81,7 @@ fn tokenizer() -> &'static Tokenizer {
 impl Stand {
     fn new(text: &str) -> Self {
         let tokenizer = tokenizer();
-        let config = SchedulerConfig { limits: LIMITS, queue: 4, prefill_tokens: 7 };
+        let config = SchedulerConfig { limits: LIMITS, queue: 4, prefill_tokens: 7, aside_bytes: 0 };
         let scheduler = Scheduler::new(config, SHAPE, AllowedIds::all(LIMITS.vocab)).unwrap();
         let device = Scripted { script: tokenizer.encode(text).unwrap() };
         Self { sequences: Sequences::new(scheduler), device, tokenizer, next: 0 }

@@ -19,6 +19,7 @@ use tonic::Status;
 
 use super::double;
 use crate::config::{Config, ExecutorKind};
+use crate::device::loaded::Load;
 use crate::device::{Device, Group, GroupPod, Inbox, NewSequence, Parts, SequenceKey};
 use crate::status::SharedStatus;
 use crate::tallies::Tallies;
@@ -53,6 +54,8 @@ pub struct Reader {
     pub prompt: Vec<u32>,
     pub tokens: usize,
     pub said: Vec<u32>,
+    /// Whole logits of every position, where they were asked for.
+    pub logits: Vec<u8>,
     pub end: Option<(FinishReason, String)>,
     pub cancelled: bool,
     events: mpsc::Receiver<Result<GenerateEvent, Status>>,
@@ -66,48 +69,64 @@ pub struct World {
     generation: u64,
 }
 
-fn config(pod: usize, slots: u32, kv_tokens: u32, prefill_chunk: u32) -> Config {
-    let nowhere = "127.0.0.1:0".parse().unwrap();
-    Config {
-        model: Location::Folder(PathBuf::new()),
-        fetch: None,
-        pod: pod as u16,
-        member: None,
-        listen: nowhere,
-        listen_fd: None,
-        admin: None,
-        executor: ExecutorKind::Cpu,
-        threads: 1,
-        slots,
-        kv_tokens,
-        max_context: kv_tokens.min(512),
-        prefill_chunk,
-        queue: 64,
-        raw_logits_limit: 0,
-        expert_wait: Duration::from_millis(50),
-        drain: Duration::ZERO,
-        tls: None,
+/// What the pods of a world are like.
+#[derive(Clone, Copy)]
+pub struct Setup {
+    pub pods: usize,
+    pub slots: u32,
+    /// Beside a block for every slot.
+    pub kv_tokens: u32,
+    pub prefill_chunk: u32,
+    pub set_aside: u64,
+    pub threads: u16,
+    pub load: Load,
+}
+
+impl Setup {
+    fn config(&self, pod: usize) -> Config {
+        let nowhere = "127.0.0.1:0".parse().unwrap();
+        Config {
+            model: Location::Folder(PathBuf::new()),
+            fetch: None,
+            pod: pod as u16,
+            member: None,
+            listen: nowhere,
+            listen_fd: None,
+            admin: None,
+            executor: ExecutorKind::Cpu,
+            threads: self.threads,
+            slots: self.slots,
+            kv_tokens: self.kv_tokens,
+            set_aside: self.set_aside,
+            max_context: self.kv_tokens.min(512),
+            prefill_chunk: self.prefill_chunk,
+            queue: 64,
+            raw_logits_limit: 0,
+            expert_wait: Duration::from_millis(50),
+            drain: Duration::ZERO,
+            tls: None,
+        }
     }
 }
 
 impl World {
     /// So many pods, none of which is connected or holds anything yet.
-    pub fn new(pods: usize, slots: u32, kv_tokens: u32, prefill_chunk: u32) -> Self {
+    pub fn new(setup: Setup) -> Self {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/testdata/tiny-B");
-        let arch = Checkpoint::open(&folder).unwrap().architecture().clone();
+        let (arch, pods) = (Checkpoint::open(&folder).unwrap().architecture().clone(), setup.pods);
         let device = |pod| {
             let checkpoint = Checkpoint::open(&folder).unwrap();
             let parts = Parts {
                 known: AllowedIds::all(arch.vocab as u32),
                 checkpoint,
                 remote: None,
-                load: double::load,
+                load: setup.load,
                 transport: Box::new(NoTransport),
                 status: Arc::new(SharedStatus::new(StatusResponse::default())),
                 tallies: Arc::new(Tallies::new(RoutingShape::of(&arch))),
                 runtime: runtime(),
             };
-            Device::new(&config(pod, slots, kv_tokens, prefill_chunk), parts).unwrap()
+            Device::new(&setup.config(pod), parts).unwrap()
         };
         let mut world = Self { pods: (0..pods).map(device).collect(), arch, wires: Vec::new(), readers: Vec::new(), generation: 0 };
         for from in 0..pods {
@@ -233,18 +252,24 @@ impl World {
         self.pods[pod].tick();
     }
 
-    /// A new sequence; its place among the readers, or why it was refused.
+    /// A new greedy sequence; its place among the readers, or why it was refused.
     pub fn submit(&mut self, pod: usize, prompt: Vec<u32>, tokens: usize) -> Result<usize, Status> {
+        self.ask(pod, SequenceRequest::greedy(prompt, tokens as u32))
+    }
+
+    /// The same of any kind.
+    pub fn ask(&mut self, pod: usize, request: SequenceRequest) -> Result<usize, Status> {
         let key = SequenceKey(self.readers.len() as u64);
-        let (sink, events) = mpsc::channel(2 * (prompt.len() + tokens) + 2);
+        let (prompt, tokens) = (request.prompt.clone(), request.max_tokens as usize);
+        let (sink, events) = mpsc::channel(4 * (prompt.len() + tokens) + 64);
         let (accepted, mut answer) = oneshot::channel();
         let limits = self.pods[pod].config.limits(&self.arch);
-        let spec = SequenceSpec::new(SequenceRequest::greedy(prompt.clone(), tokens as u32), &limits).unwrap();
+        let spec = SequenceSpec::new(request, &limits).unwrap();
         let new = NewSequence { key, spec, text: None, tally: None, events: sink, accepted };
         self.pods[pod].take(Inbox::Generate(Box::new(new)));
         answer.try_recv().expect("an answer at once")?;
-        let (said, end, cancelled) = Default::default();
-        self.readers.push(Reader { pod, key, prompt, tokens, said, end, cancelled, events });
+        let (said, logits, end, cancelled) = Default::default();
+        self.readers.push(Reader { pod, key, prompt, tokens, said, logits, end, cancelled, events });
         Ok(self.readers.len() - 1)
     }
 
@@ -262,7 +287,11 @@ impl World {
                 match event.unwrap().event.unwrap() {
                     generate_event::Event::Tokens(tokens) => reader.said.extend(tokens.ids),
                     generate_event::Event::Finished(end) => reader.end = Some((end.reason(), end.error_reason)),
-                    generate_event::Event::RawLogits(_) => panic!("not asked for"),
+                    generate_event::Event::RawLogits(raw) => {
+                        let row = self.arch.vocab * size_of::<f32>();
+                        assert_eq!(reader.logits.len(), raw.position as usize * row, "each position once, in order");
+                        reader.logits.extend_from_slice(&raw.values);
+                    }
                 }
             }
         }

@@ -1,0 +1,263 @@
+//! Who is let in, who is set aside and comes back, and what is free again.
+
+use super::{Scheduler, SequenceId, SequenceSpec, SequenceState, SlotId, Step, StepId};
+use crate::executor::ExecutorError;
+use crate::step::{Finish, Outcome};
+
+use super::sequence::{Busy, Sequence};
+
+/// What the executor is to do with a sequence's state.
+#[derive(Debug, PartialEq)]
+pub enum Move {
+    /// Give it out; the answer goes to [`Scheduler::exported`].
+    Export {
+        /// Where it is.
+        slot: SlotId,
+    },
+    /// Take it in; the answer goes to [`Scheduler::imported`].
+    Import {
+        /// Where it is to be.
+        slot: SlotId,
+        /// Its KV blocks, in the order of tokens.
+        blocks: Vec<u32>,
+        /// What was given out.
+        state: SequenceState,
+    },
+}
+
+/// A sequence that was set aside.
+#[derive(Debug)]
+pub(super) struct Aside {
+    pub(super) sequence: Sequence,
+    /// None where it begins again from its ids.
+    state: Option<SequenceState>,
+}
+
+impl Aside {
+    fn bytes(&self) -> u64 {
+        self.state.as_ref().map_or(0, |state| state.bytes.len() as u64)
+    }
+}
+
+/// What a sequence held that went in the middle of something.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    until: Busy,
+    slot: SlotId,
+    blocks: Vec<u32>,
+}
+
+impl Scheduler {
+    /// What the executor is to do with sequences' states, in this order, before the next step begins.
+    pub fn take_moves(&mut self) -> Vec<Move> {
+        std::mem::take(&mut self.moves)
+    }
+
+    /// The executor has given a state out, or has failed to: then the sequence begins again from its ids.
+    pub fn exported(&mut self, slot: SlotId, state: Result<SequenceState, ExecutorError>) {
+        if let Some((id, mut sequence)) = self.take_moving(slot, Busy::Leaving) {
+            self.pool.give_back(slot, &std::mem::take(&mut sequence.blocks));
+            (sequence.slot, sequence.busy) = (None, Busy::Free);
+            let fits = |state: &SequenceState| self.aside_bytes + state.bytes.len() as u64 <= self.config.aside_bytes;
+            let state = state.ok().filter(fits);
+            self.put_aside(id, sequence, state);
+        }
+        self.let_in();
+    }
+
+    /// The executor has taken a state in, or has failed to: then the sequence begins again from its ids.
+    pub fn imported(&mut self, slot: SlotId, result: Result<(), ExecutorError>) {
+        if let Some((id, mut sequence)) = self.take_moving(slot, Busy::Arriving) {
+            sequence.busy = Busy::Free;
+            if result.is_ok() {
+                if sequence.prompt_left() > 0 {
+                    self.prefilling.push_back(id);
+                }
+                self.running.insert(id, sequence);
+            } else {
+                self.pool.give_back(slot, &std::mem::take(&mut sequence.blocks));
+                sequence.slot = None;
+                self.put_aside(id, sequence, None);
+            }
+        }
+        self.let_in();
+    }
+
+    /// The sequences set aside are alive, for whoever waits for their next token.
+    pub fn reassure(&self, out: &mut Vec<Outcome>) {
+        out.extend(self.aside.keys().map(|id| Outcome::Progress { id: *id }));
+    }
+
+    /// KV blocks that a sequence of so many known tokens needs to run and say one more.
+    pub(super) fn blocks_to_begin(&self, known: u32) -> usize {
+        self.config.limits.blocks_of(u64::from(known) + 1) as usize
+    }
+
+    /// KV blocks that are in use, or that prompts which are being read will use.
+    pub(super) fn committed(&self) -> usize {
+        let running = self.running.values().map(|sequence| sequence.blocks.len().max(self.blocks_to_begin(sequence.known() - 1)));
+        running.sum::<usize>() + self.leaving.iter().map(|leaving| leaving.blocks.len()).sum::<usize>()
+    }
+
+    /// Whether a sequence that needs so many blocks can run now. Each that runs is left one block to grow into, or what is let in would push
+    /// it out again at once.
+    fn has_room(&self, blocks: usize) -> bool {
+        let (limits, others) = (&self.config.limits, self.running.len() + self.leaving.len());
+        others < limits.slots as usize && self.committed() + blocks + others <= limits.kv_blocks as usize
+    }
+
+    pub(super) fn lets_in(&self, spec: &SequenceSpec) -> bool {
+        self.aside.is_empty() && self.has_room(self.blocks_to_begin(spec.given_tokens()))
+    }
+
+    /// Lets sequences run while there is room: those set aside first, oldest first.
+    pub(super) fn let_in(&mut self) {
+        while let Some((id, aside)) = self.aside.pop_first() {
+            if !self.has_room(self.blocks_to_begin(aside.sequence.known())) {
+                self.aside.insert(id, aside);
+                return;
+            }
+            self.aside_bytes -= aside.bytes();
+            self.bring_back(id, aside);
+        }
+        while self.waiting.front().is_some_and(|(_, spec)| self.lets_in(spec)) {
+            let (Some(slot), Some((id, spec))) = (self.pool.take_slot(), self.waiting.pop_front()) else { return };
+            self.running.insert(id, Sequence::new(spec, Some(slot), self.shape));
+            self.prefilling.push_back(id);
+        }
+    }
+
+    fn bring_back(&mut self, id: SequenceId, Aside { mut sequence, state }: Aside) {
+        let Some(slot) = self.pool.take_slot() else { return };
+        sequence.slot = Some(slot);
+        match state {
+            Some(state) => {
+                for _ in 0..self.config.limits.blocks_of(state.tokens) {
+                    sequence.blocks.extend(self.pool.take_block(sequence.blocks.last().copied()));
+                }
+                sequence.busy = Busy::Arriving;
+                self.moves.push(Move::Import { slot, blocks: sequence.blocks.clone(), state });
+            }
+            None => {
+                sequence.begin_again();
+                self.prefilling.push_back(id);
+            }
+        }
+        self.running.insert(id, sequence);
+    }
+
+    /// Sees to it that a sequence has the KV blocks for its next `tokens`. Where there are none left the youngest goes, be it this one; false:
+    /// it cannot take part in a step now.
+    pub(super) fn secure(&mut self, id: SequenceId, tokens: u32, out: &mut Vec<Outcome>) -> bool {
+        let Some(sequence) = self.running.get_mut(&id) else { return false };
+        let needed = self.config.limits.blocks_of(u64::from(sequence.position()) + u64::from(tokens)) as usize;
+        while sequence.blocks.len() < needed {
+            match self.pool.take_block(sequence.blocks.last().copied()) {
+                Some(block) => sequence.blocks.push(block),
+                None => {
+                    self.make_room(id, out);
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    fn make_room(&mut self, id: SequenceId, out: &mut Vec<Outcome>) {
+        if self.running.len() == 1 && self.leaving.is_empty() {
+            // It has all blocks there are.
+            out.extend(self.end(id, Finish::Length));
+            return;
+        }
+        let on_the_move = self.running.values().any(|sequence| sequence.busy == Busy::Leaving);
+        let youngest = self.running.iter().rev().find(|(_, sequence)| sequence.busy == Busy::Free).map(|(id, _)| *id);
+        // One that goes makes room enough for now. Those in a step end soon, or are asked then.
+        if let (false, Some(youngest)) = (on_the_move, youngest.filter(|youngest| *youngest >= id)) {
+            self.set_aside(youngest, out);
+        }
+    }
+
+    fn set_aside(&mut self, id: SequenceId, out: &mut Vec<Outcome>) {
+        self.prefilling.retain(|other| *other != id);
+        let Some(sequence) = self.running.get_mut(&id) else { return };
+        out.push(Outcome::Progress { id });
+        if let (Some(slot), true) = (sequence.slot, sequence.position() > 0) {
+            sequence.busy = Busy::Leaving;
+            return self.moves.push(Move::Export { slot });
+        }
+        if let Some(mut sequence) = self.running.remove(&id) {
+            self.free(&mut sequence);
+            sequence.slot = None;
+            self.put_aside(id, sequence, None);
+        }
+    }
+
+    fn put_aside(&mut self, id: SequenceId, sequence: Sequence, state: Option<SequenceState>) {
+        let aside = Aside { sequence, state };
+        self.aside_bytes += aside.bytes();
+        self.aside.insert(id, aside);
+    }
+
+    /// The sequence whose state is on its way; what one held that has gone meanwhile is free.
+    fn take_moving(&mut self, slot: SlotId, busy: Busy) -> Option<(SequenceId, Sequence)> {
+        let moving = |sequence: &Sequence| (sequence.slot, sequence.busy) == (Some(slot), busy);
+        if let Some(id) = self.running.iter().find(|(_, sequence)| moving(sequence)).map(|(id, _)| *id) {
+            return self.running.remove_entry(&id);
+        }
+        self.free_leaving(|leaving| (leaving.slot, leaving.until) == (slot, busy));
+        None
+    }
+
+    /// Takes a sequence out, frees what it held and lets others in.
+    pub(super) fn release(&mut self, id: SequenceId) -> Option<Sequence> {
+        let sequence = if let Some(mut sequence) = self.running.remove(&id) {
+            self.prefilling.retain(|other| *other != id);
+            self.free(&mut sequence);
+            sequence
+        } else if let Some(aside) = self.aside.remove(&id) {
+            self.aside_bytes -= aside.bytes();
+            aside.sequence
+        } else {
+            let place = self.waiting.iter().position(|(waiting, _)| *waiting == id)?;
+            let (_, spec) = self.waiting.remove(place)?;
+            Sequence::new(spec, None, self.shape)
+        };
+        // A waiting one that leaves may have held up those behind it.
+        self.let_in();
+        Some(sequence)
+    }
+
+    /// Gives back what a sequence holds, now or with the end of what it is part of.
+    fn free(&mut self, sequence: &mut Sequence) {
+        let Some(slot) = sequence.slot else { return };
+        let blocks = std::mem::take(&mut sequence.blocks);
+        match sequence.busy {
+            Busy::Free => self.pool.give_back(slot, &blocks),
+            until => self.leaving.push(Leaving { until, slot, blocks }),
+        }
+    }
+
+    fn free_leaving(&mut self, ended: impl Fn(&Leaving) -> bool) {
+        let pool = &mut self.pool;
+        self.leaving.retain(|leaving| {
+            let ended = ended(leaving);
+            if ended {
+                pool.give_back(leaving.slot, &leaving.blocks);
+            }
+            !ended
+        });
+    }
+
+    /// A step has ended: its sequences can take part in others, and what those held that went is free.
+    pub(super) fn land(&mut self, step: &Step) {
+        let in_step = |id: StepId| Busy::Step(id);
+        self.flying.retain(|(id, _)| *id != step.id);
+        for id in &step.owners {
+            if let Some(sequence) = self.running.get_mut(id).filter(|sequence| sequence.busy == in_step(step.id)) {
+                sequence.busy = Busy::Free;
+            }
+        }
+        self.free_leaving(|leaving| leaving.until == in_step(step.id));
+        self.let_in();
+    }
+}
