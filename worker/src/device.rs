@@ -1,10 +1,9 @@
 //! The device thread: the one owner of weights, caches, sequences and the exchange with peers. Everything reaches it through
 //! its inbox; it never waits for the network and never blocks on a send.
 //!
-//! One turn: read the inbox, hand over peers' decode requests, then let the executor do one piece of work or pick up what it has done.
-//! The executor computes peers' requests first, then the own step that decodes, then the one that reads prompts. Where it has nothing
-//! left to do, because own steps wait for peers or there are none, a peer's prefill request and the beginning of an own step take
-//! turns, so that neither starves. With none of these the thread sleeps until something comes.
+//! One turn: read the inbox, hand over a step of each kind and what peers ask for, then let the executor do one piece of work or pick up what it
+//! has done. Whose piece that is, is the executor's to say: own steps and peers' requests, streams and prompts share the time. With nothing
+//! to do the thread sleeps until something comes.
 
 mod announce;
 pub(crate) mod convert;
@@ -26,7 +25,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use m1_arch::Architecture;
 use m1_engine::{AllowedIds, Command, Completion, Failure, Move, RoutingShape, Scheduler, SchedulerConfig, Turn};
-use m1_exchange::{Action, DispatchTable, Exchange, Lane, Micros, PodId};
+use m1_exchange::{Action, DispatchTable, Exchange, Micros, PodId};
 use m1_weights::Checkpoint;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -49,9 +48,15 @@ use serving::Requests;
 pub use fetch::Remote;
 pub use inbox::{Events, Gone, Group, GroupPod, Inbox, NewSequence, SequenceKey};
 pub use loaded::{LoadError, load};
+pub use sequences::must_arrive;
 
 /// Messages taken in before the next piece of work: more than come in one, so that only a flood is held back.
 const MESSAGES_PER_TURN: usize = 128;
+
+/// Part of a prefill step that is read at once while streams wait for their next tokens.
+const BESIDE: u32 = 4;
+/// Tokens of that at least: a block, below which the same weights are read for less and less.
+const LEAST_BESIDE: u32 = 64;
 
 /// Why a worker does not start.
 #[derive(Debug, thiserror::Error)]
@@ -136,8 +141,6 @@ struct Device {
     steps: Vec<OwnStep>,
     /// What peers asked for.
     requests: Requests,
-    /// A peer's prefill request had the last turn in which there was nothing else to do.
-    served_last: bool,
     /// Memory of the list of actions.
     actions: Vec<Action>,
     draining: bool,
@@ -149,8 +152,13 @@ impl Device {
         let Parts { checkpoint, remote, known, load, transport, status, tallies, .. } = parts;
         let arch = checkpoint.architecture().clone();
         let limits = config.limits(&arch);
-        let (queue, prefill_tokens, aside_bytes) = (config.queue, config.prefill_chunk, config.set_aside);
-        let scheduler = SchedulerConfig { limits, queue, prefill_tokens, aside_bytes };
+        let scheduler = SchedulerConfig {
+            limits,
+            queue: config.queue,
+            prefill_tokens: config.prefill_chunk,
+            prefill_beside: (config.prefill_chunk / BESIDE).max(config.prefill_chunk.min(LEAST_BESIDE)),
+            aside_bytes: config.set_aside,
+        };
         let (layers, experts) = (arch.layers.len(), arch.experts);
         let mut exchange = m1_exchange::Config::new(PodId(config.pod), layers, experts, arch.top_k, arch.hidden);
         exchange.credits = CREDITS;
@@ -177,7 +185,6 @@ impl Device {
             peers: Peers::default(),
             steps: Vec::new(),
             requests: Requests::default(),
-            served_last: false,
             actions: Vec::new(),
             draining: false,
             started: Instant::now(),
@@ -220,40 +227,25 @@ impl Device {
         if self.tend_steps() {
             return true;
         }
-        self.serve(Lane::Decode);
+        while self.begin() {}
+        self.hand_over_requests();
         let Some(executor) = &mut self.executor else { return false };
         match self.announcer.turn(executor.due(), || executor.turn()) {
             Turn::Done(completion) => self.completed(completion),
             Turn::Working => {}
-            Turn::Idle => return self.fill(),
+            Turn::Idle => return false,
         }
         true
     }
 
-    /// Gives the executor something to do, if there is anything. A peer's prefill request and an own step take turns.
-    fn fill(&mut self) -> bool {
-        if self.move_states() {
-            return true;
-        }
-        let served_last = std::mem::take(&mut self.served_last);
-        if served_last && self.begin() {
-            return true;
-        }
-        self.served_last = self.serve(Lane::Bulk);
-        self.served_last || self.begin()
-    }
-
-    /// Hands over what is to become of sequences' states. False: nothing.
-    fn move_states(&mut self) -> bool {
-        let moves = self.sequences.scheduler.take_moves();
-        let any = !moves.is_empty();
-        for what in moves {
+    /// Hands over what is to become of sequences' states.
+    fn move_states(&mut self) {
+        for what in self.sequences.scheduler.take_moves() {
             self.submit(match what {
                 Move::Export { slot } => Command::Export { slot },
                 Move::Import { slot, blocks, state } => Command::Import { slot, blocks, state },
             });
         }
-        any
     }
 
     fn completed(&mut self, completion: Completion) {

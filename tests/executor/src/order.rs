@@ -157,7 +157,7 @@ impl<E: Executor<Weights = Arc<Checkpoint>>> Suite<E> {
         let ask = || vec![request(1, hidden(1, width), 1, &[1, 2], &[0.25, 0.75])];
         let batch = rig.pack(&[turn]);
         let step = rig.begin(batch);
-        rig.executor.submit(Command::Serve { layer: LayerId(3), requests: ask() });
+        rig.executor.submit(Command::Serve { urgent: true, layer: LayerId(3), requests: ask() });
         assert!(matches!(rig.completion(), Completion::Served { sums: Ok(_), .. }), "peers go first");
         let logits = loop {
             match rig.completion() {

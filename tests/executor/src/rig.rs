@@ -83,11 +83,16 @@ impl<E: Executor<Weights = Arc<Checkpoint>>> Rig<E> {
         batch
     }
 
-    /// Hands a step over.
+    /// Hands a step over that streams wait for.
     pub fn begin(&mut self, batch: Batch) -> StepId {
+        self.begin_as(true, batch)
+    }
+
+    /// Hands a step over.
+    pub fn begin_as(&mut self, urgent: bool, batch: Batch) -> StepId {
         self.steps += 1;
         let (step, results) = (StepId(self.steps), Results::new(RoutingShape::of(&self.arch)));
-        self.executor.submit(Command::Begin { step, urgent: true, batch: Arc::new(batch), results });
+        self.executor.submit(Command::Begin { step, urgent, batch: Arc::new(batch), results });
         step
     }
 
@@ -175,7 +180,7 @@ impl<E: Executor<Weights = Arc<Checkpoint>>> Rig<E> {
     /// Serves requests of a layer together.
     pub fn serve(&mut self, layer: LayerId, requests: Vec<Request>) -> Vec<Result<Bytes, ExecutorError>> {
         let keys: Vec<RequestKey> = requests.iter().map(|request| request.key).collect();
-        self.executor.submit(Command::Serve { layer, requests });
+        self.executor.submit(Command::Serve { urgent: true, layer, requests });
         let mut served: Vec<(RequestKey, Result<Bytes, ExecutorError>)> = Vec::new();
         while served.len() < keys.len() {
             match self.completion() {

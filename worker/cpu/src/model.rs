@@ -4,9 +4,7 @@ use m1_arch::{Architecture, AttentionKind, LayerId, rotary_frequencies};
 use m1_engine::CacheSize;
 use m1_weights::TensorName;
 
-use crate::compute::Compute;
 use crate::error::CpuError;
-use crate::layout::Layout;
 use crate::lightning::{self, Lightning};
 use crate::softmax::{self, Softmax};
 use crate::weights::{Loader, Weight};
@@ -48,11 +46,11 @@ pub(crate) enum Mixer {
     Softmax(Softmax),
 }
 
-/// Memory of a step's attention.
+/// Memory of a call, kept for its allocation.
 #[derive(Debug, Default)]
 pub(crate) struct Buffers {
-    lightning: lightning::Buffers,
-    softmax: softmax::Buffers,
+    pub lightning: lightning::Buffers,
+    pub softmax: softmax::Buffers,
 }
 
 impl Model {
@@ -91,21 +89,6 @@ impl Layer {
 }
 
 impl Mixer {
-    /// What the heads give for `h` into `out`, `[rows, heads * head_dim]`, before the output projection; moves the caches on.
-    pub fn heads(
-        &mut self,
-        compute: &mut Compute,
-        buffers: &mut Buffers,
-        h: &[f32],
-        layout: &Layout,
-        out: &mut [f32],
-    ) -> Result<(), CpuError> {
-        match self {
-            Self::Lightning(lightning) => lightning.heads(compute, &mut buffers.lightning, h, layout, out),
-            Self::Softmax(softmax) => softmax.heads(compute, &mut buffers.softmax, h, layout, out),
-        }
-    }
-
     /// The output projection, `[hidden, heads * head_dim]`.
     pub fn out(&self) -> &Weight {
         match self {

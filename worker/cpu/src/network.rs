@@ -13,7 +13,8 @@ use crate::compute::{Compute, residual, room};
 use crate::error::CpuError;
 use crate::experts::{Brought, Experts};
 use crate::layout::Layout;
-use crate::model::{Buffers, Model};
+use crate::model::{Buffers, Mixer, Model};
+use crate::softmax::Piece;
 use crate::weights::Loader;
 
 /// The executor port on this machine's CPU.
@@ -38,6 +39,10 @@ pub struct CpuNetwork {
 pub struct Step {
     layout: Layout,
     numbers: Numbers,
+    /// Softmax attention that is done in part.
+    under_way: bool,
+    /// How many of its pieces are done.
+    done: usize,
 }
 
 /// Numbers of one step, `[rows, hidden]`.
@@ -51,13 +56,16 @@ struct Numbers {
     hidden: Vec<f32>,
     /// Sums of the experts of the layer in flight.
     sums: Vec<f32>,
+    /// What the heads give, `[rows, heads * head_dim]`.
+    heads: Vec<f32>,
+    /// Queries of softmax attention, likewise, and what is to be done with them.
+    query: Vec<f32>,
+    pieces: Vec<Piece>,
 }
 
 /// Numbers of no meaning between two calls, kept for their allocation.
 #[derive(Debug, Default)]
 struct Scratch {
-    /// What the heads give, `[rows, heads * head_dim]`.
-    heads: Vec<f32>,
     /// Router logits, `[rows, experts]`.
     router: Vec<f32>,
     /// Peers' rows, and their sums.
@@ -113,23 +121,41 @@ impl CpuNetwork {
         for (id, x) in batch.ids.iter().zip(x.chunks_exact_mut(hidden)) {
             embedding.read_row(*id as usize, x);
         }
-        Ok(Step { layout, numbers })
+        Ok(Step { layout, numbers, under_way: false, done: 0 })
     }
 
-    fn attend(&mut self, step: &mut Step, layer: LayerId, routing: &mut LayerRouting) -> Result<(), CpuError> {
+    /// A turn of a layer's attention; true when it is whole.
+    fn attend(&mut self, step: &mut Step, layer: LayerId, routing: &mut LayerRouting) -> Result<bool, CpuError> {
         let (Some(weights), Some(kind)) = (self.model.layers.get_mut(layer.index()), self.arch.kind(layer)) else {
             let allowed = format!("less than {}", self.arch.layers.len());
             return Err(ExecutorError::InvalidArgument { what: "layer", given: layer.0.into(), allowed }.into());
         };
         let (rows, width, compute) = (step.layout.rows, self.arch.hidden, &mut self.compute);
         let (eps, by) = (self.arch.rms_norm_eps as f32, self.arch.residual(kind));
-        let Numbers { x, h, hidden, sums } = &mut step.numbers;
+        let Numbers { x, h, hidden, sums, heads, query, pieces } = &mut step.numbers;
         let (x, h) = (room(x, rows * width), room(h, rows * width));
+        let heads = room(heads, rows * self.arch.attention_dim());
+        let buffers = &mut self.scratch.buffers;
+        if !step.under_way {
+            compute.rms(x, &weights.input_norm, eps, h);
+        }
+        match &mut weights.mixer {
+            Mixer::Lightning(lightning) => lightning.heads(compute, &mut buffers.lightning, h, &step.layout, heads)?,
+            Mixer::Softmax(softmax) => {
+                let query = room(query, heads.len());
+                if !step.under_way {
+                    softmax.prepare(compute, &mut buffers.softmax, h, &step.layout, (&mut *query, &mut *pieces))?;
+                    (step.under_way, step.done) = (true, 0);
+                }
+                step.done += softmax.attend_some(compute, &step.layout, query, &pieces[step.done..], heads);
+                if step.done < pieces.len() {
+                    return Ok(false);
+                }
+                step.under_way = false;
+            }
+        }
         let (hidden, sums) = (room(hidden, rows * width), room(sums, rows * width));
-        let heads = room(&mut self.scratch.heads, rows * self.arch.attention_dim());
         let router = room(&mut self.scratch.router, rows * self.arch.experts);
-        compute.rms(x, &weights.input_norm, eps, h);
-        weights.mixer.heads(compute, &mut self.scratch.buffers, h, &step.layout, heads)?;
         // What comes of the heads, where the experts' sums will be.
         compute.products([(&*heads, weights.mixer.out(), &mut *sums)])?;
         if self.arch.postnorm {
@@ -140,7 +166,7 @@ impl CpuNetwork {
         compute.products([(&*hidden, &weights.router, &mut *router)])?;
         choose_experts(router, self.arch.experts, self.arch.top_k, routing);
         sums.fill(0.0);
-        Ok(())
+        Ok(true)
     }
 
     /// Final norm and head on the wanted rows only, then the draws, which threads share.
@@ -214,7 +240,7 @@ impl Network for CpuNetwork {
         Ok(self.embed(batch, tables)?)
     }
 
-    fn attention(&mut self, step: &mut Step, layer: LayerId, routing: &mut LayerRouting) -> Result<(), ExecutorError> {
+    fn attention(&mut self, step: &mut Step, layer: LayerId, routing: &mut LayerRouting) -> Result<bool, ExecutorError> {
         Ok(self.attend(step, layer, routing)?)
     }
 

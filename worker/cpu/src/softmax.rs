@@ -32,10 +32,22 @@ pub(crate) struct Softmax {
     cache: Vec<f32>,
 }
 
-/// Memory of a step, kept for its allocation.
+/// Operations of one turn for each thread: some 5 ms. With a long context one layer takes seconds, and others want the device meanwhile.
+const TURN: usize = 200_000_000;
+
+/// One piece of a step's work: some tokens' queries of one KV head.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Piece {
+    /// Place of the span in the layout.
+    span: usize,
+    /// First of its tokens.
+    first: usize,
+    kv_head: usize,
+}
+
+/// Memory of a call, kept for its allocation.
 #[derive(Debug, Default)]
 pub(crate) struct Buffers {
-    query: Vec<f32>,
     key: Vec<f32>,
     value: Vec<f32>,
 }
@@ -56,17 +68,16 @@ impl Softmax {
         })
     }
 
-    /// Output of all heads into `out`, `[rows, N]`; fills the cache.
-    pub fn heads(
+    /// Queries of all heads into `query`, `[rows, N]`, rotated and scaled; fills the cache. What is to be done then comes into `pieces`.
+    pub fn prepare(
         &mut self,
         compute: &mut Compute,
         buffers: &mut Buffers,
         h: &[f32],
         layout: &Layout,
-        out: &mut [f32],
+        (query, pieces): (&mut [f32], &mut Vec<Piece>),
     ) -> Result<(), CpuError> {
         let (rows, dim, width) = (layout.rows, self.dim, self.kv_heads * self.dim);
-        let query = room(&mut buffers.query, rows * self.heads * dim);
         let (key, value) = (room(&mut buffers.key, rows * width), room(&mut buffers.value, rows * width));
         let jobs = [(h, &self.query, &mut *query), (h, &self.key, &mut *key), (h, &self.value, &mut *value)];
         compute.products(jobs)?;
@@ -74,21 +85,34 @@ impl Softmax {
         rotate(key, layout, width, dim);
         let scale = (dim as f64).powf(-0.5) as f32;
         query.iter_mut().for_each(|number| *number *= scale);
-        for span in &layout.spans {
+        pieces.clear();
+        for (place, span) in layout.spans.iter().enumerate() {
             self.keep(span, key, value);
+            let firsts = (0..span.tokens).step_by(QUERY_TOKENS);
+            pieces.extend(firsts.flat_map(|first| (0..self.kv_heads).map(move |kv_head| Piece { span: place, first, kv_head })));
         }
-        let (queries, to, this) = (&*query, Shared::new(out), &*self);
-        let mut pieces = Vec::new();
-        for span in &layout.spans {
-            pieces.extend(
-                (0..span.tokens).step_by(QUERY_TOKENS).flat_map(|first| (0..this.kv_heads).map(move |kv| (span, first, kv))),
-            );
-        }
-        compute.each(pieces.len(), |path, piece| {
-            let (span, first, kv_head) = pieces[piece];
-            this.attend(path, (span, first, kv_head), queries, &to);
-        });
         Ok(())
+    }
+
+    /// The output of some of these pieces, as many as one turn takes, into `out`, `[rows, N]`; how many they were.
+    pub fn attend_some(&self, compute: &mut Compute, layout: &Layout, queries: &[f32], pieces: &[Piece], out: &mut [f32]) -> usize {
+        let most = TURN * compute.pool.shares();
+        let mut operations = 0;
+        let fits = |piece: &&Piece| {
+            let begun = operations;
+            let span = &layout.spans[piece.span];
+            operations += 4 * QUERY_TOKENS.min(span.tokens - piece.first) * (span.position + piece.first) * self.heads
+                / self.kv_heads
+                * self.dim;
+            begun < most
+        };
+        let count = pieces.iter().take_while(fits).count();
+        let to = Shared::new(out);
+        compute.each(count, |path, place| {
+            let Piece { span, first, kv_head } = pieces[place];
+            self.attend(path, (&layout.spans[span], first, kv_head), queries, &to);
+        });
+        count
     }
 
     /// Where a block's keys of a KV head begin; its values follow them.

@@ -75,9 +75,9 @@ pub trait Executor {
     fn submit(&mut self, command: Command<Self::Weights>);
 
     /// What the next turn would compute, if it computes: for whoever has to say how long that may take.
-    fn due(&self) -> Option<Due>;
+    fn due(&mut self) -> Option<Due>;
 
-    /// Looks after the device: picks up a completion, or does one piece of work. Peers' requests go before steps, decode before prefill,
-    /// the older step before the younger.
+    /// Looks after the device: picks up a completion, or does one piece of work. Own steps and peers' requests, streams and prompts share the time,
+    /// so that none of them starves.
     fn turn(&mut self) -> Turn;
 }

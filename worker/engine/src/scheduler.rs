@@ -40,6 +40,8 @@ pub struct SchedulerConfig {
     pub queue: u32,
     /// Tokens of one prefill step at most; at least 1.
     pub prefill_tokens: u32,
+    /// The same while streams wait for their next tokens: a piece of it is what they wait for. At least 1.
+    pub prefill_beside: u32,
     /// Bytes of states that may be set aside; what is beyond is computed again.
     pub aside_bytes: u64,
 }
@@ -113,6 +115,7 @@ impl Scheduler {
             ("kv_block_tokens", limits.kv_block_tokens),
             ("kv_blocks", limits.kv_blocks),
             ("prefill_tokens", config.prefill_tokens),
+            ("prefill_beside", config.prefill_beside),
         ];
         if let Some(&(field, _)) = settings.iter().find(|&&(_, value)| value == 0) {
             return Err(SchedulerError::Zero { field });

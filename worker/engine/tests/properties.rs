@@ -302,7 +302,7 @@ proptest! {
         aside_bytes in prop_oneof![Just(0u64), 40u64..200, Just(u64::MAX)],
     ) {
         let limits = Limits { kv_blocks, ..limits() };
-        let config = SchedulerConfig { limits, queue: 4, prefill_tokens, aside_bytes };
+        let config = SchedulerConfig { limits, queue: 4, prefill_tokens, prefill_beside: prefill_tokens, aside_bytes };
         let mut world = World {
             scheduler: Scheduler::new(config, SHAPE, AllowedIds::from_ids(VOCAB, 0..KNOWN)).unwrap(),
             device: Double::new(limits),

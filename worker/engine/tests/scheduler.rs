@@ -124,7 +124,7 @@ fn runs_where_the_prompt_fits_with_room_to_grow() {
 /// Three sequences that each come to need half of all blocks.
 fn crowd(aside_bytes: u64) -> (Vec<Outcome>, Vec<SequenceId>, usize, u32) {
     let limits = Limits { kv_blocks: 12, ..limits() };
-    let config = SchedulerConfig { limits, queue: 4, prefill_tokens: 8, aside_bytes };
+    let config = SchedulerConfig { limits, queue: 4, prefill_tokens: 8, prefill_beside: 8, aside_bytes };
     let mut scheduler = Scheduler::new(config, SHAPE, AllowedIds::from_ids(VOCAB, 0..KNOWN)).unwrap();
     let mut device = Double::new(limits);
     let ids: Vec<SequenceId> = (0..3).map(|n| scheduler.submit(greedy_spec(vec![n + 1; 3], 22)).unwrap()).collect();
@@ -467,7 +467,7 @@ fn logprobs_come_where_asked_for() {
 #[test]
 fn settings_that_cannot_work_are_refused() {
     let known = || AllowedIds::all(VOCAB);
-    let config = SchedulerConfig { limits: limits(), queue: 1, prefill_tokens: 1, aside_bytes: 0 };
+    let config = SchedulerConfig { limits: limits(), queue: 1, prefill_tokens: 1, prefill_beside: 1, aside_bytes: 0 };
     let words = |config, known| Scheduler::new(config, SHAPE, known).unwrap_err().to_string();
     assert_eq!(words(SchedulerConfig { prefill_tokens: 0, ..config }, known()), "prefill_tokens is 0; at least 1 is needed");
     let limits = Limits { kv_blocks: 0, ..limits() };

@@ -93,8 +93,10 @@ impl Device {
         if self.executor.is_none() {
             return false;
         }
-        let Some((step, results)) = self.sequences.next_step() else { return self.move_states() };
+        let next = self.sequences.next_step();
+        // Sequences come back before the step that they are part of, and go before another gets their place.
         self.move_states();
+        let Some((step, results)) = next else { return false };
         if let Some(executor) = &mut self.executor {
             let urgent = step.kind == StepKind::Decode;
             executor.submit(Command::Begin { step: step.id, urgent, batch: step.batch.clone(), results });

@@ -7,7 +7,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use m1_engine::{ExecutorError, Failure, Outcome, Results, Scheduler, SequenceId, SequenceState, SlotId, Step, TallyId};
+use m1_engine::{
+    ExecutorError, Failure, Outcome, Results, Scheduler, SequenceId, SequenceRequest, SequenceState, SlotId, Step, TallyId,
+};
 use tonic::Status;
 
 use super::convert;
@@ -38,6 +40,7 @@ impl Sequences {
     /// Takes a sequence in or refuses it.
     pub fn admit(&mut self, new: NewSequence) {
         let NewSequence { key, spec, text, tally, events: sink, accepted } = new;
+        let must = must_arrive(spec.request());
         let id = match self.scheduler.submit(spec) {
             Ok(id) => id,
             Err(error) => {
@@ -47,7 +50,7 @@ impl Sequences {
             }
         };
         self.ids.insert(key, id);
-        self.open.insert(id, Open { key, sink, text, tally, stop: None });
+        self.open.insert(id, Open { key, sink, text, tally, stop: None, must });
         if accepted.send(Ok(())).is_err() {
             self.cancel(key);
         }
@@ -148,7 +151,7 @@ impl Sequences {
     }
 
     fn send(&mut self, outcome: Outcome, logits: &[f32]) {
-        let Some(open) = self.open.get(&outcome.id()) else { return };
+        let Some(open) = self.open.get_mut(&outcome.id()) else { return };
         match outcome {
             Outcome::Progress { .. } => open.progress(),
             Outcome::Token { token, logprobs, .. } => open.token(token, logprobs.as_deref()),
@@ -171,6 +174,12 @@ impl Sequences {
             }
         }
     }
+}
+
+/// Events of a sequence that its reader must get: each token, the logits of each position where they were asked for, and the end.
+pub fn must_arrive(request: &SequenceRequest) -> usize {
+    let (prompt, output) = (request.prompt.len(), request.max_tokens as usize);
+    output + if request.raw_logits { prompt + output } else { 0 } + 1
 }
 
 #[cfg(test)]

@@ -33,6 +33,11 @@ impl Requests {
         self.waiting.len() + self.computing.len()
     }
 
+    /// Whether rows of peers' prompts are being computed.
+    fn computes_prompts(&self) -> bool {
+        self.computing.values().any(|((_, lane, _), _)| *lane != Lane::Decode)
+    }
+
     /// Nobody waits for it. One that is being computed is thrown away when it is done.
     pub fn forget(&mut self, asked: Asked) {
         self.waiting.remove(&asked);
@@ -58,9 +63,18 @@ impl Device {
         }
     }
 
+    /// Hands over what peers ask for: all of their streams, and of their prompts one request after another, so that what streams ask for later is not
+    /// behind them all.
+    pub(super) fn hand_over_requests(&mut self) {
+        while self.serve(Lane::Decode) {}
+        if !self.requests.computes_prompts() {
+            self.serve(Lane::Bulk);
+        }
+    }
+
     /// Hands over the oldest request that is at most as patient as `least_urgent`, and others of its layer beside it, so that weights are
     /// read once. False: there is none.
-    pub(super) fn serve(&mut self, least_urgent: Lane) -> bool {
+    fn serve(&mut self, least_urgent: Lane) -> bool {
         if self.executor.is_none() {
             return false;
         }
@@ -72,7 +86,7 @@ impl Device {
             next = if rows < TOGETHER { self.exchange.next_beside(&first) } else { None };
         }
         if let (false, Some(executor)) = (requests.is_empty(), &mut self.executor) {
-            executor.submit(Command::Serve { layer: first.layer, requests });
+            executor.submit(Command::Serve { urgent: first.lane == Lane::Decode, layer: first.layer, requests });
         }
         true
     }

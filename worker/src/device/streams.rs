@@ -1,5 +1,5 @@
 //! One sequence towards whoever asked for it: where its events go, the rules that need its text, and whom it is counted for.
-//! Its channel holds every event that it can produce, so the device thread never waits for a reader.
+//! Its channel holds every event that must arrive, so the device thread never waits for a reader; signs of progress take what room is left.
 
 use std::sync::Arc;
 
@@ -27,6 +27,8 @@ pub(super) struct Open {
     pub tally: Option<Arc<Tally>>,
     /// The stop string that is complete.
     pub stop: Option<String>,
+    /// Events yet to come that must arrive, at most.
+    pub must: usize,
 }
 
 impl Open {
@@ -38,21 +40,25 @@ impl Open {
         Heard { stop: self.stop.is_some(), reasoning_open: seen.reasoning_open }
     }
 
-    /// Says that it is on its way.
+    /// Says that it is on its way, unless the reader has not taken what was said before.
     pub fn progress(&self) {
-        self.send(Event::Tokens(pb::Tokens::default()));
+        if self.sink.capacity() > self.must {
+            self.send(Event::Tokens(pb::Tokens::default()));
+        }
     }
 
     /// Sends a token.
-    pub fn token(&self, id: u32, logprobs: Option<&TokenLogprobs>) {
+    pub fn token(&mut self, id: u32, logprobs: Option<&TokenLogprobs>) {
         let logprobs = logprobs.map(convert::logprobs).into_iter().collect();
+        self.must = self.must.saturating_sub(1);
         self.send(Event::Tokens(pb::Tokens { ids: vec![id], logprobs }));
     }
 
     /// Sends raw logits, fp32 [rows, vocabulary].
-    pub fn logits(&self, position: u32, rows: u32, values: &[f32]) {
+    pub fn logits(&mut self, position: u32, rows: u32, values: &[f32]) {
         let mut bytes = Vec::with_capacity(std::mem::size_of_val(values));
         values.iter().for_each(|value| bytes.extend_from_slice(&value.to_le_bytes()));
+        self.must = self.must.saturating_sub(1);
         self.send(Event::RawLogits(pb::RawLogits { position, rows, values: Bytes::from(bytes) }));
     }
 

@@ -14,11 +14,13 @@ use tonic::Status;
 
 use super::WorkerService;
 use super::live::{Claim, checked_name};
-use crate::device::{Events, Inbox, NewSequence, SequenceKey};
+use crate::device::{Events, Inbox, NewSequence, SequenceKey, must_arrive};
 use crate::text::TextRules;
 
 /// Numbers sequences of this process.
 static NEXT: AtomicU64 = AtomicU64::new(1);
+/// Signs of progress that wait for a reader at most.
+const SIGNS: usize = 16;
 /// A longer text is read by a thread that may block: a million tokens take a tenth of a second, and connections wait meanwhile.
 const LONG_TEXT: usize = 4096;
 
@@ -69,9 +71,8 @@ pub async fn start(service: &WorkerService, request: pb::GenerateRequest) -> Res
         claim.raw_logits((tokens as u64 - 1) * u64::from(limits.vocab) * size_of::<f32>() as u64)?;
     }
     let key = SequenceKey(NEXT.fetch_add(1, Ordering::Relaxed));
-    // Every event the sequence can produce fits, so the device thread never waits for a slow reader: for each token of prompt
-    // and output at most its raw logits and a sign of progress or itself, and besides the first sign and the end.
-    let (sender, receiver) = mpsc::channel(2 * tokens + 2);
+    // Every event that must arrive fits, so the device thread never waits for a slow reader, and signs of progress beside them.
+    let (sender, receiver) = mpsc::channel(must_arrive(spec.request()) + SIGNS);
     let sequence = Sequence { key, events: service.events.clone(), receiver, ended: false, _claim: claim };
     let (accepted, answer) = oneshot::channel();
     let mut status = service.status.follow();

@@ -225,8 +225,8 @@ impl Network for TorchNetwork {
         without_grad(|| self.embed(batch, tables))
     }
 
-    fn attention(&mut self, step: &mut Step, layer: LayerId, routing: &mut LayerRouting) -> Result<(), ExecutorError> {
-        without_grad(|| self.attend(step, layer, routing))
+    fn attention(&mut self, step: &mut Step, layer: LayerId, routing: &mut LayerRouting) -> Result<bool, ExecutorError> {
+        without_grad(|| self.attend(step, layer, routing).map(|()| true))
     }
 
     fn gather(&mut self, step: &Step, rows: &[u32], out: &mut BytesMut) -> Result<(), ExecutorError> {

@@ -54,7 +54,7 @@ pub enum Command<W> {
     Begin {
         /// The step.
         step: StepId,
-        /// It goes before those that are not.
+        /// Streams wait for it, rather than prompts.
         urgent: bool,
         /// Its input.
         batch: Arc<Batch>,
@@ -98,6 +98,8 @@ pub enum Command<W> {
     },
     /// Computes experts that are held here for peers. Those of one command are computed together, so that weights are read once.
     Serve {
+        /// Streams wait for them, rather than prompts.
+        urgent: bool,
         /// Layer of all of them.
         layer: LayerId,
         /// At least one.

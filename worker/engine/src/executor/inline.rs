@@ -3,9 +3,11 @@
 
 mod loads;
 mod running;
+mod turns;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use m1_arch::{ExpertSet, LayerId};
@@ -21,6 +23,7 @@ use super::uses::Uses;
 use super::{Capabilities, Executor, Turn};
 use loads::Loads;
 use running::{Ask, At, Running};
+use turns::{Class, Turns};
 
 /// A network and what was handed over for it.
 pub struct Inline<N: Network> {
@@ -29,7 +32,11 @@ pub struct Inline<N: Network> {
     costs: Costs,
     /// Oldest first.
     steps: Vec<Running<N::Step>>,
-    serves: VecDeque<(LayerId, Vec<Request>)>,
+    /// Of streams, and of prompts.
+    serves: [VecDeque<(LayerId, Vec<Request>)>; 2],
+    turns: Turns,
+    /// What the next turn does, where that was asked.
+    chosen: Option<Next>,
     moves: VecDeque<Move>,
     loads: Loads<N>,
     /// What is to go once nobody needs it any more.
@@ -51,9 +58,9 @@ enum Move {
 #[derive(Clone, Copy)]
 enum Next {
     Move,
-    Serve,
     Unload,
-    Step(usize),
+    Serve(Class),
+    Step(Class, usize),
 }
 
 impl<N: Network> Inline<N> {
@@ -65,7 +72,9 @@ impl<N: Network> Inline<N> {
             held: network.held().clone(),
             network,
             steps: Vec::new(),
-            serves: VecDeque::new(),
+            serves: Default::default(),
+            turns: Turns::default(),
+            chosen: None,
             moves: VecDeque::new(),
             loads: Loads::none(),
             unloads: None,
@@ -79,19 +88,24 @@ impl<N: Network> Inline<N> {
         &self.network
     }
 
-    fn next(&self) -> Option<Next> {
+    fn next(&mut self) -> Option<Next> {
         if !self.moves.is_empty() {
             return Some(Next::Move);
         }
-        if !self.serves.is_empty() {
-            return Some(Next::Serve);
-        }
         // What was handed out before may need them yet.
-        if self.unloads.is_some() && !self.steps.iter().any(Running::needs_experts) {
+        let needed = || self.serves.iter().any(|serves| !serves.is_empty()) || self.steps.iter().any(Running::needs_experts);
+        if self.unloads.is_some() && !needed() {
             return Some(Next::Unload);
         }
-        let runnable = self.steps.iter().enumerate().filter(|(_, step)| step.is_runnable());
-        runnable.min_by_key(|(place, step)| (!step.urgent, *place)).map(|(place, _)| Next::Step(place))
+        let runnable = |urgent| self.steps.iter().position(|step| step.urgent == urgent && step.is_runnable());
+        let (decode, prefill) = (runnable(true), runnable(false));
+        let [of_streams, of_prompts] = self.serves.each_ref().map(|serves| !serves.is_empty());
+        let class = self.turns.choose([of_streams, decode.is_some(), of_prompts, prefill.is_some()])?;
+        Some(match class {
+            Class::PeersDecode | Class::PeersPrefill => Next::Serve(class),
+            Class::Decode => Next::Step(class, decode?),
+            Class::Prefill => Next::Step(class, prefill?),
+        })
     }
 
     fn begin(&mut self, step: StepId, urgent: bool, batch: Arc<Batch>, mut results: Results) {
@@ -118,6 +132,12 @@ impl<N: Network> Inline<N> {
         self.count_held();
         let bring = self.network.bring(experts.difference(self.network.held()));
         self.loads.start(bring, weights);
+    }
+
+    fn loads_come_in(&mut self) {
+        if self.loads.take(&mut self.network, &mut self.done) {
+            self.count_held();
+        }
     }
 
     fn count_held(&mut self) {
@@ -166,7 +186,7 @@ impl<N: Network> Inline<N> {
     }
 
     /// Computes requests of one layer together. Those that do not fit are refused one by one.
-    fn serve(&mut self, layer: LayerId, mut requests: Vec<Request>) {
+    fn serve(&mut self, urgent: bool, layer: LayerId, mut requests: Vec<Request>) {
         let (width, wire) = (self.network.architecture().hidden, self.network.capabilities().wire_bytes);
         let (network, done) = (&self.network, &mut self.done);
         requests.retain(|request| {
@@ -197,7 +217,7 @@ impl<N: Network> Inline<N> {
             // One of many may be at fault: each for itself then.
             Err(_) if requests.len() > 1 => {
                 for request in requests.into_iter().rev() {
-                    self.serves.push_front((layer, vec![request]));
+                    self.serves[usize::from(!urgent)].push_front((layer, vec![request]));
                 }
             }
             Err(error) => self.done.push_back(Completion::Served { key: first, sums: Err(error) }),
@@ -250,6 +270,7 @@ impl<N: Network> Executor for Inline<N> {
     }
 
     fn submit(&mut self, command: Command<N::Weights>) {
+        self.chosen = None;
         match command {
             Command::Begin { step, urgent, batch, results } => self.begin(step, urgent, batch, results),
             Command::Gather { step, rows } => self.ask(step, Ask::Gather(rows)),
@@ -257,7 +278,7 @@ impl<N: Network> Executor for Inline<N> {
             Command::Accumulate { step, rows, sums } => self.ask(step, Ask::Accumulate(rows, sums)),
             Command::Combine { step, routing } => self.ask(step, Ask::Combine(routing)),
             Command::Abort { step } => self.abort(step),
-            Command::Serve { layer, requests } => self.serves.push_back((layer, requests)),
+            Command::Serve { urgent, layer, requests } => self.serves[usize::from(!urgent)].push_back((layer, requests)),
             Command::Load { weights, experts } => self.load(weights, &experts),
             Command::Unload { experts } => {
                 self.held = self.held.difference(&experts);
@@ -269,40 +290,36 @@ impl<N: Network> Executor for Inline<N> {
         }
     }
 
-    fn due(&self) -> Option<Due> {
+    fn due(&mut self) -> Option<Due> {
+        self.loads_come_in();
         if !self.done.is_empty() {
             return None;
         }
-        match self.next()? {
+        self.chosen = self.next();
+        match self.chosen? {
             Next::Move => {
                 Some(Due { piece: Piece::Copy, operations: self.network.architecture().state_bytes_per_sequence().0 as f64 })
             }
-            Next::Serve => {
-                let (_, requests) = self.serves.front()?;
+            Next::Serve(class) => {
+                let (_, requests) = self.serves[of_prompts(class)].front()?;
                 Some(self.costs.experts(requests.iter().map(|request| request.experts.len()).sum()))
             }
             Next::Unload => None,
-            Next::Step(place) => self.steps.get(place)?.due(self.network.architecture(), &self.costs),
+            Next::Step(_, place) => self.steps.get(place)?.due(self.network.architecture(), &self.costs),
         }
     }
 
     fn turn(&mut self) -> Turn {
-        if self.loads.take(&mut self.network, &mut self.done) {
-            self.count_held();
-        }
+        self.loads_come_in();
         if let Some(completion) = self.done.pop_front() {
             return Turn::Done(completion);
         }
-        let Some(next) = self.next() else { return Turn::Idle };
+        let Some(next) = self.chosen.take().or_else(|| self.next()) else { return Turn::Idle };
+        let began = Instant::now();
         match next {
             Next::Move => {
                 if let Some(what) = self.moves.pop_front() {
                     self.move_one(what);
-                }
-            }
-            Next::Serve => {
-                if let Some((layer, requests)) = self.serves.pop_front() {
-                    self.serve(layer, requests);
                 }
             }
             Next::Unload => {
@@ -310,10 +327,25 @@ impl<N: Network> Executor for Inline<N> {
                     self.network.let_go(&experts);
                 }
             }
-            Next::Step(place) => self.advance(place),
+            Next::Serve(class) => {
+                let place = of_prompts(class);
+                if let Some((layer, requests)) = self.serves[place].pop_front() {
+                    self.serve(place == 0, layer, requests);
+                }
+                self.turns.took(class, began.elapsed());
+            }
+            Next::Step(class, place) => {
+                self.advance(place);
+                self.turns.took(class, began.elapsed());
+            }
         }
         self.done.pop_front().map_or(Turn::Working, Turn::Done)
     }
+}
+
+/// Where a class's requests wait.
+fn of_prompts(class: Class) -> usize {
+    usize::from(class == Class::PeersPrefill)
 }
 
 /// Sums of each request, cut out of all rows' bytes.

@@ -36,8 +36,9 @@ pub trait Network: 'static {
     fn begin(&mut self, batch: &Batch, tables: &Tables) -> Result<Self::Step, ExecutorError>;
 
     /// Attention, residual, post norm and router of one layer; fills `routing` (softmax over all experts, the `top_k` most probable,
-    /// renormalised) and zeroes the accumulator of the experts' sums.
-    fn attention(&mut self, step: &mut Self::Step, layer: LayerId, routing: &mut LayerRouting) -> Result<(), ExecutorError>;
+    /// renormalised) and zeroes the accumulator of the experts' sums. False: only a part of it was done, because all would take too long for those
+    /// who wait; it goes on with the next call, between which other steps may be computed.
+    fn attention(&mut self, step: &mut Self::Step, layer: LayerId, routing: &mut LayerRouting) -> Result<bool, ExecutorError>;
 
     /// Appends the experts' input of these rows to `out`, `[rows.len(), hidden]` in wire format.
     fn gather(&mut self, step: &Self::Step, rows: &[u32], out: &mut BytesMut) -> Result<(), ExecutorError>;

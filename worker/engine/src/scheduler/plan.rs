@@ -68,7 +68,9 @@ impl Scheduler {
     }
 
     fn plan_prefill(&mut self, step: &mut Step, batch: &mut Batch, out: &mut Vec<Outcome>) {
-        let mut budget = self.config.prefill_tokens;
+        let streams = self.running.values().any(|sequence| sequence.prompt_left() == 0);
+        let whole = if streams { self.config.prefill_beside } else { self.config.prefill_tokens };
+        let mut budget = whole;
         let row_bytes = u64::from(self.config.limits.vocab) * size_of::<f32>() as u64;
         let most_raw = u32::try_from(RAW_LOGIT_BYTES / row_bytes).unwrap_or(u32::MAX).max(1);
         let mut raw_rows = most_raw;
@@ -78,7 +80,7 @@ impl Scheduler {
             let request = sequence.spec.request();
             let raw = request.raw_logits;
             let of_request = if request.prefill_chunk > 0 { request.prefill_chunk } else { u32::MAX };
-            let most = of_request.min(self.config.prefill_tokens).min(if raw { most_raw } else { u32::MAX });
+            let most = of_request.min(whole).min(if raw { most_raw } else { u32::MAX });
             let left = sequence.prompt_left();
             let chunk = most.min(left).min(budget).min(if raw { raw_rows } else { u32::MAX });
             let chunk = whole_blocks(sequence.position(), chunk, left, most);

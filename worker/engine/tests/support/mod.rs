@@ -133,7 +133,7 @@ pub fn limits() -> Limits {
 }
 
 pub fn scheduler(limits: Limits, queue: u32, prefill_tokens: u32) -> Scheduler {
-    let config = SchedulerConfig { limits, queue, prefill_tokens, aside_bytes: u64::MAX };
+    let config = SchedulerConfig { limits, queue, prefill_tokens, prefill_beside: prefill_tokens, aside_bytes: u64::MAX };
     Scheduler::new(config, SHAPE, AllowedIds::from_ids(VOCAB, 0..KNOWN)).unwrap()
 }
 

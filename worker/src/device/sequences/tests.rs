@@ -81,7 +81,7 @@ fn tokenizer() -> &'static Tokenizer {
 impl Stand {
     fn new(text: &str) -> Self {
         let tokenizer = tokenizer();
-        let config = SchedulerConfig { limits: LIMITS, queue: 4, prefill_tokens: 7, aside_bytes: 0 };
+        let config = SchedulerConfig { limits: LIMITS, queue: 4, prefill_tokens: 7, prefill_beside: 7, aside_bytes: 0 };
         let scheduler = Scheduler::new(config, SHAPE, AllowedIds::all(LIMITS.vocab)).unwrap();
         let device = Scripted { script: tokenizer.encode(text).unwrap() };
         Self { sequences: Sequences::new(scheduler), device, tokenizer, next: 0 }
@@ -273,4 +273,27 @@ fn an_end_says_what_of_it_is_counted_and_that_is_published_at_once() {
     assert_eq!(finished.counted, 5);
     let routing = finished.routing.unwrap();
     assert_eq!((routing.tokens, routing.executed, routing.expert_tokens.len()), (5, 10, 0), "totals only");
+}
+
+#[test]
+fn signs_of_progress_never_take_the_place_of_what_must_arrive() {
+    let mut stand = Stand::new("so it goes");
+    let request = request(3);
+    let (sink, mut events) = mpsc::channel(must_arrive(&request) + 1);
+    let (accepted, _answer) = oneshot::channel();
+    let spec = SequenceSpec::new(request, &LIMITS).unwrap();
+    stand.sequences.admit(NewSequence { key: SequenceKey(5), spec, text: None, tally: None, events: sink, accepted });
+    let open = stand.sequences.open.values().next().unwrap();
+    (0..100).for_each(|_| open.progress());
+    stand.run();
+    let mut ids = 0;
+    let mut ends = 0;
+    while let Ok(event) = events.try_recv() {
+        match event.unwrap().event.unwrap() {
+            Event::Tokens(tokens) => ids += tokens.ids.len(),
+            Event::Finished(_) => ends += 1,
+            Event::RawLogits(_) => panic!("not asked for"),
+        }
+    }
+    assert_eq!((ids, ends), (3, 1));
 }

@@ -164,7 +164,7 @@ impl Network for Double {
         Ok(Rows { sums: vec![0; x.len()], x })
     }
 
-    fn attention(&mut self, rows: &mut Rows, layer: LayerId, routing: &mut LayerRouting) -> Result<(), ExecutorError> {
+    fn attention(&mut self, rows: &mut Rows, layer: LayerId, routing: &mut LayerRouting) -> Result<bool, ExecutorError> {
         routing.reset(rows.x.len(), 2);
         rows.sums.fill(0);
         for (row, x) in rows.x.iter_mut().enumerate() {
@@ -172,7 +172,7 @@ impl Network for Double {
             routing.experts[2 * row..2 * row + 2].copy_from_slice(&experts_of(&self.arch, layer.0, *x));
         }
         routing.weights.fill(1.0);
-        Ok(())
+        Ok(true)
     }
 
     fn gather(&mut self, rows: &Rows, picked: &[u32], out: &mut BytesMut) -> Result<(), ExecutorError> {

@@ -99,7 +99,9 @@ impl<S> Running<S> {
         match self.at {
             At::Start | At::End => {}
             At::Attention(layer) => {
-                network.attention(numbers, layer, &mut self.routing)?;
+                if !network.attention(numbers, layer, &mut self.routing)? {
+                    return Ok(());
+                }
                 self.results.routing.book(layer, &mut self.routing, &self.batch.segments)?;
                 if all_held(network.held(), layer, &self.routing) {
                     self.at = At::Own(layer);
