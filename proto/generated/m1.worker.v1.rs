@@ -43,6 +43,8 @@ pub struct GenerateRequest {
     /// Whose status stream counts this sequence's experts; empty: nobody's.
     #[prost(string, tag = "15")]
     pub router: ::prost::alloc::string::String,
+    #[prost(enumeration = "Priority", tag = "16")]
+    pub priority: i32,
 }
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct Sampling {
@@ -272,6 +274,34 @@ pub struct DrainRequest {
 pub struct DrainResponse {
     #[prost(uint32, tag = "1")]
     pub left: u32,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Priority {
+    /// Somebody waits for it.
+    Interactive = 0,
+    /// It waits behind the others and pauses before them.
+    Batch = 1,
+}
+impl Priority {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Interactive => "PRIORITY_INTERACTIVE",
+            Self::Batch => "PRIORITY_BATCH",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PRIORITY_INTERACTIVE" => Some(Self::Interactive),
+            "PRIORITY_BATCH" => Some(Self::Batch),
+            _ => None,
+        }
+    }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

@@ -1,6 +1,6 @@
 //! A checked request for tokens, whatever API it came by, and how it reads on the wire.
 
-use m1_proto::worker::{GenerateRequest, Sampling, ThinkingBudget};
+use m1_proto::worker::{GenerateRequest, Priority, Sampling, ThinkingBudget};
 use m1_text::StopStrings;
 use serde_json::Value;
 
@@ -35,6 +35,8 @@ pub struct Order {
     pub want_routing: bool,
     /// What earlier attempts generated; it follows the prompt.
     pub said: Vec<u32>,
+    /// It goes behind those that somebody waits for.
+    pub batch: bool,
 }
 
 impl Order {
@@ -53,6 +55,7 @@ impl Order {
             thinking_budget: None,
             want_routing: false,
             said: Vec::new(),
+            batch: false,
         }
     }
 
@@ -79,6 +82,7 @@ impl Order {
             said: self.said.clone(),
             omit_routing: !self.want_routing,
             router: router.to_owned(),
+            priority: if self.batch { Priority::Batch } else { Priority::Interactive }.into(),
             ..GenerateRequest::default()
         }
     }

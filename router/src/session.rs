@@ -97,7 +97,8 @@ impl Owner {
     /// From the queue to the last event.
     async fn serve(&mut self) -> Result<Finished, ApiError> {
         let given = u32::try_from(self.order.prompt.len()).unwrap_or(u32::MAX);
-        let mut request = Request::growing(given.saturating_add(self.order.max_tokens), given);
+        let growing = Request::growing(given.saturating_add(self.order.max_tokens), given);
+        let mut request = Request { batch: self.order.batch, ..growing };
         let mut patience = self.app.pool.patience();
         let mut urgent = false;
         let mut cause = String::new();

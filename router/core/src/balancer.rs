@@ -35,12 +35,17 @@ pub enum Entry {
 /// A worker that refused is asked again after this long, or at its next status: long enough not to hammer it, short beside a request.
 const REFUSAL_HOLDS: Duration = Duration::from_millis(250);
 
+/// Requests that pass a batch request in the queue at most, so that it does not starve.
+const MOST_PASSING: u32 = 4;
+
 #[derive(Debug)]
 struct Waiter {
     ticket: TicketId,
     request: Request,
     urgent: bool,
     since: Duration,
+    /// Requests that went before it though they came later.
+    passed: u32,
     /// The worker that is kept for it.
     keeps: Option<WorkerId>,
 }
@@ -94,8 +99,16 @@ impl Balancer {
     fn queue_up(&mut self, request: Request, urgent: bool, now: Duration) -> Entry {
         self.tickets += 1;
         let ticket = TicketId(self.tickets);
-        let place = if urgent { self.queue.iter().take_while(|waiter| waiter.urgent).count() } else { self.queue.len() };
-        self.queue.insert(place, Waiter { ticket, request, urgent, since: now, keeps: None });
+        let place = match (urgent, request.batch) {
+            (true, _) => self.queue.iter().take_while(|waiter| waiter.urgent).count(),
+            (false, true) => self.queue.len(),
+            (false, false) => {
+                let passes = |waiter: &&Waiter| waiter.request.batch && !waiter.urgent && waiter.passed < MOST_PASSING;
+                self.queue.len() - self.queue.iter().rev().take_while(passes).count()
+            }
+        };
+        self.queue.iter_mut().skip(place).filter(|_| !urgent).for_each(|waiter| waiter.passed += 1);
+        self.queue.insert(place, Waiter { ticket, request, urgent, since: now, passed: 0, keeps: None });
         Entry::Queued(ticket)
     }
 

@@ -30,6 +30,8 @@ pub struct Request {
     pub tokens: u32,
     /// Tokens whose KV it needs to begin: what is given, and one to say. It takes more as it grows. 0 where it takes no KV.
     pub begins_with: u32,
+    /// It has time: in the queue it lets others pass, some times.
+    pub batch: bool,
 }
 
 impl Request {

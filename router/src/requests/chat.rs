@@ -9,7 +9,7 @@ use crate::order::Order;
 
 use super::body::{Fields, open, text};
 use super::echo::{invalid, wrong};
-use super::params::{Drawing, MOST_TOP_LOGPROBS, Streaming, stops};
+use super::params::{Drawing, MOST_TOP_LOGPROBS, Streaming, flexible, stops};
 use super::text::{conversation, render};
 use super::{Context, unserved};
 
@@ -25,6 +25,7 @@ const KNOWN: &[&str] = &[
     "top_p",
     "seed",
     "stream",
+    "service_tier",
     "stream_options",
     "stop",
     "logprobs",
@@ -76,13 +77,13 @@ pub fn read(ctx: &Context<'_>, body: &[u8], id: String) -> Result<Chat, ApiError
     let most = fields.integer("max_tokens", 1..=u32::MAX)?.map(|most| ("max_tokens", most));
     let newer = fields.integer("max_completion_tokens", 1..=u32::MAX)?.map(|most| ("max_completion_tokens", most));
     let asked = newer.or(most);
-    let drawing = Drawing::read(&fields)?;
+    let (drawing, batch) = (Drawing::read(&fields)?, flexible(&fields)?);
     let (streaming, stops, logprobs) = (Streaming::read(&fields)?, stops(&fields)?, logprobs(&fields)?);
     ctx.limits.check_output(asked)?;
     let prompt = render(ctx, "messages", conversation, ctx.limits.window)?;
     let max_tokens = ctx.limits.room("messages", prompt.len(), asked)?;
     let reading = Reading::parsed(ctx.model, calls, &prompt);
-    let order = Order { stops, logprobs, ..Order::new(id, prompt, max_tokens, drawing, ctx.random) };
+    let order = Order { stops, logprobs, batch, ..Order::new(id, prompt, max_tokens, drawing, ctx.random) };
     Ok(Chat { order, streaming, reading })
 }
 

@@ -8,7 +8,7 @@ use crate::order::Order;
 use super::body::{Fields, open, text};
 use super::echo::invalid;
 use super::ids::{self, Ids, element};
-use super::params::{Drawing, Streaming, stops};
+use super::params::{Drawing, Streaming, flexible, stops};
 use super::text::encode;
 use super::{Context, unserved};
 
@@ -20,6 +20,7 @@ const KNOWN: &[&str] = &[
     "top_p",
     "seed",
     "stream",
+    "service_tier",
     "stream_options",
     "stop",
     "logprobs",
@@ -53,12 +54,12 @@ pub fn read(ctx: &Context<'_>, body: &[u8], id: String) -> Result<Completion, Ap
     ctx.model.check_name(&fields.needed_text("model")?)?;
     unserved::of_completions(&fields)?;
     let asked = fields.integer("max_tokens", 1..=u32::MAX)?.map(|most| ("max_tokens", most));
-    let drawing = Drawing::read(&fields)?;
+    let (drawing, batch) = (Drawing::read(&fields)?, flexible(&fields)?);
     let (streaming, stops) = (Streaming::read(&fields)?, stops(&fields)?);
     let logprobs = fields.integer("logprobs", 0..=MOST_LOGPROBS)?;
     let prompt = read_prompt(ctx, &fields)?;
     let max_tokens = ctx.limits.room("prompt", prompt.count, asked)?;
-    let order = Order { stops, logprobs, ..Order::new(id, prompt.kept, max_tokens, drawing, ctx.random) };
+    let order = Order { stops, logprobs, batch, ..Order::new(id, prompt.kept, max_tokens, drawing, ctx.random) };
     Ok(Completion { order, streaming })
 }
 

@@ -10,7 +10,7 @@ use super::Context;
 use super::body::{Fields, open, text};
 use super::echo::invalid;
 use super::ids::{self, Ids};
-use super::params::Drawing;
+use super::params::{Drawing, batch};
 use super::text::{conversation, render};
 
 const KNOWN: &[&str] = &[
@@ -24,6 +24,7 @@ const KNOWN: &[&str] = &[
     "expert_threshold",
     "thinking_budget",
     "stream",
+    "priority",
 ];
 
 /// A checked request.
@@ -47,7 +48,7 @@ pub fn read(ctx: &Context<'_>, body: &[u8], id: String) -> Result<Generate, ApiE
     if let Some(name) = fields.text("model")? {
         ctx.model.check_name(&name)?;
     }
-    let drawing = Drawing::read(&fields)?;
+    let (drawing, batch) = (Drawing::read(&fields)?, batch(&fields)?);
     let asked = fields.integer("max_output_tokens", 1..=u32::MAX)?;
     let limits = ctx.limits;
     limits.check_output(asked.map(|most| ("max_output_tokens", most)))?;
@@ -70,6 +71,7 @@ pub fn read(ctx: &Context<'_>, body: &[u8], id: String) -> Result<Generate, ApiE
         expert_threshold: threshold.unwrap_or(1.0),
         thinking_budget,
         want_routing: true,
+        batch,
         ..Order::new(id, prompt.kept, max_tokens, drawing, ctx.random)
     };
     Ok(Generate { order, streamed, reading })

@@ -69,6 +69,29 @@ impl Streaming {
     }
 }
 
+/// Whether a request goes behind others: `service_tier` is "flex", as OpenAI calls it.
+///
+/// # Errors
+/// Another type, or a tier that there is not.
+pub fn flexible(fields: &Fields<'_>) -> Result<bool, ApiError> {
+    one_of(fields, "service_tier", &[("auto", false), ("default", false), ("priority", false), ("flex", true)])
+}
+
+/// The same as M1's own endpoint calls it: `priority` is "batch".
+///
+/// # Errors
+/// Another type, or a priority that there is not.
+pub fn batch(fields: &Fields<'_>) -> Result<bool, ApiError> {
+    one_of(fields, "priority", &[("interactive", false), ("batch", true)])
+}
+
+fn one_of(fields: &Fields<'_>, name: &str, words: &[(&str, bool)]) -> Result<bool, ApiError> {
+    let (Some(given), Some(text)) = (fields.get(name), fields.text(name)?) else { return Ok(false) };
+    let allowed = || words.iter().map(|(word, _)| format!("{word:?}")).collect::<Vec<_>>().join(", ");
+    let meant = words.iter().find(|(word, _)| *word == text).map(|(_, meant)| *meant);
+    meant.ok_or_else(|| invalid(name, given, &allowed()))
+}
+
 /// `stop`: a text or up to four.
 ///
 /// # Errors

@@ -218,9 +218,33 @@ fn field() -> impl Strategy<Value = String> {
         "response_format",
         "suffix",
         "context_window",
+        "service_tier",
+        "priority",
         "model",
     ])
     .prop_map(str::to_owned)
+}
+
+#[test]
+fn who_has_time_says_so_and_goes_behind_the_others() {
+    let of_chat = |tier: Value| {
+        let body = json!({"model": "m", "messages": user("hello"), "service_tier": tier}).to_string();
+        chat::read(&context(4096), body.as_bytes(), "id".to_owned()).map(|chat| chat.order)
+    };
+    for (tier, batch) in [(json!("flex"), true), (json!("auto"), false), (json!("default"), false), (json!("priority"), false)] {
+        let order = of_chat(tier).unwrap();
+        let wire = order.to_wire(&MODEL, 1, "me");
+        assert_eq!((order.batch, wire.priority), (batch, i32::from(batch)));
+    }
+    let refused = of_chat(json!("cheap")).unwrap_err().to_string();
+    assert_eq!(refused, "service_tier: given \"cheap\", allowed: \"auto\", \"default\", \"priority\", \"flex\"");
+    assert!(of_chat(json!(1)).unwrap_err().to_string().starts_with("service_tier: given 1"));
+    let of_m1 = |priority: &str| {
+        let body = json!({"input": "hello", "priority": priority}).to_string();
+        generate::read(&context(4096), body.as_bytes(), "id".to_owned()).map(|generate| generate.order.batch)
+    };
+    assert_eq!((of_m1("batch").unwrap(), of_m1("interactive").unwrap()), (true, false));
+    assert!(of_m1("low").is_err());
 }
 
 proptest! {

@@ -32,5 +32,5 @@ pub use executor::{SlotId, StepId, Tables, Turn, UNUSED, Use, Uses, Work, check_
 pub use routing::{RoutingCounts, RoutingError, RoutingShape, StepRouting, TallyId, apply_threshold};
 pub use sampler::{SampleError, Sampler, Sampling, TokenLogprobs, logprobs};
 pub use scheduler::{Move, Occupancy, Scheduler, SchedulerConfig, SchedulerError};
-pub use spec::{Limits, MAX_TOP_LOGPROBS, SequenceRequest, SequenceSpec, SpecError, ThinkingBudget};
+pub use spec::{Limits, MAX_TOP_LOGPROBS, Priority, SequenceRequest, SequenceSpec, SpecError, ThinkingBudget};
 pub use step::{Failure, Finish, Heard, Outcome, SequenceId, Step, StepKind, Usage};

@@ -5,7 +5,8 @@
 //! else is let in; where that memory is used up it is read again from its ids, which gives the same state. None fails for it. One that alone
 //! fills all blocks has reached its length. Decode steps (one token of every decoding sequence) and prefill steps (prompt chunks within
 //! a budget, sequences taking turns) alternate while there is work for both. A step of each kind can be in flight, which share no
-//! sequence. What a sequence held that goes in the middle of a step or of a move is free when that has ended, because the executor may
+//! sequence. Interactive sequences go before batch ones, in the queue, in prefill steps and in coming back, four times at most before one of those is
+//! due; batch ones are set aside first. What a sequence held that goes in the middle of a step or of a move is free when that has ended, because the executor may
 //! still use it.
 //!
 //! `plan` builds steps, `settle` takes their results, `room` lets in and sets aside; `sequence` is the state of one sequence, `pool` the slots and
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use crate::allowed::AllowedIds;
 use crate::executor::{Results, SequenceState, SlotId, StepId};
 use crate::routing::{RoutingCounts, RoutingShape, TallyId};
-use crate::spec::{Limits, SequenceSpec};
+use crate::spec::{Limits, Priority, SequenceSpec};
 use crate::step::{Failure, Finish, Outcome, SequenceId, Step, StepKind};
 use pool::Pool;
 use room::{Aside, Leaving};
@@ -80,9 +81,13 @@ pub struct Scheduler {
     running: BTreeMap<SequenceId, Sequence>,
     /// Running sequences with prompt left, whose turn is next in front; without those in a step or on the move.
     prefilling: VecDeque<SequenceId>,
-    /// Older than all that wait.
-    aside: BTreeMap<SequenceId, Aside>,
+    /// Of each priority older than all that wait.
+    aside: BTreeMap<(Priority, SequenceId), Aside>,
     aside_bytes: u64,
+    /// Interactive sequences that were let in since a batch one was, while one waited.
+    overtaken: u32,
+    /// The same for prefill steps.
+    overtaken_prefill: u32,
     /// For the executor.
     moves: Vec<Move>,
     pool: Pool,
@@ -133,6 +138,8 @@ impl Scheduler {
             prefilling: VecDeque::new(),
             aside: BTreeMap::new(),
             aside_bytes: 0,
+            overtaken: 0,
+            overtaken_prefill: 0,
             moves: Vec::new(),
             pool: Pool::new(limits.slots, limits.kv_blocks),
             leaving: Vec::new(),
@@ -158,7 +165,7 @@ impl Scheduler {
     /// # Errors
     /// `QueueFull` where it would have to wait and no place is left.
     pub fn submit(&mut self, spec: SequenceSpec) -> Result<SequenceId, SchedulerError> {
-        let runs = self.waiting.is_empty() && self.lets_in(&spec);
+        let runs = self.runs_at_once(&spec);
         if !runs && self.waiting.len() >= self.config.queue as usize {
             return Err(SchedulerError::QueueFull { waiting: self.waiting.len(), queue: self.config.queue });
         }
@@ -181,7 +188,7 @@ impl Scheduler {
     pub fn fail_all(&mut self, failure: &Failure, out: &mut Vec<Outcome>) {
         // The waiting ones first: none of them is let in by the end of another.
         let waiting: Vec<SequenceId> = self.waiting.iter().rev().map(|(id, _)| *id).collect();
-        let running: Vec<SequenceId> = self.aside.keys().chain(self.running.keys()).copied().collect();
+        let running: Vec<SequenceId> = self.aside.keys().map(|(_, id)| *id).chain(self.running.keys().copied()).collect();
         let ids = waiting.into_iter().chain(running);
         out.extend(ids.filter_map(|id| self.end(id, Finish::Failed(failure.clone()))));
     }

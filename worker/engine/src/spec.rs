@@ -44,6 +44,16 @@ pub struct ThinkingBudget {
     pub close_ids: Vec<u32>,
 }
 
+/// Whom a sequence goes behind where not all can run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Priority {
+    /// Somebody waits for it.
+    #[default]
+    Interactive,
+    /// It has time: it waits behind the others, and pauses before them. It does not starve.
+    Batch,
+}
+
 /// A request as it came. [`SequenceSpec::new`] checks it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SequenceRequest {
@@ -71,6 +81,8 @@ pub struct SequenceRequest {
     pub omit_routing: bool,
     /// Whose experts these are counted with, beside the worker's own.
     pub tally: Option<TallyId>,
+    /// Whom it goes behind.
+    pub priority: Priority,
 }
 
 impl SequenceRequest {
@@ -89,6 +101,7 @@ impl SequenceRequest {
             raw_logits: false,
             omit_routing: false,
             tally: None,
+            priority: Priority::Interactive,
         }
     }
 }

@@ -64,21 +64,24 @@ fn request() -> impl Strategy<Value = SequenceRequest> {
         prop::option::of(0u32..4),
         prop::option::of(0..KNOWN),
         prop_oneof![Just(1.0f32), 0.55f32..0.99],
-        any::<(bool, bool)>(),
+        any::<(bool, bool, bool)>(),
     );
-    parts.prop_map(|(prompt, max_tokens, sampling, prefill_chunk, budget, stop, expert_threshold, (raw_logits, omit_routing))| {
-        SequenceRequest {
-            sampling,
-            prefill_chunk,
-            stop_ids: stop.into_iter().collect(),
-            thinking: budget.map(|tokens| ThinkingBudget { tokens, close_ids: CLOSE.to_vec() }),
-            expert_threshold,
-            raw_logits,
-            omit_routing,
-            tally: Some(TallyId(u64::from(omit_routing))),
-            ..SequenceRequest::greedy(prompt, max_tokens)
-        }
-    })
+    parts.prop_map(
+        |(prompt, max_tokens, sampling, prefill_chunk, budget, stop, expert_threshold, (raw_logits, omit_routing, batch))| {
+            SequenceRequest {
+                sampling,
+                prefill_chunk,
+                stop_ids: stop.into_iter().collect(),
+                thinking: budget.map(|tokens| ThinkingBudget { tokens, close_ids: CLOSE.to_vec() }),
+                expert_threshold,
+                raw_logits,
+                omit_routing,
+                priority: if batch { Priority::Batch } else { Priority::Interactive },
+                tally: Some(TallyId(u64::from(omit_routing))),
+                ..SequenceRequest::greedy(prompt, max_tokens)
+            }
+        },
+    )
 }
 
 fn within() -> impl Strategy<Value = Within> {

@@ -158,6 +158,51 @@ fn where_blocks_run_out_the_youngest_is_set_aside_and_says_what_it_says_alone() 
     }
 }
 
+fn batch(prompt: Vec<u32>, max_tokens: u32) -> SequenceSpec {
+    spec(SequenceRequest { priority: Priority::Batch, ..SequenceRequest::greedy(prompt, max_tokens) })
+}
+
+#[test]
+fn batch_sequences_wait_behind_interactive_ones_and_do_not_starve() {
+    let limits = Limits { slots: 1, ..limits() };
+    let (mut scheduler, mut device) = (scheduler(limits, 99, 8), Double::new(limits));
+    let running = scheduler.submit(greedy_spec(vec![1], 2)).unwrap();
+    let patient: Vec<SequenceId> = (0..2).map(|n| scheduler.submit(batch(vec![n + 2], 1)).unwrap()).collect();
+    let hasty: Vec<SequenceId> = (0..9).map(|n| scheduler.submit(greedy_spec(vec![n + 9], 1)).unwrap()).collect();
+    let out = drain(&mut scheduler, &mut device);
+    let ends: Vec<SequenceId> = out.iter().filter(|outcome| matches!(outcome, Outcome::Finished { .. })).map(Outcome::id).collect();
+    let order = [&[running], &hasty[..4], &patient[..1], &hasty[4..8], &patient[1..], &hasty[8..]].concat();
+    assert_eq!(ends, order);
+}
+
+#[test]
+fn batch_sequences_are_set_aside_before_interactive_ones_whatever_their_age() {
+    let limits = Limits { kv_blocks: 12, ..limits() };
+    let (mut scheduler, mut device) = (scheduler(limits, 4, 8), Double::new(limits));
+    let patient = scheduler.submit(batch(vec![1; 3], 22)).unwrap();
+    let hasty: Vec<SequenceId> = (0..2).map(|n| scheduler.submit(greedy_spec(vec![n + 2; 3], 22)).unwrap()).collect();
+    let out = drain(&mut scheduler, &mut device);
+    let ends: Vec<SequenceId> = out.iter().filter(|outcome| matches!(outcome, Outcome::Finished { .. })).map(Outcome::id).collect();
+    assert_eq!(ends, [hasty[0], hasty[1], patient]);
+    assert_eq!(tokens_of(&out, patient), greedy(&[1; 3], 22));
+}
+
+#[test]
+fn prompts_of_batch_sequences_are_read_behind_others_but_for_every_fifth_step() {
+    let (mut scheduler, mut device) = (scheduler(limits(), 4, 2), Double::new(limits()));
+    let patient = scheduler.submit(batch(vec![1; 20], 1)).unwrap();
+    let hasty = scheduler.submit(greedy_spec(vec![2; 20], 1)).unwrap();
+    let mut order = Vec::new();
+    while let Some(step) = scheduler.next_step(&mut Vec::new()) {
+        assert_eq!(step.owners.len(), 1);
+        order.push(step.owners[0] == hasty);
+        let results = compute(&mut scheduler, &mut device, &step);
+        scheduler.complete(step, &results, &mut deaf, &mut Vec::new());
+    }
+    assert_eq!(order[..12], [true, true, true, true, false, true, true, true, true, false, true, true]);
+    assert!(scheduler.is_idle() && order.len() == 20, "{patient:?}");
+}
+
 #[test]
 fn one_that_alone_fills_all_blocks_has_reached_its_length() {
     let limits = Limits { kv_blocks: 3, ..limits() };

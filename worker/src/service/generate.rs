@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use m1_engine::{Heard, Limits, Sampling, SequenceRequest, SequenceSpec, SpecError, TallyId, ThinkingBudget};
+use m1_engine::{Heard, Limits, Priority, Sampling, SequenceRequest, SequenceSpec, SpecError, TallyId, ThinkingBudget};
 use m1_proto::worker::{self as pb, Phase};
 use m1_text::Tokenizer;
 use tokio::sync::{mpsc, oneshot};
@@ -191,5 +191,7 @@ fn sequence_request(request: pb::GenerateRequest, tally: Option<TallyId>) -> Seq
         raw_logits: request.raw_logits,
         omit_routing,
         tally,
+        // Another word of a later router means no haste either.
+        priority: if request.priority == i32::from(pb::Priority::Interactive) { Priority::Interactive } else { Priority::Batch },
     }
 }

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use super::room::MOST_OVERTAKING;
 use super::sequence::{Busy, Sequence};
-use super::{Scheduler, StepKind};
+use super::{Priority, Scheduler, StepKind};
 use crate::executor::{Batch, KV_BLOCK_TOKENS, Segment, StepId};
 use crate::step::{Outcome, SequenceId, Step};
 
@@ -74,6 +75,7 @@ impl Scheduler {
         let row_bytes = u64::from(self.config.limits.vocab) * size_of::<f32>() as u64;
         let most_raw = u32::try_from(RAW_LOGIT_BYTES / row_bytes).unwrap_or(u32::MAX).max(1);
         let mut raw_rows = most_raw;
+        self.order_prompts();
         for _ in 0..self.prefilling.len() {
             let Some(id) = self.prefilling.pop_front() else { break };
             let Some(sequence) = self.running.get_mut(&id) else { continue };
@@ -97,6 +99,21 @@ impl Scheduler {
                 out.push(Outcome::Progress { id });
             }
             self.append(step, batch, id, chunk);
+        }
+    }
+
+    /// Interactive prompts go before batch ones; now and then it is those that go first. Among equals turns stay as they are.
+    fn order_prompts(&mut self) {
+        let priority = |id: &SequenceId| self.running.get(id).map(Sequence::priority);
+        let batch = self.prefilling.iter().any(|id| priority(id) == Some(Priority::Batch));
+        let first = match batch && self.overtaken_prefill >= MOST_OVERTAKING {
+            true => Priority::Batch,
+            false => Priority::Interactive,
+        };
+        let others = self.prefilling.iter().any(|id| priority(id) == Some(Priority::Interactive));
+        self.overtaken_prefill = if batch && others && first == Priority::Interactive { self.overtaken_prefill + 1 } else { 0 };
+        if batch && others {
+            self.prefilling.make_contiguous().sort_by_key(|id| self.running.get(id).map(Sequence::priority) != Some(first));
         }
     }
 

@@ -1,10 +1,13 @@
 //! Who is let in, who is set aside and comes back, and what is free again.
 
-use super::{Scheduler, SequenceId, SequenceSpec, SequenceState, SlotId, Step, StepId};
+use super::{Priority, Scheduler, SequenceId, SequenceSpec, SequenceState, SlotId, Step, StepId};
 use crate::executor::ExecutorError;
 use crate::step::{Finish, Outcome};
 
 use super::sequence::{Busy, Sequence};
+
+/// How many interactive sequences, or their prefill steps, go before a batch one that waits.
+pub(super) const MOST_OVERTAKING: u32 = 4;
 
 /// What the executor is to do with a sequence's state.
 #[derive(Debug, PartialEq)]
@@ -85,7 +88,7 @@ impl Scheduler {
 
     /// The sequences set aside are alive, for whoever waits for their next token.
     pub fn reassure(&self, out: &mut Vec<Outcome>) {
-        out.extend(self.aside.keys().map(|id| Outcome::Progress { id: *id }));
+        out.extend(self.aside.keys().map(|(_, id)| Outcome::Progress { id: *id }));
     }
 
     /// KV blocks that a sequence of so many known tokens needs to run and say one more.
@@ -106,25 +109,68 @@ impl Scheduler {
         others < limits.slots as usize && self.committed() + blocks + others <= limits.kv_blocks as usize
     }
 
-    pub(super) fn lets_in(&self, spec: &SequenceSpec) -> bool {
-        self.aside.is_empty() && self.has_room(self.blocks_to_begin(spec.given_tokens()))
+    fn lets_in(&self, spec: &SequenceSpec) -> bool {
+        self.has_room(self.blocks_to_begin(spec.given_tokens()))
     }
 
-    /// Lets sequences run while there is room: those set aside first, oldest first.
+    /// Whether a sequence that comes now runs without waiting: nobody is there that it has to wait behind.
+    pub(super) fn runs_at_once(&self, spec: &SequenceSpec) -> bool {
+        let priority = spec.request().priority;
+        let before = |other: Priority| other <= priority || self.overtaken >= MOST_OVERTAKING;
+        let waits = self.waiting.iter().any(|(_, other)| before(other.request().priority));
+        !waits && !self.aside.keys().any(|(other, _)| before(*other)) && self.lets_in(spec)
+    }
+
+    /// Lets sequences run while there is room, in order: whoever does not fit holds up those behind it.
     pub(super) fn let_in(&mut self) {
-        while let Some((id, aside)) = self.aside.pop_first() {
-            if !self.has_room(self.blocks_to_begin(aside.sequence.known())) {
-                self.aside.insert(id, aside);
+        while let Some(priority) = self.priority_due() {
+            let batch_waits = self.waits(Priority::Batch);
+            if !self.let_one_in(priority) {
                 return;
             }
+            self.overtaken = match priority {
+                Priority::Interactive if batch_waits => self.overtaken + 1,
+                _ => 0,
+            };
+        }
+    }
+
+    /// Which priority is next to run; none where nobody waits.
+    fn priority_due(&self) -> Option<Priority> {
+        match (self.waits(Priority::Interactive), self.waits(Priority::Batch)) {
+            (true, true) if self.overtaken >= MOST_OVERTAKING => Some(Priority::Batch),
+            (true, _) => Some(Priority::Interactive),
+            (false, true) => Some(Priority::Batch),
+            (false, false) => None,
+        }
+    }
+
+    fn waits(&self, priority: Priority) -> bool {
+        self.aside.keys().any(|(other, _)| *other == priority)
+            || self.waiting.iter().any(|(_, spec)| spec.request().priority == priority)
+    }
+
+    /// Those set aside first, oldest first. False: there is no room.
+    fn let_one_in(&mut self, priority: Priority) -> bool {
+        let of_priority = (priority, SequenceId(0))..=(priority, SequenceId(u64::MAX));
+        if let Some((key, aside)) = self.aside.range(of_priority).next() {
+            let key = *key;
+            if !self.has_room(self.blocks_to_begin(aside.sequence.known())) {
+                return false;
+            }
+            let Some(aside) = self.aside.remove(&key) else { return false };
             self.aside_bytes -= aside.bytes();
-            self.bring_back(id, aside);
+            self.bring_back(key.1, aside);
+            return true;
         }
-        while self.waiting.front().is_some_and(|(_, spec)| self.lets_in(spec)) {
-            let (Some(slot), Some((id, spec))) = (self.pool.take_slot(), self.waiting.pop_front()) else { return };
-            self.running.insert(id, Sequence::new(spec, Some(slot), self.shape));
-            self.prefilling.push_back(id);
+        let Some(place) = self.waiting.iter().position(|(_, spec)| spec.request().priority == priority) else { return false };
+        if !self.waiting.get(place).is_some_and(|(_, spec)| self.lets_in(spec)) {
+            return false;
         }
+        let (Some(slot), Some((id, spec))) = (self.pool.take_slot(), self.waiting.remove(place)) else { return false };
+        self.running.insert(id, Sequence::new(spec, Some(slot), self.shape));
+        self.prefilling.push_back(id);
+        true
     }
 
     fn bring_back(&mut self, id: SequenceId, Aside { mut sequence, state }: Aside) {
@@ -170,10 +216,12 @@ impl Scheduler {
             return;
         }
         let on_the_move = self.running.values().any(|sequence| sequence.busy == Busy::Leaving);
-        let youngest = self.running.iter().rev().find(|(_, sequence)| sequence.busy == Busy::Free).map(|(id, _)| *id);
+        let rank = |(id, sequence): (&SequenceId, &Sequence)| (sequence.priority(), *id);
+        let own = self.running.get_key_value(&id).map(rank);
+        let last = self.running.iter().filter(|(_, sequence)| sequence.busy == Busy::Free).map(rank).max();
         // One that goes makes room enough for now. Those in a step end soon, or are asked then.
-        if let (false, Some(youngest)) = (on_the_move, youngest.filter(|youngest| *youngest >= id)) {
-            self.set_aside(youngest, out);
+        if let (false, Some(last)) = (on_the_move, last.filter(|last| Some(*last) >= own)) {
+            self.set_aside(last.1, out);
         }
     }
 
@@ -195,7 +243,7 @@ impl Scheduler {
     fn put_aside(&mut self, id: SequenceId, sequence: Sequence, state: Option<SequenceState>) {
         let aside = Aside { sequence, state };
         self.aside_bytes += aside.bytes();
-        self.aside.insert(id, aside);
+        self.aside.insert((aside.sequence.priority(), id), aside);
     }
 
     /// The sequence whose state is on its way; what one held that has gone meanwhile is free.
@@ -214,7 +262,9 @@ impl Scheduler {
             self.prefilling.retain(|other| *other != id);
             self.free(&mut sequence);
             sequence
-        } else if let Some(aside) = self.aside.remove(&id) {
+        } else if let Some(aside) =
+            self.aside.keys().find(|(_, other)| *other == id).copied().and_then(|key| self.aside.remove(&key))
+        {
             self.aside_bytes -= aside.bytes();
             aside.sequence
         } else {

@@ -7,7 +7,7 @@ use crate::executor::{Draw, SlotId, StepId};
 use crate::reasoning::Reasoning;
 use crate::routing::{RoutingCounts, RoutingShape};
 use crate::sampler::SampleError;
-use crate::spec::SequenceSpec;
+use crate::spec::{Priority, SequenceSpec};
 use crate::step::{Failure, Finish, Heard, Outcome, SequenceId, Usage};
 
 /// What a running sequence is part of.
@@ -47,6 +47,10 @@ impl Sequence {
         let routing = if spec.request().omit_routing { RoutingCounts::totals(shape) } else { RoutingCounts::new(shape) };
         let (reasoning, blocks, spoken) = (spec.reasoning(), Vec::new(), Vec::new());
         Self { spec, slot, blocks, busy: Busy::Free, routing, begun: false, fed: 0, counted: 0, spoken, reasoning }
+    }
+
+    pub(super) fn priority(&self) -> Priority {
+        self.spec.request().priority
     }
 
     /// Notes that it is part of a step; true for the first one.

@@ -42,6 +42,32 @@ fn taken(balancer: &Balancer) -> (u64, u64) {
 }
 
 #[test]
+fn who_has_time_lets_others_pass_but_for_four_of_them() {
+    let mut balancer = one(1, 100);
+    let seated = seat(&mut balancer, 1);
+    let patient = |balancer: &mut Balancer| match balancer.enter(Request { batch: true, ..Request::new(1) }, false, NOW) {
+        Entry::Queued(ticket) => ticket,
+        other => panic!("it should wait: {other:?}"),
+    };
+    let first = ticket(&mut balancer, 1);
+    let (slow, slower) = (patient(&mut balancer), patient(&mut balancer));
+    let others: Vec<TicketId> = (0..6).map(|_| ticket(&mut balancer, 1)).collect();
+    let mut order = Vec::new();
+    let mut seated = Some(seated);
+    while let Some(seat) = seated.take() {
+        balancer.release(seat, NOW);
+        for (ticket, entry) in balancer.grants(NOW) {
+            order.push(ticket);
+            if let Entry::Run(seat, _) = entry {
+                seated = Some(seat);
+            }
+        }
+    }
+    let wanted = [&[first], &others[..4], &[slow, slower], &others[4..]].concat();
+    assert_eq!(order, wanted);
+}
+
+#[test]
 fn own_seats_count_at_once_and_are_not_counted_twice() {
     let mut balancer = one(8, 100);
     let first = seat(&mut balancer, 95);
