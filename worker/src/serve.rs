@@ -190,9 +190,13 @@ fn identity(config: &Config) -> anyhow::Result<Option<Tls>> {
 /// Waits for a reason to end, and drains where it is a signal.
 async fn until_over(config: &Config, shared: &Shared, again: Again, signals: &mut mpsc::Receiver<Signal>) {
     let again = async {
+        let passed = watch::passed(watch::EVERY, watch::PAUSE, || shared.status.failed_for_now());
         match again {
-            Again::Files(watch) => watch.changed(watch::EVERY, || shared.status.brief().phase() == pb::Phase::Failed).await,
-            Again::Time => watch::passed(watch::EVERY, watch::PAUSE, || shared.status.failed_for_now()).await,
+            Again::Files(watch) => tokio::select! {
+                () = watch.changed(watch::EVERY, || shared.status.brief().phase() == pb::Phase::Failed) => {}
+                () = passed => {}
+            },
+            Again::Time => passed.await,
         }
     };
     let signal = tokio::select! {

@@ -1,6 +1,7 @@
 //! When a worker that could not use its checkpoint ends, so that whoever supervises it starts it anew. Until then it stays `Failed`
-//! and says why. A folder is read again once somebody has changed its files; a fetch is tried again a while after the network was
-//! in its way, and never for a refusal or a wrong checksum. Nothing is opened or read here.
+//! and says why. A folder is read again once somebody has changed its files, or a while after they could not be read any more while
+//! they were in use; a fetch is tried again a while after the network was in its way, and never for a refusal or a wrong checksum.
+//! Nothing is opened or read here.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,14 +12,14 @@ use tokio::time::interval;
 /// How often is looked: somebody who has mended a checkpoint waits for it, and a look costs one `stat` a file.
 pub const EVERY: Duration = Duration::from_secs(5);
 
-/// How long a fetch that has given up is left alone. It had tried for minutes, and whoever starts this process anew waits longer
+/// How long what failed for now is left alone. A fetch had tried for minutes, and whoever starts this process anew waits longer
 /// from time to time.
 pub const PAUSE: Duration = Duration::from_secs(60);
 
 /// What makes another start worth while.
 #[derive(Debug)]
 pub enum Again {
-    /// Changed files in a folder.
+    /// Changed files in a folder, or time, after one that failed for now.
     Files(Watch),
     /// Time, after a fetch that failed for now.
     Time,

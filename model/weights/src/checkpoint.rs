@@ -1,22 +1,21 @@
 //! [`Checkpoint`]: an open, checked, memory-mapped checkpoint.
 //!
-//! The files must not change while they are mapped; a file that is cut short under a map ends the process that reads it.
+//! The files should not change while they are mapped. Where one does, its map says so: whoever has read asks afterwards.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::fs::{self, File};
-use std::io;
+use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use m1_arch::Architecture;
-use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 
-use crate::error::WeightsError;
+use crate::error::{WeightsError, read_error};
 use crate::header::{self, Dtype, Header};
 use crate::index::{self, Layout};
+use crate::mapped::{self, MappedFile};
 use crate::names::TensorName;
 use crate::resolve::{Entry, Files, Found, resolve};
 
@@ -24,7 +23,7 @@ use crate::resolve::{Entry, Files, Found, resolve};
 pub struct Checkpoint {
     dir: PathBuf,
     architecture: Architecture,
-    shards: Vec<Arc<Mmap>>,
+    shards: Vec<Arc<MappedFile>>,
     paths: Vec<PathBuf>,
     entries: HashMap<TensorName, Entry>,
     digest: String,
@@ -40,12 +39,14 @@ pub struct TensorView<'a> {
     pub shape: Vec<usize>,
     /// Its elements, little-endian, row-major.
     pub data: &'a [u8],
+    /// Where it lies. Ask it after reading: [`MappedFile::check`].
+    pub file: &'a MappedFile,
 }
 
 /// A tensor in its file's map, which stays as long as this does.
 #[derive(Debug, Clone)]
 pub struct MappedTensor {
-    map: Arc<Mmap>,
+    file: Arc<MappedFile>,
     bytes: Range<usize>,
     /// How an element is stored.
     pub dtype: Dtype,
@@ -56,20 +57,29 @@ pub struct MappedTensor {
 impl MappedTensor {
     /// Its elements, little-endian, row-major, unaligned.
     pub fn bytes(&self) -> &[u8] {
-        self.map.get(self.bytes.clone()).unwrap_or_default()
+        self.file.get(self.bytes.clone()).unwrap_or_default()
+    }
+
+    /// Where it lies. Ask it after reading [`bytes`](Self::bytes).
+    pub fn file(&self) -> &Arc<MappedFile> {
+        &self.file
     }
 
     /// Brings it into memory: has the file read ahead, then reads a byte of every page. `progress` is told how many bytes were touched,
     /// piece by piece.
-    pub fn touch(&self, progress: &mut dyn FnMut(usize)) {
-        // Advice only: where it is not taken, the pages come one by one.
-        let _ = self.map.advise_range(memmap2::Advice::WillNeed, self.bytes.start, self.bytes.len());
+    ///
+    /// # Errors
+    /// The file has changed.
+    pub fn touch(&self, progress: &mut dyn FnMut(usize)) -> Result<(), WeightsError> {
+        self.file.read_ahead(self.bytes.start, self.bytes.len());
         for piece in self.bytes().chunks(TOUCHED) {
             let sum = piece.iter().step_by(PAGE).fold(0u8, |sum, byte| sum.wrapping_add(*byte));
             // Nobody wants the sum; the compiler must not know that.
             std::hint::black_box(sum);
             progress(piece.len());
+            self.file.check()?;
         }
+        Ok(())
     }
 }
 
@@ -92,8 +102,8 @@ impl Checkpoint {
         let entries = resolve(&architecture, &Files { dir, paths: &shards.paths, tensors: &shards.tensors })?;
         let total_bytes = entries.values().map(|entry| entry.bytes.len() as u64).sum();
         let digest = shards.digest(&config);
-        let Shards { paths, maps, .. } = shards;
-        let shards = maps.into_iter().map(Arc::new).collect();
+        let Shards { paths, maps: shards, .. } = shards;
+        mapped::watch(&shards);
         Ok(Checkpoint { dir: dir.to_owned(), architecture, shards, paths, entries, digest, total_bytes })
     }
 
@@ -128,8 +138,9 @@ impl Checkpoint {
     pub fn tensor(&self, name: &TensorName) -> Result<TensorView<'_>, WeightsError> {
         let absent = || WeightsError::NoSuchTensor { name: *name };
         let entry = self.entries.get(name).ok_or_else(absent)?;
-        let data = self.shards[entry.shard].get(entry.bytes.clone()).ok_or_else(absent)?;
-        Ok(TensorView { dtype: entry.dtype, shape: entry.shape.clone(), data })
+        let file = &*self.shards[entry.shard];
+        let data = file.get(entry.bytes.clone()).ok_or_else(absent)?;
+        Ok(TensorView { dtype: entry.dtype, shape: entry.shape.clone(), data, file })
     }
 
     /// The same tensor, for whoever uses it where it lies.
@@ -138,8 +149,8 @@ impl Checkpoint {
     /// The network has no such tensor.
     pub fn mapped(&self, name: &TensorName) -> Result<MappedTensor, WeightsError> {
         let entry = self.entries.get(name).ok_or(WeightsError::NoSuchTensor { name: *name })?;
-        let map = self.shards[entry.shard].clone();
-        Ok(MappedTensor { map, bytes: entry.bytes.clone(), dtype: entry.dtype, shape: entry.shape.clone() })
+        let file = self.shards[entry.shard].clone();
+        Ok(MappedTensor { file, bytes: entry.bytes.clone(), dtype: entry.dtype, shape: entry.shape.clone() })
     }
 
     /// Name of a file in the checkpoint's folder.
@@ -162,7 +173,7 @@ impl fmt::Debug for Checkpoint {
 #[derive(Default)]
 struct Shards {
     paths: Vec<PathBuf>,
-    maps: Vec<Mmap>,
+    maps: Vec<Arc<MappedFile>>,
     tensors: HashMap<String, Found>,
 }
 
@@ -199,10 +210,12 @@ impl Shards {
     }
 
     fn map(&mut self, path: PathBuf) -> Result<(usize, Header), WeightsError> {
-        let map = map_file(&path).map_err(|source| read_error(&path, source))?;
-        let header = header::read(&path, &map)?;
+        let map = MappedFile::open(path.clone())?;
+        let header = header::read(&path, &map);
+        map.check()?;
+        let header = header?;
         self.paths.push(path);
-        self.maps.push(map);
+        self.maps.push(Arc::new(map));
         Ok((self.maps.len() - 1, header))
     }
 
@@ -226,18 +239,4 @@ impl Shards {
         }
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
-}
-
-fn map_file(path: &Path) -> io::Result<Mmap> {
-    let file = File::open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is not a file"));
-    }
-    // SAFETY: the map is read-only; that nobody changes or cuts a checkpoint's file while it is served is the condition that
-    // this module's head states.
-    unsafe { Mmap::map(&file) }
-}
-
-fn read_error(path: &Path, source: io::Error) -> WeightsError {
-    WeightsError::Read { path: path.to_owned(), source }
 }

@@ -1,7 +1,7 @@
 //! What can be wrong with a checkpoint. Every message names the file or tensor, says what is wrong and how to mend it.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use m1_arch::ConfigError;
 use thiserror::Error;
@@ -58,6 +58,18 @@ pub enum WeightsError {
         path: PathBuf,
         /// One of its tensors.
         tensor: String,
+    },
+    /// A file was changed while it was mapped, or cannot be read any more. What was computed with it is worth nothing.
+    #[error(
+        "{path} has changed while it was in use: it had {opened} bytes when it was opened, {now}; put the whole file there, and exchange files by renaming only"
+    )]
+    Changed {
+        /// The shard.
+        path: PathBuf,
+        /// Its length when it was opened.
+        opened: u64,
+        /// What is there now, in words.
+        now: String,
     },
     /// The index names a tensor that its shard lacks.
     #[error(
@@ -162,6 +174,9 @@ pub enum WeightsError {
 }
 
 impl WeightsError {
+    /// The reason of [`WeightsError::Changed`]: what is mapped stays as it is until somebody opens the checkpoint anew.
+    pub const CHANGED: &str = "WeightsChanged";
+
     /// One CamelCase word for logs, conditions and metrics.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -171,6 +186,7 @@ impl WeightsError {
             WeightsError::BadIndex { .. } => "IndexInvalid",
             WeightsError::FileName { .. } => "ShardNameInvalid",
             WeightsError::MissingShard { .. } => "ShardMissing",
+            WeightsError::Changed { .. } => Self::CHANGED,
             WeightsError::NotInShard { .. } => "IndexMismatch",
             WeightsError::Header { .. } => "ShardHeaderInvalid",
             WeightsError::Truncated { .. } => "ShardTruncated",
@@ -194,4 +210,8 @@ impl WeightsError {
             _ => false,
         }
     }
+}
+
+pub(crate) fn read_error(path: &Path, source: io::Error) -> WeightsError {
+    WeightsError::Read { path: path.to_owned(), source }
 }

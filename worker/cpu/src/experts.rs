@@ -5,7 +5,7 @@ use m1_arch::{Architecture, ExpertId, ExpertSet, LayerId};
 use m1_engine::{Held, Use};
 use m1_kernels::product::{Product, products};
 use m1_kernels::{Shared, silu_gate};
-use m1_weights::{ExpertPart, TensorName};
+use m1_weights::{ExpertPart, TensorName, any_changed};
 
 use crate::compute::{Compute, room};
 use crate::error::CpuError;
@@ -20,6 +20,12 @@ struct Expert {
     up: Weight,
     /// `[hidden, inner]`.
     down: Weight,
+}
+
+impl Expert {
+    fn check(&self) -> Result<(), CpuError> {
+        [&self.gate, &self.up, &self.down].into_iter().try_for_each(Weight::check)
+    }
 }
 
 /// An expert that was brought in.
@@ -89,6 +95,7 @@ impl Experts {
     }
 
     /// Adds the weighted sums of held experts for rows of `x`, `[rows, hidden]`, to the same rows of `sums`; `uses` are sorted by expert.
+    /// An error where a file of one of them has changed: then `sums` are worth nothing.
     pub fn add(
         &mut self,
         compute: &mut Compute,
@@ -100,7 +107,11 @@ impl Experts {
         let mut buffers = std::mem::take(&mut self.buffers);
         let done = self.add_with(&mut buffers, compute, layer, x, uses, sums);
         self.buffers = buffers;
-        done
+        done?;
+        if any_changed() {
+            self.groups(layer, uses).try_for_each(|(expert, _)| expert.check())?;
+        }
+        Ok(())
     }
 
     #[allow(clippy::too_many_arguments, reason = "`add`, with its memory")]

@@ -1,8 +1,10 @@
 //! The weights that every worker holds (all but experts), layer by layer, with each layer's caches.
 
+use std::sync::Arc;
+
 use m1_arch::{Architecture, AttentionKind, LayerId, rotary_frequencies};
 use m1_engine::CacheSize;
-use m1_weights::TensorName;
+use m1_weights::{MappedFile, TensorName, any_changed};
 
 use crate::error::CpuError;
 use crate::lightning::{self, Lightning};
@@ -22,6 +24,8 @@ pub(crate) struct Model {
     pub head: Weight,
     /// `[rotary / 2]`.
     pub inverse_frequencies: Vec<f32>,
+    /// Where its matrices lie.
+    files: Vec<Arc<MappedFile>>,
 }
 
 /// One layer without its experts.
@@ -64,7 +68,19 @@ impl Model {
             final_norm: loader.vector(TensorName::FinalNorm)?,
             head: loader.matrix(TensorName::LmHead)?,
             inverse_frequencies: rotary_frequencies(arch),
+            files: loader.files().to_vec(),
         })
+    }
+
+    /// Whether what was computed with it before this call counts.
+    ///
+    /// # Errors
+    /// One of its files has changed.
+    pub fn check(&self) -> Result<(), CpuError> {
+        if any_changed() {
+            self.files.iter().try_for_each(|file| file.check())?;
+        }
+        Ok(())
     }
 }
 

@@ -97,6 +97,7 @@ impl CpuNetwork {
         let model = Model::load(&arch, &mut loader, size)?;
         let mut held = Experts::none(&arch);
         Experts::bring(&of_model(&arch, experts), &mut loader, &mut |brought| held.hold(brought))?;
+        loader.look()?;
         Ok(Self {
             digest: checkpoint.digest().to_owned(),
             size,
@@ -241,7 +242,9 @@ impl Network for CpuNetwork {
     }
 
     fn attention(&mut self, step: &mut Step, layer: LayerId, routing: &mut LayerRouting) -> Result<bool, ExecutorError> {
-        Ok(self.attend(step, layer, routing)?)
+        let whole = self.attend(step, layer, routing)?;
+        self.model.check()?;
+        Ok(whole)
     }
 
     fn gather(&mut self, step: &Step, rows: &[u32], out: &mut BytesMut) -> Result<(), ExecutorError> {
@@ -281,7 +284,8 @@ impl Network for CpuNetwork {
     }
 
     fn end(&mut self, step: &mut Step, batch: &Batch, results: &mut Results) -> Result<(), ExecutorError> {
-        Ok(self.finish(step, batch, results)?)
+        self.finish(step, batch, results)?;
+        Ok(self.model.check()?)
     }
 
     fn reuse(&mut self, step: Step) {
@@ -301,7 +305,9 @@ impl Network for CpuNetwork {
             if checkpoint.digest() != digest {
                 return Err(CpuError::OtherCheckpoint { given: checkpoint.digest().to_owned(), allowed: digest }.into());
             }
-            Ok(Experts::bring(&experts, &mut Loader::new(checkpoint, progress), take)?)
+            let mut loader = Loader::new(checkpoint, progress);
+            Experts::bring(&experts, &mut loader, take)?;
+            Ok(loader.look()?)
         })
     }
 

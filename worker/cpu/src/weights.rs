@@ -1,8 +1,10 @@
 //! [`Weight`]: a tensor of the checkpoint, used where it lies. Small vectors are widened; so are tensors stored as IEEE halves, which the
 //! kernels do not read.
 
+use std::sync::Arc;
+
 use m1_kernels::{Dtype, Matrix};
-use m1_weights::{Checkpoint, Dtype as Stored, MappedTensor, TensorName};
+use m1_weights::{Checkpoint, Dtype as Stored, MappedFile, MappedTensor, TensorName};
 
 use crate::error::CpuError;
 
@@ -30,6 +32,17 @@ impl Weight {
         };
         Ok(Matrix::new(bytes, self.dtype, self.outputs, self.inputs)?)
     }
+
+    /// Whether what was computed with it before this call counts.
+    ///
+    /// # Errors
+    /// Its file has changed.
+    pub fn check(&self) -> Result<(), CpuError> {
+        match &self.bytes {
+            Bytes::Mapped(tensor) => Ok(tensor.file().check()?),
+            Bytes::Widened(_) => Ok(()),
+        }
+    }
 }
 
 /// Takes tensors of a checkpoint and counts their bytes.
@@ -37,12 +50,27 @@ pub(crate) struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     progress: &'a mut dyn FnMut(u64),
     read: u64,
+    /// Those of tensors that are used where they lie, each once.
+    files: Vec<Arc<MappedFile>>,
 }
 
 impl<'a> Loader<'a> {
     /// `progress` is told the sum of stored bytes that are in memory so far.
     pub fn new(checkpoint: &'a Checkpoint, progress: &'a mut dyn FnMut(u64)) -> Self {
-        Self { checkpoint, progress, read: 0 }
+        Self { checkpoint, progress, read: 0, files: Vec::new() }
+    }
+
+    /// The files in which matrices so far are used.
+    pub fn files(&self) -> &[Arc<MappedFile>] {
+        &self.files
+    }
+
+    /// Looks at them: to be called when all has come.
+    ///
+    /// # Errors
+    /// One has changed meanwhile.
+    pub fn look(&self) -> Result<(), CpuError> {
+        Ok(self.files.iter().try_for_each(|file| file.look())?)
     }
 
     /// A matrix, brought into memory.
@@ -51,9 +79,13 @@ impl<'a> Loader<'a> {
         let inputs = tensor.shape.last().copied().unwrap_or(0);
         let outputs = tensor.shape.iter().product::<usize>().checked_div(inputs).unwrap_or(0);
         let (dtype, bytes) = match tensor.dtype {
-            Stored::F32 => (Dtype::F32, Bytes::Mapped(tensor)),
-            Stored::BF16 => (Dtype::Bf16, Bytes::Mapped(tensor)),
-            Stored::F16 => (Dtype::F32, Bytes::Widened(values(&tensor).flat_map(f32::to_le_bytes).collect())),
+            Stored::F32 => (Dtype::F32, self.mapped(tensor)),
+            Stored::BF16 => (Dtype::Bf16, self.mapped(tensor)),
+            Stored::F16 => {
+                let widened = values(&tensor).flat_map(f32::to_le_bytes).collect();
+                tensor.file().look()?;
+                (Dtype::F32, Bytes::Widened(widened))
+            }
         };
         let weight = Weight { bytes, dtype, outputs, inputs };
         weight.matrix()?;
@@ -62,7 +94,17 @@ impl<'a> Loader<'a> {
 
     /// A vector, widened.
     pub fn vector(&mut self, name: TensorName) -> Result<Vec<f32>, CpuError> {
-        Ok(values(&self.touched(name)?).collect())
+        let tensor = self.touched(name)?;
+        let values = values(&tensor).collect();
+        tensor.file().look()?;
+        Ok(values)
+    }
+
+    fn mapped(&mut self, tensor: MappedTensor) -> Bytes {
+        if !self.files.iter().any(|file| Arc::ptr_eq(file, tensor.file())) {
+            self.files.push(tensor.file().clone());
+        }
+        Bytes::Mapped(tensor)
     }
 
     fn touched(&mut self, name: TensorName) -> Result<MappedTensor, CpuError> {
@@ -70,7 +112,7 @@ impl<'a> Loader<'a> {
         tensor.touch(&mut |bytes| {
             self.read += bytes as u64;
             (self.progress)(self.read);
-        });
+        })?;
         Ok(tensor)
     }
 }

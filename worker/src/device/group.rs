@@ -8,6 +8,7 @@ use m1_arch::ExpertSet;
 use m1_engine::{Command, ExecutorError, Failure};
 use m1_exchange::{DispatchTable, Event, Health, Lane, PodId, TableVersion};
 use m1_proto::worker::Phase;
+use m1_weights::WeightsError;
 use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -249,6 +250,14 @@ impl Device {
         self.report();
     }
 
+    /// Files that have changed under their maps do so for good, so nothing is left to be served with them. Whoever opens them anew may have
+    /// better luck.
+    pub(super) fn end_if_changed(&mut self, error: &ExecutorError) {
+        if error.reason() == WeightsError::CHANGED && self.executor.is_some() {
+            self.broken(WeightsError::CHANGED, &error.to_string(), true);
+        }
+    }
+
     /// Nothing can be served any more: says why, once, and ends every sequence.
     pub(super) fn broken(&mut self, reason: &'static str, message: &str, may_pass: bool) {
         tracing::error!(reason, error = message, "the weights cannot be used");
@@ -261,6 +270,7 @@ impl Device {
         let nothing = ExpertSet::empty(arch.layers.len(), arch.experts);
         // Peers that wait are told that nothing is here.
         self.tell(Event::Hold(Arc::new(nothing)));
+        self.give_up_computing(reason, message);
         self.status.fail(reason, message, may_pass);
     }
 

@@ -154,6 +154,7 @@ impl Device {
     /// The executor could not compute a step, which it has forgotten.
     pub(super) fn step_failed(&mut self, step: StepId, error: &ExecutorError) {
         self.fail_step(step, &Failure::from(error));
+        self.end_if_changed(error);
     }
 
     /// The step goes on without these rows: their sequences end with it, and where they were the last, it ends now.

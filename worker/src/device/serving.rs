@@ -112,10 +112,20 @@ impl Device {
                 self.requests.rows += u64::from(rows);
                 self.tell_with(Event::Served { peer, lane, id }, Payload::Sums(sums));
             }
-            Err(error) => self.give_up(asked, error.reason(), &error.to_string()),
+            Err(error) => {
+                self.give_up(asked, error.reason(), &error.to_string());
+                self.end_if_changed(&error);
+            }
         }
         // Only now: the one that was being computed was owed until its answer was on its way.
         self.status.set_owed(self.requests.owed());
+    }
+
+    /// The executor is gone, and with it what it was computing for peers.
+    pub(super) fn give_up_computing(&mut self, reason: &str, message: &str) {
+        for (asked, _) in std::mem::take(&mut self.requests.computing).into_values() {
+            self.give_up(asked, reason, message);
+        }
     }
 
     /// A request that cannot be computed ends its connection: the requester asks elsewhere or again. The exchange forgets the

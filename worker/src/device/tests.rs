@@ -232,6 +232,36 @@ fn an_expert_that_nobody_can_be_asked_for_ends_those_that_need_it() {
     assert!(world.readers[1].is_whole() && world.pods[0].steps.is_empty());
 }
 
+#[test]
+fn weights_that_have_changed_end_what_a_pod_serves_and_leave_nothing_open() {
+    let mut world = group(3, 1, 64);
+    let strings = double::strings();
+    for pod in 1..3 {
+        world.submit(pod, prompt(pod, 3), 400).unwrap();
+    }
+    // Both peers have asked pod 0, which has not computed anything.
+    while world.pods[0].requests.owed() < 2 {
+        while world.work(1) | world.work(2) {}
+        for wire in 0..world.wires.len() {
+            while world.deliver(wire, false) | world.deliver(wire, true) {}
+        }
+    }
+    world.submit(0, prompt(0, 3), 400).unwrap();
+    strings.weights_change.store(true, Ordering::Relaxed);
+    while world.phase(0) != Phase::Failed {
+        assert!(world.work(0), "something comes to fail");
+    }
+    strings.weights_change.store(false, Ordering::Relaxed);
+    assert_eq!((world.pods[0].requests.owed(), world.pods[0].steps.len()), (0, 0));
+    assert!(world.pods[0].exchange.is_quiet());
+    world.finish();
+    let ends: Vec<_> = world.readers.iter().map(|reader| reader.end.clone().unwrap()).collect();
+    let of = |reason: &str| (FinishReason::FinishError, reason.to_owned());
+    assert_eq!(ends, [of("ExpertUnavailable"), of("ExpertUnavailable"), of("WeightsChanged")]);
+    assert_eq!(world.submit(0, prompt(3, 3), 4).unwrap_err().metadata().get("m1-reason").unwrap(), "NotReady");
+    world.check();
+}
+
 /// A small generator of numbers: the seed of a failure is all that is needed to see it again.
 struct Rng(u64);
 

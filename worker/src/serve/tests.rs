@@ -16,6 +16,7 @@ use tonic::transport::Channel;
 use super::*;
 use crate::config::{Cli, Command};
 
+mod changed;
 mod counts;
 mod ends;
 mod interleavings;

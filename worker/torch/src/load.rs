@@ -80,6 +80,7 @@ impl<'a> Reader<'a> {
             self.read += piece.len() as u64;
             (self.progress)(self.read);
         }
+        view.file.check()?;
         Ok(())
     }
 }

@@ -27,6 +27,8 @@ pub struct Strings {
     pub loads_wait: Arc<AtomicBool>,
     /// Loads fail while this is set.
     pub loads_fail: Arc<AtomicBool>,
+    /// Whatever is computed fails while this is set, as if a file of their weights had changed.
+    pub weights_change: Arc<AtomicBool>,
 }
 
 thread_local! {
@@ -110,6 +112,13 @@ pub fn load(config: &Config, checkpoint: &Checkpoint, experts: &ExpertSet, _: Pr
 }
 
 impl Double {
+    fn intact(&self) -> Result<(), ExecutorError> {
+        match self.strings.weights_change.load(Ordering::Relaxed) {
+            true => Err(ExecutorError::Weights { reason: "WeightsChanged", message: "on purpose".into() }),
+            false => Ok(()),
+        }
+    }
+
     fn experts(&self, layer: LayerId, x: &[u64], uses: &[Use]) -> Vec<u64> {
         let mut sums = vec![0; x.len()];
         for one in uses {
@@ -165,6 +174,7 @@ impl Network for Double {
     }
 
     fn attention(&mut self, rows: &mut Rows, layer: LayerId, routing: &mut LayerRouting) -> Result<bool, ExecutorError> {
+        self.intact()?;
         routing.reset(rows.x.len(), 2);
         rows.sums.fill(0);
         for (row, x) in rows.x.iter_mut().enumerate() {
@@ -206,6 +216,7 @@ impl Network for Double {
     fn reuse(&mut self, _: Rows) {}
 
     fn serve(&mut self, layer: LayerId, requests: &[Request], uses: &[Use]) -> Result<Vec<Bytes>, ExecutorError> {
+        self.intact()?;
         MOST_TOGETHER.with_borrow_mut(|most| *most = (*most).max(requests.len()));
         let x: Vec<u64> = requests.iter().flat_map(|request| self.numbers(&request.hidden).collect::<Vec<_>>()).collect();
         let mut sums = BytesMut::new();

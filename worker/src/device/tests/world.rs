@@ -228,6 +228,10 @@ impl World {
             Kind::Answer(answer) => Said::Answer { id: answer.id, tokens: answer.tokens, sums: answer.sums },
             Kind::NotHere(not_here) => Said::NotHere { id: not_here.id, epoch: not_here.epoch },
             Kind::Credit(credit) => Said::Credit { frames: credit.frames },
+            Kind::Refused(_) => {
+                self.cut(wire, true);
+                return true;
+            }
             other => panic!("{other:?}"),
         };
         self.dispatch(from, Inbound::Server { peer: peer_of_requester, lane, generation, said });
