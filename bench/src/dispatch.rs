@@ -64,8 +64,8 @@ async fn server() -> anyhow::Result<()> {
         let mut answers: Option<Link> = None;
         while let Some(message) = inbox.blocking_recv() {
             match message {
-                Inbox::Dispatch(Inbound::ServerUp { link, lane: Lane::Decode, .. }) => answers = Some(link),
-                Inbox::Dispatch(Inbound::Request { request, lane: Lane::Decode, .. }) => {
+                Inbox::Dispatch(Inbound::ClientUp { link, lane: Lane::Decode, .. }) => answers = Some(link),
+                Inbox::Dispatch(Inbound::ClientAsks { request, lane: Lane::Decode, .. }) => {
                     if let Some(link) = &answers {
                         link.send(Kind::Answer(Answer { id: request.id, tokens: request.tokens, sums: request.hidden }));
                         link.send(Kind::Credit(Credit { frames: 1 }));
@@ -155,7 +155,7 @@ fn exchange(address: String, rounds: usize) -> anyhow::Result<Vec<Duration>> {
     dialer.dial(&PeerAddress { pod: PodId(1), address }, &stop);
     let link = loop {
         match inbox.blocking_recv().context("the dialer ended")? {
-            Inbox::Dispatch(Inbound::RequesterUp { lane: Lane::Decode, link, .. }) => break link,
+            Inbox::Dispatch(Inbound::LinkUp { lane: Lane::Decode, link, .. }) => break link,
             _ => continue,
         }
     };
@@ -167,7 +167,7 @@ fn exchange(address: String, rounds: usize) -> anyhow::Result<Vec<Duration>> {
         link.send(Kind::Request(request_frame(head, &[1, 2], &[0.5, 0.5], row.clone())));
         loop {
             match inbox.blocking_recv().context("the connection ended")? {
-                Inbox::Dispatch(Inbound::Server { said: Said::Answer { id, .. }, .. }) if id == round as u64 => break,
+                Inbox::Dispatch(Inbound::LinkSays { said: Said::Answer { id, .. }, .. }) if id == round as u64 => break,
                 _ => continue,
             }
         }

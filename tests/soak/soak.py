@@ -64,7 +64,7 @@ class Up:
 def ask(address, order, stop_after=None):
     """The text and reasoning of an answer, and its tokens; None where it was given up on the way."""
     question, tokens, sampling, tier = order
-    body = {"model": "m1-demo", "messages": [{"role": "user", "content": QUESTIONS[question]}], "max_tokens": tokens, "stream": True,
+    body = {"model": "MiniMax-M1-demo", "messages": [{"role": "user", "content": QUESTIONS[question]}], "max_tokens": tokens, "stream": True,
             "service_tier": tier, "stream_options": {"include_usage": True}, **sampling}
     connection = http.client.HTTPConnection(address, timeout=STARVED)
     try:

@@ -87,7 +87,7 @@ impl Link {
 #[derive(Debug)]
 pub enum Inbound {
     /// My connection to a peer stands; I may have `credits` frames open.
-    RequesterUp {
+    LinkUp {
         /// The server.
         peer: PodId,
         /// Its lane.
@@ -98,7 +98,7 @@ pub enum Inbound {
         credits: u32,
     },
     /// My connection to a peer is gone.
-    RequesterDown {
+    LinkDown {
         /// The server.
         peer: PodId,
         /// Its lane.
@@ -116,7 +116,7 @@ pub enum Inbound {
         message: String,
     },
     /// A peer connected to be served.
-    ServerUp {
+    ClientUp {
         /// The requester.
         peer: PodId,
         /// Its lane.
@@ -125,7 +125,7 @@ pub enum Inbound {
         link: Link,
     },
     /// A peer that was served is gone.
-    ServerDown {
+    ClientDown {
         /// The requester.
         peer: PodId,
         /// Its lane.
@@ -134,7 +134,7 @@ pub enum Inbound {
         generation: u64,
     },
     /// A checked request of a peer.
-    Request {
+    ClientAsks {
         /// The requester.
         peer: PodId,
         /// Its lane.
@@ -145,7 +145,7 @@ pub enum Inbound {
         request: RequestFrame,
     },
     /// A server says something on my connection to it.
-    Server {
+    LinkSays {
         /// The server.
         peer: PodId,
         /// Its lane.

@@ -190,7 +190,7 @@ async fn heard(inbox: &mut mpsc::Receiver<Inbox>) -> Inbound {
 /// The server's side of the requester's decode lane.
 async fn decode_lane(server: &mut Server) -> Link {
     loop {
-        if let Inbound::ServerUp { lane: Lane::Decode, link, .. } = heard(&mut server.inbox).await {
+        if let Inbound::ClientUp { lane: Lane::Decode, link, .. } = heard(&mut server.inbox).await {
             return link;
         }
     }

@@ -73,7 +73,7 @@ impl Stand {
         connection.send(Kind::Hello(hello())).await;
         let Kind::Hello(answer) = connection.next().await.unwrap() else { panic!("no Hello") };
         assert!(answer.credits > 0);
-        assert!(matches!(self.heard().await, Inbound::ServerUp { .. }));
+        assert!(matches!(self.heard().await, Inbound::ClientUp { .. }));
         connection
     }
 
@@ -132,7 +132,7 @@ async fn a_good_request_reaches_the_device_and_heartbeats_come() {
     let mut stand = Stand::new().await;
     let mut connection = stand.greeted().await;
     connection.send(Kind::Request(request())).await;
-    let Inbound::Request { request, .. } = stand.heard().await else { panic!("no request") };
+    let Inbound::ClientAsks { request, .. } = stand.heard().await else { panic!("no request") };
     assert_eq!((request.id, request.tokens, request.slots), (7, 2, 2));
     connection.send(Kind::Heartbeat(Heartbeat { sent_us: 42, ..Default::default() })).await;
     stand.status.turn();
@@ -190,17 +190,17 @@ async fn a_frame_of_a_wrong_size_layer_or_expert_ends_its_connection_only() {
         let (given, message) = connection.refusal().await;
         assert_eq!(given, reason, "{message}");
         assert!(message.starts_with(words), "{message}");
-        assert!(matches!(stand.heard().await, Inbound::ServerDown { .. }), "the request did not get through");
+        assert!(matches!(stand.heard().await, Inbound::ClientDown { .. }), "the request did not get through");
     }
     for kind in [Kind::Answer(Answer::default()), Kind::Credit(Credit { frames: 1 }), Kind::Hello(hello())] {
         let mut connection = stand.greeted().await;
         connection.send(kind).await;
         assert_eq!(connection.refusal().await.0, "UnexpectedFrame");
-        assert!(matches!(stand.heard().await, Inbound::ServerDown { .. }));
+        assert!(matches!(stand.heard().await, Inbound::ClientDown { .. }));
     }
     let connection = stand.greeted().await;
     connection.send(Kind::Request(request())).await;
-    assert!(matches!(stand.heard().await, Inbound::Request { .. }), "others are served on");
+    assert!(matches!(stand.heard().await, Inbound::ClientAsks { .. }), "others are served on");
 }
 
 #[tokio::test]

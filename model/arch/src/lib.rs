@@ -22,4 +22,4 @@ pub use experts::{ExpertSet, ExpertSetError};
 pub use rotary::rotary_frequencies;
 pub use sharding::{GpuShare, GpuWeights, ShardError, linear_share};
 pub use slopes::slopes;
-pub use units::{Bytes, ExpertId, LayerId};
+pub use units::{Bytes, ExpertId, LayerId, UNUSED};

@@ -25,6 +25,9 @@ impl fmt::Display for LayerId {
     }
 }
 
+/// In the place of an expert in a routing: the place is not used.
+pub const UNUSED: u16 = u16::MAX;
+
 /// Index of an expert within its layer, from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]

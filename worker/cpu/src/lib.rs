@@ -27,4 +27,4 @@ mod weights;
 
 pub use error::CpuError;
 pub use experts::Brought;
-pub use network::{CpuExecutor, CpuNetwork, Step};
+pub use network::{CpuExecutor, CpuNetwork, InFlight};

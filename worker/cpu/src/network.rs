@@ -36,7 +36,7 @@ pub struct CpuNetwork {
 
 /// A step in flight.
 #[derive(Debug)]
-pub struct Step {
+pub struct InFlight {
     layout: Layout,
     numbers: Numbers,
     /// Softmax attention that is done in part.
@@ -110,7 +110,7 @@ impl CpuNetwork {
         })
     }
 
-    fn embed(&mut self, batch: &Batch, tables: &Tables) -> Result<Step, CpuError> {
+    fn embed(&mut self, batch: &Batch, tables: &Tables) -> Result<InFlight, CpuError> {
         let layout = Layout::new(batch, tables, &self.model.inverse_frequencies)?;
         let embedding = self.model.embedding.matrix()?;
         for span in layout.spans.iter().filter(|span| span.position == 0) {
@@ -122,11 +122,11 @@ impl CpuNetwork {
         for (id, x) in batch.ids.iter().zip(x.chunks_exact_mut(hidden)) {
             embedding.read_row(*id as usize, x);
         }
-        Ok(Step { layout, numbers, under_way: false, done: 0 })
+        Ok(InFlight { layout, numbers, under_way: false, done: 0 })
     }
 
     /// A turn of a layer's attention; true when it is whole.
-    fn attend(&mut self, step: &mut Step, layer: LayerId, routing: &mut LayerRouting) -> Result<bool, CpuError> {
+    fn attend(&mut self, step: &mut InFlight, layer: LayerId, routing: &mut LayerRouting) -> Result<bool, CpuError> {
         let (Some(weights), Some(kind)) = (self.model.layers.get_mut(layer.index()), self.arch.kind(layer)) else {
             let allowed = format!("less than {}", self.arch.layers.len());
             return Err(ExecutorError::InvalidArgument { what: "layer", given: layer.0.into(), allowed }.into());
@@ -171,7 +171,7 @@ impl CpuNetwork {
     }
 
     /// Final norm and head on the wanted rows only, then the draws, which threads share.
-    fn finish(&mut self, step: &mut Step, batch: &Batch, results: &mut Results) -> Result<(), CpuError> {
+    fn finish(&mut self, step: &mut InFlight, batch: &Batch, results: &mut Results) -> Result<(), CpuError> {
         let (width, vocab) = (self.arch.hidden, self.arch.vocab);
         let Scratch { head_rows, logits, drawn, .. } = &mut self.scratch;
         head_rows.clear();
@@ -222,7 +222,7 @@ impl CpuNetwork {
 impl Network for CpuNetwork {
     type Weights = Arc<Checkpoint>;
     type Brought = Brought;
-    type Step = Step;
+    type Step = InFlight;
 
     fn architecture(&self) -> &Architecture {
         &self.arch
@@ -237,17 +237,17 @@ impl Network for CpuNetwork {
         self.experts.set()
     }
 
-    fn begin(&mut self, batch: &Batch, tables: &Tables) -> Result<Step, ExecutorError> {
+    fn begin(&mut self, batch: &Batch, tables: &Tables) -> Result<InFlight, ExecutorError> {
         Ok(self.embed(batch, tables)?)
     }
 
-    fn attention(&mut self, step: &mut Step, layer: LayerId, routing: &mut LayerRouting) -> Result<bool, ExecutorError> {
+    fn attention(&mut self, step: &mut InFlight, layer: LayerId, routing: &mut LayerRouting) -> Result<bool, ExecutorError> {
         let whole = self.attend(step, layer, routing)?;
         self.model.check()?;
         Ok(whole)
     }
 
-    fn gather(&mut self, step: &Step, rows: &[u32], out: &mut BytesMut) -> Result<(), ExecutorError> {
+    fn gather(&mut self, step: &InFlight, rows: &[u32], out: &mut BytesMut) -> Result<(), ExecutorError> {
         let width = self.arch.hidden;
         for row in rows {
             append(&step.numbers.hidden[*row as usize * width..(*row as usize + 1) * width], out);
@@ -255,13 +255,13 @@ impl Network for CpuNetwork {
         Ok(())
     }
 
-    fn local(&mut self, step: &mut Step, layer: LayerId, uses: &[Use]) -> Result<(), ExecutorError> {
+    fn local(&mut self, step: &mut InFlight, layer: LayerId, uses: &[Use]) -> Result<(), ExecutorError> {
         let count = step.layout.rows * self.arch.hidden;
         let (hidden, sums) = (&step.numbers.hidden[..count], &mut step.numbers.sums[..count]);
         Ok(self.experts.add(&mut self.compute, layer, hidden, uses, sums)?)
     }
 
-    fn accumulate(&mut self, step: &mut Step, rows: &[u32], sums: &[u8]) -> Result<(), ExecutorError> {
+    fn accumulate(&mut self, step: &mut InFlight, rows: &[u32], sums: &[u8]) -> Result<(), ExecutorError> {
         let width = self.arch.hidden;
         for (row, bytes) in rows.iter().zip(sums.chunks_exact(width * size_of::<f32>())) {
             let own = &mut step.numbers.sums[*row as usize * width..(*row as usize + 1) * width];
@@ -272,7 +272,7 @@ impl Network for CpuNetwork {
         Ok(())
     }
 
-    fn combine(&mut self, step: &mut Step, _: LayerId) -> Result<(), ExecutorError> {
+    fn combine(&mut self, step: &mut InFlight, _: LayerId) -> Result<(), ExecutorError> {
         let count = step.layout.rows * self.arch.hidden;
         let Numbers { x, hidden, sums, .. } = &mut step.numbers;
         let x = &mut x[..count];
@@ -283,12 +283,12 @@ impl Network for CpuNetwork {
         Ok(())
     }
 
-    fn end(&mut self, step: &mut Step, batch: &Batch, results: &mut Results) -> Result<(), ExecutorError> {
+    fn end(&mut self, step: &mut InFlight, batch: &Batch, results: &mut Results) -> Result<(), ExecutorError> {
         self.finish(step, batch, results)?;
         Ok(self.model.check()?)
     }
 
-    fn reuse(&mut self, step: Step) {
+    fn reuse(&mut self, step: InFlight) {
         self.spare.push(step.numbers);
     }
 

@@ -19,7 +19,7 @@ pub enum Action {
         layer: LayerId,
         /// Rows of the step, ascending.
         rows: Vec<u32>,
-        /// `[rows.len(), top_k]`: the routing's experts, [`EMPTY`](crate::EMPTY) where a place is not part of this. The
+        /// `[rows.len(), top_k]`: the routing's experts, [`UNUSED`](crate::UNUSED) where a place is not part of this. The
         /// weight of a place is the routing's at (row, place).
         experts: Vec<u16>,
     },

@@ -24,7 +24,7 @@ pub enum Event<'a> {
         lane: Lane,
         /// The MoE layer.
         layer: LayerId,
-        /// `[rows, top_k]`, [`EMPTY`](crate::EMPTY) where a place is unused; top_k as configured.
+        /// `[rows, top_k]`, [`UNUSED`](crate::UNUSED) where a place is unused; top_k as configured.
         experts: &'a [u16],
     },
     /// The step waits for nobody: what it is parked for is given up now (`GivenUp`). Nothing where it is not parked.
@@ -140,7 +140,7 @@ pub enum Event<'a> {
         layer: LayerId,
         /// Rows.
         rows: usize,
-        /// `[rows, slots]`, [`EMPTY`](crate::EMPTY) where a place is not for me.
+        /// `[rows, slots]`, [`UNUSED`](crate::UNUSED) where a place is not for me.
         experts: &'a [u16],
     },
     /// The device finished a request that `next_request` returned; the caller has its sums.

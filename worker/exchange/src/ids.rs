@@ -3,8 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-/// Mark of an unused place in a routing: no expert. Equal to the engine's mark.
-pub const EMPTY: u16 = u16::MAX;
+pub use m1_arch::UNUSED;
 
 /// Largest request or answer on the wire. Small enough that a decode frame never waits long behind another one on the
 /// same link, large enough that a prefill chunk of M1 (24,576 bytes back a row) still batches 21 rows.

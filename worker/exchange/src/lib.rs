@@ -35,6 +35,6 @@ pub use config::{Config, ConfigError};
 pub use error::ExchangeError;
 pub use event::Event;
 pub use exchange::{Exchange, Health};
-pub use ids::{EMPTY, Lane, MAX_FRAME_BYTES, MAX_PODS, Micros, PodId, RequestId, StepId};
+pub use ids::{Lane, MAX_FRAME_BYTES, MAX_PODS, Micros, PodId, RequestId, StepId, UNUSED};
 pub use pulse::{Beat, HEARTBEAT, LONG_TURN, LONGEST_ANNOUNCED, Life, Listening, Pulse};
 pub use table::{DispatchTable, TableError, TableVersion};

@@ -35,16 +35,16 @@ impl Device {
     /// Takes what a connection says; nothing of one that was replaced.
     pub(super) fn heard(&mut self, inbound: Inbound) {
         match inbound {
-            Inbound::RequesterUp { peer, lane, link, credits } => {
+            Inbound::LinkUp { peer, lane, link, credits } => {
                 self.peers.forgive(peer);
-                if self.links.requester_up(peer, lane, link) {
+                if self.links.link_up(peer, lane, link) {
                     self.link_down(peer, lane);
                 }
                 self.tell(Event::LinkUp { peer, lane, credits });
                 self.report();
             }
-            Inbound::RequesterDown { peer, lane, generation } => {
-                if self.links.requester_down(peer, lane, generation) {
+            Inbound::LinkDown { peer, lane, generation } => {
+                if self.links.link_down(peer, lane, generation) {
                     self.link_down(peer, lane);
                     self.report();
                 }
@@ -54,32 +54,32 @@ impl Device {
                 self.tell(Event::PeerRefused { peer });
                 self.report();
             }
-            Inbound::ServerUp { peer, lane, link } => {
-                if self.links.server_up(peer, lane, link) {
+            Inbound::ClientUp { peer, lane, link } => {
+                if self.links.client_up(peer, lane, link) {
                     self.client_down(peer, lane);
                 }
                 self.tell(Event::ClientUp { peer, lane });
                 self.status.set_clients(self.links.clients());
             }
-            Inbound::ServerDown { peer, lane, generation } => {
-                if self.links.server_down(peer, lane, generation) {
+            Inbound::ClientDown { peer, lane, generation } => {
+                if self.links.client_down(peer, lane, generation) {
                     self.client_down(peer, lane);
                     self.status.set_clients(self.links.clients());
                 }
             }
-            Inbound::Request { peer, lane, generation, request } if self.links.serves(peer, lane, generation) => {
+            Inbound::ClientAsks { peer, lane, generation, request } if self.links.serves(peer, lane, generation) => {
                 let bytes = payload(request.hidden.len(), request.experts.len());
                 self.status.traffic().count(peer, lane, Direction::Received, bytes);
                 self.requested(peer, lane, request);
             }
-            Inbound::Server { peer, lane, generation, said } if self.links.asks(peer, lane, generation) => {
-                self.heard_server(peer, lane, said);
+            Inbound::LinkSays { peer, lane, generation, said } if self.links.asks(peer, lane, generation) => {
+                self.link_says(peer, lane, said);
             }
-            Inbound::Request { .. } | Inbound::Server { .. } => {}
+            Inbound::ClientAsks { .. } | Inbound::LinkSays { .. } => {}
         }
     }
 
-    fn heard_server(&mut self, peer: PodId, lane: Lane, said: Said) {
+    fn link_says(&mut self, peer: PodId, lane: Lane, said: Said) {
         match said {
             Said::Answer { id, tokens, sums } => {
                 self.status.traffic().count(peer, lane, Direction::Received, sums.len());
@@ -172,7 +172,7 @@ impl Device {
             Action::GivenUp { step, rows, error } => self.go_on_without(step, &rows, &error),
             Action::DropLink { peer, lane, error } => {
                 tracing::warn!(peer = peer.0, %lane, reason = error.reason(), error = %error, "a link is dropped");
-                self.links.drop_requester(peer, lane);
+                self.links.drop_link(peer, lane);
                 self.forget_sending(peer, lane);
             }
             Action::DropClient { peer, lane, error } => {
@@ -237,7 +237,7 @@ impl Device {
         let frame = request_frame(RequestHead { id: id.0, epoch, layer, tokens: rows }, &experts, &weights, hidden);
         self.status.traffic().count(peer, lane, Direction::Sent, bytes);
         if !self.links.request(peer, lane, Kind::Request(frame)) {
-            self.links.drop_requester(peer, lane);
+            self.links.drop_link(peer, lane);
             self.link_down(peer, lane);
         }
     }
@@ -263,7 +263,7 @@ impl Device {
     /// Answers a peer; a connection that does not take it is closed, and says so itself.
     fn answer_client(&mut self, peer: PodId, lane: Lane, kind: Kind) {
         if !self.links.answer(peer, lane, kind) {
-            self.links.close_server(peer, lane);
+            self.links.close_client(peer, lane);
         }
     }
 
@@ -274,7 +274,7 @@ impl Device {
         let refused = pb::Refused { reason: reason.to_owned(), message: message.to_owned() };
         // A connection that is gone already needs no words.
         let _ = self.links.answer(peer, lane, Kind::Refused(refused));
-        self.links.close_server(peer, lane);
+        self.links.close_client(peer, lane);
     }
 }
 

@@ -236,7 +236,7 @@ impl Device {
     fn let_go(&mut self, peer: PodId) {
         self.peers.known.remove(&peer);
         for lane in Lane::ALL {
-            self.links.drop_requester(peer, lane);
+            self.links.drop_link(peer, lane);
             self.link_down(peer, lane);
         }
     }

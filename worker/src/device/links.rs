@@ -11,72 +11,72 @@ use crate::transport::Link;
 /// All connections of this pod.
 #[derive(Debug, Default)]
 pub struct Links {
-    requester: HashMap<(PodId, Lane), Link>,
-    server: HashMap<(PodId, Lane), Link>,
+    links: HashMap<(PodId, Lane), Link>,
+    clients: HashMap<(PodId, Lane), Link>,
     round_trip_us: HashMap<PodId, u32>,
 }
 
 impl Links {
     /// My connection to `peer` stands. True: it takes the place of one that was thought to stand.
-    pub fn requester_up(&mut self, peer: PodId, lane: Lane, link: Link) -> bool {
-        replaced(self.requester.insert((peer, lane), link))
+    pub fn link_up(&mut self, peer: PodId, lane: Lane, link: Link) -> bool {
+        replaced(self.links.insert((peer, lane), link))
     }
 
     /// My connection to `peer` ended. False: a newer one stands already.
-    pub fn requester_down(&mut self, peer: PodId, lane: Lane, generation: u64) -> bool {
-        down(&mut self.requester, (peer, lane), generation)
+    pub fn link_down(&mut self, peer: PodId, lane: Lane, generation: u64) -> bool {
+        down(&mut self.links, (peer, lane), generation)
     }
 
     /// `peer` connected to be served. True: it takes the place of a connection that was thought to stand.
-    pub fn server_up(&mut self, peer: PodId, lane: Lane, link: Link) -> bool {
-        replaced(self.server.insert((peer, lane), link))
+    pub fn client_up(&mut self, peer: PodId, lane: Lane, link: Link) -> bool {
+        replaced(self.clients.insert((peer, lane), link))
     }
 
     /// `peer` is served no more. False: a newer connection stands already.
-    pub fn server_down(&mut self, peer: PodId, lane: Lane, generation: u64) -> bool {
-        down(&mut self.server, (peer, lane), generation)
+    pub fn client_down(&mut self, peer: PodId, lane: Lane, generation: u64) -> bool {
+        down(&mut self.clients, (peer, lane), generation)
     }
 
     /// Whether an answer came on the newest connection.
     pub fn asks(&self, peer: PodId, lane: Lane, generation: u64) -> bool {
-        self.requester.get(&(peer, lane)).is_some_and(|l| l.generation == generation)
+        self.links.get(&(peer, lane)).is_some_and(|l| l.generation == generation)
     }
 
     /// Whether a request came on the newest connection.
     pub fn serves(&self, peer: PodId, lane: Lane, generation: u64) -> bool {
-        self.server.get(&(peer, lane)).is_some_and(|l| l.generation == generation)
+        self.clients.get(&(peer, lane)).is_some_and(|l| l.generation == generation)
     }
 
     /// Sends a request. False: the connection is gone.
     pub fn request(&self, peer: PodId, lane: Lane, kind: Kind) -> bool {
-        self.requester.get(&(peer, lane)).is_some_and(|l| l.send(kind))
+        self.links.get(&(peer, lane)).is_some_and(|l| l.send(kind))
     }
 
     /// Sends an answer. False: the connection is gone.
     pub fn answer(&self, peer: PodId, lane: Lane, kind: Kind) -> bool {
-        self.server.get(&(peer, lane)).is_some_and(|l| l.send(kind))
+        self.clients.get(&(peer, lane)).is_some_and(|l| l.send(kind))
     }
 
     /// Ends my connection to a peer, if one stands.
-    pub fn drop_requester(&mut self, peer: PodId, lane: Lane) {
-        replaced(self.requester.remove(&(peer, lane)));
+    pub fn drop_link(&mut self, peer: PodId, lane: Lane) {
+        replaced(self.links.remove(&(peer, lane)));
     }
 
     /// Ends a peer's connection to me; it stays known until it says that it is down.
-    pub fn close_server(&mut self, peer: PodId, lane: Lane) {
-        if let Some(link) = self.server.get(&(peer, lane)) {
+    pub fn close_client(&mut self, peer: PodId, lane: Lane) {
+        if let Some(link) = self.clients.get(&(peer, lane)) {
             link.close();
         }
     }
 
     /// Connections of peers that are served.
     pub fn clients(&self) -> usize {
-        self.server.len()
+        self.clients.len()
     }
 
     /// Whether both request lanes to `peer` stand.
     pub fn connected(&self, peer: PodId) -> bool {
-        [Lane::Decode, Lane::Prefill].iter().all(|lane| self.requester.contains_key(&(peer, *lane)))
+        [Lane::Decode, Lane::Prefill].iter().all(|lane| self.links.contains_key(&(peer, *lane)))
     }
 
     /// Notes a measured round trip.

@@ -150,7 +150,7 @@ impl Dialer {
             let generation = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
             pause.begin();
             let Err(error) = self.connection(&peer, lane, generation, pulse.as_ref()).await;
-            if self.events.dispatch(Inbound::RequesterDown { peer: peer.pod, lane, generation }).await.is_err() {
+            if self.events.dispatch(Inbound::LinkDown { peer: peer.pod, lane, generation }).await.is_err() {
                 return;
             }
             self.report(&peer, lane, error, &mut said).await;
@@ -185,7 +185,7 @@ impl Dialer {
         }
         self.status.pulses().greeted(peer.pod);
         let credits = hello.credits;
-        let up = Inbound::RequesterUp { peer: peer.pod, lane, link: link.clone(), credits };
+        let up = Inbound::LinkUp { peer: peer.pod, lane, link: link.clone(), credits };
         self.events.dispatch(up).await.map_err(|_| LinkError::Closed)?;
         tracing::info!(peer = peer.pod.0, address = %peer.address, ?lane, credits, "dispatch link is up");
         // A server without a lane for heartbeats sends them here, where it is asked for them.
@@ -265,7 +265,7 @@ impl Dialer {
             }
             if let Some(said) = self.said(frame)? {
                 let generation = link.generation;
-                self.events.dispatch(Inbound::Server { peer, lane, generation, said }).await.map_err(|_| LinkError::Closed)?;
+                self.events.dispatch(Inbound::LinkSays { peer, lane, generation, said }).await.map_err(|_| LinkError::Closed)?;
             }
         }
     }

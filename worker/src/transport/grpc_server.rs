@@ -129,7 +129,7 @@ struct Session<'a> {
 impl Session<'_> {
     async fn run(self, mut frames: Streaming<Frame>) {
         let (peer, lane, generation) = (self.peer, self.lane, self.link.generation);
-        let up = Inbound::ServerUp { peer, lane, link: self.link.clone() };
+        let up = Inbound::ClientUp { peer, lane, link: self.link.clone() };
         if self.service.events.dispatch(up).await.is_err() {
             return;
         }
@@ -153,14 +153,14 @@ impl Session<'_> {
             }
         }
         // A closed inbox means that the process ends.
-        let _ = self.service.events.dispatch(Inbound::ServerDown { peer, lane, generation }).await;
+        let _ = self.service.events.dispatch(Inbound::ClientDown { peer, lane, generation }).await;
     }
 
     async fn take(&self, frame: Frame) -> Result<(), WireError> {
         match frame.kind {
             Some(Kind::Request(request)) => {
                 let request = check_request(&self.identity.arch, request)?;
-                let event = Inbound::Request { peer: self.peer, lane: self.lane, generation: self.link.generation, request };
+                let event = Inbound::ClientAsks { peer: self.peer, lane: self.lane, generation: self.link.generation, request };
                 // A closed inbox means that the process ends.
                 let _ = self.service.events.dispatch(event).await;
                 Ok(())

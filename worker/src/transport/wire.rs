@@ -3,7 +3,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use m1_arch::{Architecture, LayerId};
-use m1_exchange::{EMPTY, Lane};
+use m1_exchange::{Lane, UNUSED};
 use m1_proto::dispatch as pb;
 
 /// Version of the dispatch protocol. Raised when a frame changes its meaning.
@@ -38,7 +38,7 @@ pub struct RequestFrame {
     pub tokens: u32,
     /// Expert slots per row.
     pub slots: usize,
-    /// [tokens, slots]; [`EMPTY`](m1_exchange::EMPTY) where a slot is not this pod's.
+    /// [tokens, slots]; [`UNUSED`](m1_exchange::UNUSED) where a slot is not this pod's.
     pub experts: Vec<u16>,
     /// [tokens, slots].
     pub weights: Vec<f32>,
@@ -186,7 +186,7 @@ pub fn check_request(arch: &Architecture, frame: pb::Request) -> Result<RequestF
     sized("weights", &frame.weights, tokens * slots * 4, frame.tokens)?;
     sized("hidden", &frame.hidden, tokens * arch.hidden * ELEMENT, frame.tokens)?;
     let experts: Vec<u16> = frame.experts.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect();
-    for &expert in experts.iter().filter(|e| **e != EMPTY) {
+    for &expert in experts.iter().filter(|e| **e != UNUSED) {
         within("experts", expert.into(), 0, arch.experts as u64 - 1)?;
     }
     let weights: Vec<f32> = frame.weights.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
@@ -270,7 +270,7 @@ mod tests {
 
     fn good() -> pb::Request {
         let head = RequestHead { id: 1, epoch: 1, layer: LayerId(3), tokens: 2 };
-        request_frame(head, &[0, 31, EMPTY, 4], &[0.5, 0.5, 0.0, 1.0], Bytes::from(vec![0; 2 * 128 * 4]))
+        request_frame(head, &[0, 31, UNUSED, 4], &[0.5, 0.5, 0.0, 1.0], Bytes::from(vec![0; 2 * 128 * 4]))
     }
 
     fn error(change: impl FnOnce(&mut pb::Request)) -> String {
@@ -282,7 +282,7 @@ mod tests {
     #[test]
     fn a_good_request_passes() {
         let frame = check_request(&arch(), good()).unwrap();
-        assert_eq!((frame.tokens, frame.slots, frame.experts), (2, 2, vec![0, 31, EMPTY, 4]));
+        assert_eq!((frame.tokens, frame.slots, frame.experts), (2, 2, vec![0, 31, UNUSED, 4]));
     }
 
     #[test]

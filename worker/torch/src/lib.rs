@@ -24,7 +24,7 @@ mod rows;
 
 pub use error::TorchError;
 pub use experts::Brought;
-pub use network::{Step, TorchExecutor, TorchNetwork};
+pub use network::{InFlight, TorchExecutor, TorchNetwork};
 
 /// Number of threads that one operation may use, for the whole process.
 pub fn set_threads(threads: u16) {

@@ -41,7 +41,7 @@ pub struct TorchNetwork {
 
 /// A step in flight. Tensors are `[rows, hidden]`.
 #[derive(Debug)]
-pub struct Step {
+pub struct InFlight {
     layout: Layout,
     /// The residual stream between layers; at a layer's experts the accumulator, which starts as the residual.
     x: Tensor,
@@ -85,7 +85,7 @@ impl TorchNetwork {
         })
     }
 
-    fn embed(&mut self, batch: &Batch, tables: &Tables) -> Result<Step, TorchError> {
+    fn embed(&mut self, batch: &Batch, tables: &Tables) -> Result<InFlight, TorchError> {
         let layout = Layout::new(batch, tables, &self.model.inverse_frequencies)?;
         for span in layout.spans.iter().filter(|span| span.position == 0) {
             for layer in &mut self.model.layers {
@@ -95,12 +95,12 @@ impl TorchNetwork {
         let ids: Vec<i64> = batch.ids.iter().map(|id| i64::from(*id)).collect();
         // A copy always: what follows is written in place.
         let x = self.model.embedding.f_index_select(0, &Tensor::f_from_slice(&ids)?.f_to(self.device)?)?;
-        Ok(Step { layout, hidden: x.shallow_clone(), x })
+        Ok(InFlight { layout, hidden: x.shallow_clone(), x })
     }
 
     /// Attention, its residual, the norm before the experts and the router; the accumulator starts as the experts' residual, so that
     /// nothing is left to add when the layer ends.
-    fn attend(&mut self, step: &mut Step, layer: LayerId, routing: &mut LayerRouting) -> Result<(), TorchError> {
+    fn attend(&mut self, step: &mut InFlight, layer: LayerId, routing: &mut LayerRouting) -> Result<(), TorchError> {
         let (Some(weights), Some(kind)) = (self.model.layers.get_mut(layer.index()), self.arch.kind(layer)) else {
             let allowed = format!("less than {}", self.arch.layers.len());
             return Err(ExecutorError::InvalidArgument { what: "layer", given: layer.0.into(), allowed }.into());
@@ -121,7 +121,7 @@ impl TorchNetwork {
     }
 
     /// Final norm and head on the wanted rows only, then the draws.
-    fn finish(&mut self, step: &Step, batch: &Batch, results: &mut Results) -> Result<(), TorchError> {
+    fn finish(&mut self, step: &InFlight, batch: &Batch, results: &mut Results) -> Result<(), TorchError> {
         let mut rows: Vec<u32> = batch.logit_rows.iter().copied().chain(batch.draws.iter().map(|draw| draw.row)).collect();
         rows.sort_unstable();
         rows.dedup();
@@ -206,7 +206,7 @@ impl TorchNetwork {
 impl Network for TorchNetwork {
     type Weights = Arc<Checkpoint>;
     type Brought = Brought;
-    type Step = Step;
+    type Step = InFlight;
 
     fn architecture(&self) -> &Architecture {
         &self.arch
@@ -221,23 +221,23 @@ impl Network for TorchNetwork {
         self.experts.set()
     }
 
-    fn begin(&mut self, batch: &Batch, tables: &Tables) -> Result<Step, ExecutorError> {
+    fn begin(&mut self, batch: &Batch, tables: &Tables) -> Result<InFlight, ExecutorError> {
         without_grad(|| self.embed(batch, tables))
     }
 
-    fn attention(&mut self, step: &mut Step, layer: LayerId, routing: &mut LayerRouting) -> Result<bool, ExecutorError> {
+    fn attention(&mut self, step: &mut InFlight, layer: LayerId, routing: &mut LayerRouting) -> Result<bool, ExecutorError> {
         without_grad(|| self.attend(step, layer, routing).map(|()| true))
     }
 
-    fn gather(&mut self, step: &Step, rows: &[u32], out: &mut BytesMut) -> Result<(), ExecutorError> {
+    fn gather(&mut self, step: &InFlight, rows: &[u32], out: &mut BytesMut) -> Result<(), ExecutorError> {
         without_grad(|| Ok(append(&self.rows(rows)?.pick(&step.hidden)?, out)?))
     }
 
-    fn local(&mut self, step: &mut Step, layer: LayerId, uses: &[Use]) -> Result<(), ExecutorError> {
+    fn local(&mut self, step: &mut InFlight, layer: LayerId, uses: &[Use]) -> Result<(), ExecutorError> {
         without_grad(|| Ok(self.experts.add(layer, &step.hidden, uses, self.arch.mlp.beta, &mut step.x)?))
     }
 
-    fn accumulate(&mut self, step: &mut Step, rows: &[u32], sums: &[u8]) -> Result<(), ExecutorError> {
+    fn accumulate(&mut self, step: &mut InFlight, rows: &[u32], sums: &[u8]) -> Result<(), ExecutorError> {
         without_grad(|| {
             let mut sums = self.wire_rows(sums)?;
             scale_(&mut sums, self.arch.mlp.beta)?;
@@ -246,16 +246,16 @@ impl Network for TorchNetwork {
     }
 
     /// The accumulator has had the residual in it all along.
-    fn combine(&mut self, _: &mut Step, _: LayerId) -> Result<(), ExecutorError> {
+    fn combine(&mut self, _: &mut InFlight, _: LayerId) -> Result<(), ExecutorError> {
         Ok(())
     }
 
-    fn end(&mut self, step: &mut Step, batch: &Batch, results: &mut Results) -> Result<(), ExecutorError> {
+    fn end(&mut self, step: &mut InFlight, batch: &Batch, results: &mut Results) -> Result<(), ExecutorError> {
         without_grad(|| self.finish(step, batch, results))
     }
 
     /// libtorch keeps memory itself.
-    fn reuse(&mut self, _: Step) {}
+    fn reuse(&mut self, _: InFlight) {}
 
     fn serve(&mut self, layer: LayerId, requests: &[Request], uses: &[Use]) -> Result<Vec<Bytes>, ExecutorError> {
         without_grad(|| self.answer(layer, requests, uses))

@@ -7,8 +7,7 @@ use crate::allowed::AllowedIds;
 use crate::routing::{RoutingShape, StepRouting};
 use crate::sampler::{SampleError, Sampling, TokenLogprobs};
 
-/// The expert id of an unused place in [`LayerRouting`] and [`Work`](super::Work).
-pub const UNUSED: u16 = u16::MAX;
+pub use m1_arch::UNUSED;
 
 /// A state slot: the lightning states of one sequence, and its list of KV blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -165,7 +165,7 @@ pub(super) fn take_own(step: &mut Step) -> Option<(Vec<u32>, Vec<u16>)> {
     let top_k = step.top_k();
     let mut experts = Vec::with_capacity(own.len() * top_k);
     for asked in &own {
-        let of = |place| if asked.places >> place & 1 == 1 { step.expert(asked.row, place) } else { crate::ids::EMPTY };
+        let of = |place| if asked.places >> place & 1 == 1 { step.expert(asked.row, place) } else { crate::ids::UNUSED };
         experts.extend((0..top_k).map(of));
     }
     let rows = own.iter().map(|asked| asked.row).collect();

@@ -13,7 +13,7 @@ use m1_arch::{ExpertId, ExpertSet, LayerId};
 use crate::action::{Action, Serve};
 use crate::config::Config;
 use crate::error::ExchangeError;
-use crate::ids::{EMPTY, Lane, MAX_PODS, PodId, RequestId};
+use crate::ids::{Lane, MAX_PODS, PodId, RequestId, UNUSED};
 
 use super::assign::is_peer;
 use super::links::LinkKey;
@@ -252,7 +252,7 @@ impl Clients {
 
 fn distinct(experts: &[u16], into: &mut Vec<u16>) {
     into.clear();
-    into.extend(experts.iter().filter(|expert| **expert != EMPTY));
+    into.extend(experts.iter().filter(|expert| **expert != UNUSED));
     into.sort_unstable();
     into.dedup();
 }

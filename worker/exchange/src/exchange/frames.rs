@@ -2,7 +2,7 @@
 //! and its credit, and must not choose who gets one.
 
 use crate::action::Action;
-use crate::ids::{EMPTY, MAX_PODS, Micros, PodId};
+use crate::ids::{MAX_PODS, Micros, PodId, UNUSED};
 use crate::table::{PodSet, bit, pods};
 
 use super::links::{Asked, Asking, LinkKey, Links};
@@ -24,7 +24,7 @@ impl Frame {
 
     fn push_row(&mut self, row: u32, top_k: usize) {
         self.rows.push(row);
-        self.experts.resize(self.experts.len() + top_k, EMPTY);
+        self.experts.resize(self.experts.len() + top_k, UNUSED);
         self.asked.push(Asked { row, places: 0 });
     }
 

@@ -8,7 +8,7 @@ use m1_arch::{ExpertId, ExpertSet, LayerId};
 use crate::action::Action;
 use crate::config::Config;
 use crate::error::ExchangeError;
-use crate::ids::{EMPTY, Lane, Micros, PodId, RequestId, StepId};
+use crate::ids::{Lane, Micros, PodId, RequestId, StepId, UNUSED};
 use crate::pulse::Life;
 use crate::table::{DispatchTable, PodSet, bit, pods};
 
@@ -389,7 +389,7 @@ pub(super) fn check_numbers(config: &Config, layer: LayerId, experts: &[u16]) ->
     if layer.index() >= config.layers {
         return Err(range("layer", layer.index(), config.layers));
     }
-    match experts.iter().find(|expert| **expert != EMPTY && usize::from(**expert) >= config.experts) {
+    match experts.iter().find(|expert| **expert != UNUSED && usize::from(**expert) >= config.experts) {
         Some(expert) => Err(range("expert", usize::from(*expert), config.experts)),
         None => Ok(()),
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use m1_arch::LayerId;
 
-use crate::ids::{EMPTY, Lane, Micros, PodId, StepId};
+use crate::ids::{Lane, Micros, PodId, StepId, UNUSED};
 use crate::table::{DispatchTable, PodSet, bit};
 
 use super::links::{Asked, Asking};
@@ -241,7 +241,7 @@ impl Step {
         self.list.clear();
         self.left = 0;
         for (row, places) in experts.chunks_exact(self.top_k).enumerate() {
-            let used = places.iter().enumerate().fold(0, |used, (place, expert)| used | (u16::from(*expert != EMPTY) << place));
+            let used = places.iter().enumerate().fold(0, |used, (place, expert)| used | (u16::from(*expert != UNUSED) << place));
             self.rows.push(Row { left: used, wanted: used, listed: used != 0, ..Row::default() });
             self.left += used.count_ones() as usize;
             if used != 0 {

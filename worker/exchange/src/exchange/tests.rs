@@ -11,12 +11,14 @@ use std::time::Duration;
 use m1_arch::{ExpertId, ExpertSet, LayerId};
 
 use super::{Exchange, Health};
-use crate::{Action, Beat, Config, DispatchTable, EMPTY, Event, Lane, Life, Micros, PodId, Pulse, RequestId, StepId, TableVersion};
+use crate::{
+    Action, Beat, Config, DispatchTable, Event, Lane, Life, Micros, PodId, Pulse, RequestId, StepId, TableVersion, UNUSED,
+};
 
 const LAYERS: usize = 2;
 const EXPERTS: usize = 8;
 /// No expert at this place.
-const NO: u16 = EMPTY;
+const NO: u16 = UNUSED;
 
 fn set(experts: &[u16]) -> ExpertSet {
     let mut set = ExpertSet::empty(LAYERS, EXPERTS);
@@ -159,7 +161,7 @@ fn line(action: &Action) -> String {
 }
 
 fn routing(rows: &[u32], experts: &[u16]) -> String {
-    let place = |expert: &u16| if *expert == EMPTY { "_".to_owned() } else { expert.to_string() };
+    let place = |expert: &u16| if *expert == UNUSED { "_".to_owned() } else { expert.to_string() };
     let row = |(row, experts): (&u32, &[u16])| format!(" {row}[{}]", experts.iter().map(place).collect::<Vec<_>>().join(","));
     rows.iter().zip(experts.chunks(2)).map(row).collect()
 }

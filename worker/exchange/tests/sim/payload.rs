@@ -3,7 +3,7 @@
 //! places; besides, each sum names its places.
 
 use m1_arch::LayerId;
-use m1_exchange::EMPTY;
+use m1_exchange::UNUSED;
 
 use super::rng::{Rng, mix};
 
@@ -24,7 +24,7 @@ pub struct AskedRow {
 
 impl AskedRow {
     pub fn compute(&self, layer: LayerId) -> Sum {
-        let used = self.experts.iter().enumerate().filter(|(_, expert)| **expert != EMPTY);
+        let used = self.experts.iter().enumerate().filter(|(_, expert)| **expert != UNUSED);
         used.fold(Sum { value: 0, places: 0 }, |sum, (place, expert)| {
             let output = mix(self.hidden ^ (u64::from(layer.0) << 32) ^ (u64::from(*expert) << 48));
             Sum { value: sum.value.wrapping_add(self.weights[place].wrapping_mul(output)), places: sum.places | 1 << place }
@@ -49,7 +49,7 @@ impl StepRun {
         let row = |rng: &mut Rng| AskedRow {
             hidden: rng.bits(),
             weights: (0..top_k).map(|_| rng.bits()).collect(),
-            experts: (0..top_k).map(|_| if rng.percent(10) { EMPTY } else { rng.index(experts) as u16 }).collect(),
+            experts: (0..top_k).map(|_| if rng.percent(10) { UNUSED } else { rng.index(experts) as u16 }).collect(),
         };
         let rows: Vec<AskedRow> = (0..rows).map(|_| row(rng)).collect();
         let sums = vec![Sum { value: 0, places: 0 }; rows.len()];
@@ -71,7 +71,7 @@ impl StepRun {
             let own = &self.rows[*row as usize];
             assert!(!self.given_up[*row as usize], "row {row} is asked after it was given up");
             let asked = AskedRow { experts: experts.to_vec(), ..own.clone() };
-            assert!(experts.iter().zip(&own.experts).all(|(asked, own)| *asked == EMPTY || asked == own));
+            assert!(experts.iter().zip(&own.experts).all(|(asked, own)| *asked == UNUSED || asked == own));
             let places = asked.compute(self.layer).places;
             assert_ne!(places, 0, "row {row} asks for nothing");
             assert_eq!(places & self.sums[*row as usize].places, 0, "row {row} is asked again after it came");

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use m1_arch::{ExpertId, ExpertSet, LayerId};
 use m1_exchange::{
-    Action, Beat, Config, DispatchTable, EMPTY, Event, Exchange, ExchangeError, Health, Lane, Micros, PodId, Pulse, RequestId,
-    Serve, StepId,
+    Action, Beat, Config, DispatchTable, Event, Exchange, ExchangeError, Health, Lane, Micros, PodId, Pulse, RequestId, Serve,
+    StepId, UNUSED,
 };
 
 use super::network::Wire;
@@ -192,7 +192,7 @@ impl Pod {
         let serve = self.exchange.next_request(Lane::Bulk)?;
         let (layer, rows) = &self.kept[&((serve.peer, serve.lane), serve.id)];
         assert_eq!((*layer, rows.len()), (serve.layer, serve.rows));
-        let mut experts = rows.iter().flat_map(|row| &row.experts).filter(|expert| **expert != EMPTY);
+        let mut experts = rows.iter().flat_map(|row| &row.experts).filter(|expert| **expert != UNUSED);
         assert!(experts.all(|expert| self.held.contains(*layer, ExpertId(*expert))), "computes what it does not hold");
         self.serving.push(serve);
         Some(serve)
@@ -353,7 +353,7 @@ impl Pod {
         let run = self.run(step);
         assert!(rows.is_sorted() && run.layer == layer);
         for (row, asked) in rows.iter().zip(run.gather(rows, experts)) {
-            let own = asked.experts.iter().filter(|expert| **expert != EMPTY).all(|e| held.contains(layer, ExpertId(*e)));
+            let own = asked.experts.iter().filter(|expert| **expert != UNUSED).all(|e| held.contains(layer, ExpertId(*e)));
             assert!(own, "local experts that are not held");
             run.add(*row, asked.compute(layer));
         }

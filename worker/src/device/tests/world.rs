@@ -189,8 +189,8 @@ impl World {
         let (of_server, answers) = Link::with_room(self.generation, ROOM);
         let Wire { from, to, lane, .. } = self.wires[wire];
         self.wires[wire] = Wire { from, to, lane, up: true, generation: self.generation, requests, answers };
-        self.dispatch(to, Inbound::ServerUp { peer: PodId(from as u16), lane, link: of_server });
-        self.dispatch(from, Inbound::RequesterUp { peer: PodId(to as u16), lane, link: of_requester, credits: CREDITS });
+        self.dispatch(to, Inbound::ClientUp { peer: PodId(from as u16), lane, link: of_server });
+        self.dispatch(from, Inbound::LinkUp { peer: PodId(to as u16), lane, link: of_requester, credits: CREDITS });
     }
 
     /// Cuts a wire: what is on it is lost. Which end hears first is for the caller to say.
@@ -201,8 +201,8 @@ impl World {
         }
         let (from, to, lane, generation) = (*from, *to, *lane, *generation);
         let down = |world: &mut Self, requester: bool| match requester {
-            true => world.dispatch(from, Inbound::RequesterDown { peer: PodId(to as u16), lane, generation }),
-            false => world.dispatch(to, Inbound::ServerDown { peer: PodId(from as u16), lane, generation }),
+            true => world.dispatch(from, Inbound::LinkDown { peer: PodId(to as u16), lane, generation }),
+            false => world.dispatch(to, Inbound::ClientDown { peer: PodId(from as u16), lane, generation }),
         };
         down(self, requester_first);
         down(self, !requester_first);
@@ -222,7 +222,7 @@ impl World {
         let said = match kind {
             Kind::Request(request) => {
                 let request = check_request(&self.arch, request).unwrap();
-                self.dispatch(to, Inbound::Request { peer: peer_of_server, lane, generation, request });
+                self.dispatch(to, Inbound::ClientAsks { peer: peer_of_server, lane, generation, request });
                 return true;
             }
             Kind::Answer(answer) => Said::Answer { id: answer.id, tokens: answer.tokens, sums: answer.sums },
@@ -234,7 +234,7 @@ impl World {
             }
             other => panic!("{other:?}"),
         };
-        self.dispatch(from, Inbound::Server { peer: peer_of_requester, lane, generation, said });
+        self.dispatch(from, Inbound::LinkSays { peer: peer_of_requester, lane, generation, said });
         true
     }
 

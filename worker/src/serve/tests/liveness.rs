@@ -86,8 +86,8 @@ async fn device(
             changed = told.changed() => if changed.is_err() { return },
             _ = turn.tick() => status.turn(),
             message = inbox.recv() => match message {
-                Some(Inbox::Dispatch(Inbound::ServerUp { lane, link, .. })) => links[at(lane)] = Some(link),
-                Some(Inbox::Dispatch(Inbound::Request { lane, request, .. })) => {
+                Some(Inbox::Dispatch(Inbound::ClientUp { lane, link, .. })) => links[at(lane)] = Some(link),
+                Some(Inbox::Dispatch(Inbound::ClientAsks { lane, request, .. })) => {
                     let Some(link) = &links[at(lane)] else { continue };
                     let sums = Bytes::from(vec![0; request.hidden.len()]);
                     link.send(Kind::Answer(Answer { id: request.id, tokens: request.tokens, sums }));
