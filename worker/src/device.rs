@@ -24,7 +24,7 @@ use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use m1_arch::Architecture;
-use m1_engine::{AllowedIds, Command, Completion, Failure, Move, RoutingShape, Scheduler, SchedulerConfig, Turn};
+use m1_engine::{AllowedIds, Command, Completion, Failure, RoutingShape, Scheduler, SchedulerConfig, Turn};
 use m1_exchange::{Action, DispatchTable, Exchange, Micros, PodId};
 use m1_weights::Checkpoint;
 use tokio::sync::mpsc;
@@ -241,10 +241,7 @@ impl Device {
     /// Hands over what is to become of sequences' states.
     fn move_states(&mut self) {
         for what in self.sequences.scheduler.take_moves() {
-            self.submit(match what {
-                Move::Export { slot } => Command::Export { slot },
-                Move::Import { slot, blocks, state } => Command::Import { slot, blocks, state },
-            });
+            self.submit(Command::Move(what));
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use m1_engine::{Command, Completion, Executor, ExecutorError, SequenceState, SlotId};
+use m1_engine::{Command, Completion, Executor, ExecutorError, Move, SequenceState, SlotId};
 use m1_weights::Checkpoint;
 
 use crate::{Rig, Suite, Turn, prompts};
@@ -19,7 +19,7 @@ fn said(slot: u32, position: usize, id: u32) -> Turn {
 }
 
 fn export<E: Executor<Weights = Arc<Checkpoint>>>(rig: &mut Rig<E>, slot: SlotId) -> SequenceState {
-    rig.executor.submit(Command::Export { slot });
+    rig.executor.submit(Command::Move(Move::Export { slot }));
     match rig.completion() {
         Completion::Exported { slot: of, state } if of == slot => state.unwrap(),
         other => panic!("{other:?}"),
@@ -39,7 +39,7 @@ impl<E: Executor<Weights = Arc<Checkpoint>>> Suite<E> {
         rig.close(slot);
         let blocks: Vec<u32> = (0..(state.tokens as usize).div_ceil(64)).map(|_| rig.take_block()).collect();
         rig.blocks[slot.0 as usize] = blocks.clone();
-        rig.executor.submit(Command::Import { slot, blocks, state });
+        rig.executor.submit(Command::Move(Move::Import { slot, blocks, state }));
         imported(rig, slot)
     }
 
@@ -82,7 +82,7 @@ impl<E: Executor<Weights = Arc<Checkpoint>>> Suite<E> {
         let wanted = [alone(&mut rig, 3), alone(&mut rig, 4)];
         self.together(&mut rig, &[part(1, 0, PROMPT)]);
         let last = rig.take_block();
-        rig.executor.submit(Command::Fork { from: SlotId(1), to: SlotId(2), last: Some(last) });
+        rig.executor.submit(Command::Move(Move::Fork { from: SlotId(1), to: SlotId(2), last: Some(last) }));
         imported(&mut rig, SlotId(2)).unwrap();
         let mut blocks = rig.blocks[1].clone();
         *blocks.last_mut().unwrap() = last;
@@ -91,7 +91,7 @@ impl<E: Executor<Weights = Arc<Checkpoint>>> Suite<E> {
         let ends = self.together(&mut rig, &[said(2, PROMPT + 1, 5), said(1, PROMPT + 1, 5)]);
         self.assert_same(&ends[1], &wanted[0], "the origin");
         self.assert_same(&ends[0], &wanted[1], "the fork");
-        rig.executor.submit(Command::Fork { from: SlotId(1), to: SlotId(3), last: None });
+        rig.executor.submit(Command::Move(Move::Fork { from: SlotId(1), to: SlotId(3), last: None }));
         assert_eq!(imported(&mut rig, SlotId(3)).unwrap_err().reason(), "InvalidArgument");
     }
 
@@ -105,9 +105,9 @@ impl<E: Executor<Weights = Arc<Checkpoint>>> Suite<E> {
         for wrong in [cut, empty, longer] {
             assert_eq!(self.import(&mut rig, SlotId(1), wrong).unwrap_err().reason(), "InvalidArgument");
         }
-        rig.executor.submit(Command::Import { slot: SlotId(99), blocks: vec![1, 2], state: state.clone() });
+        rig.executor.submit(Command::Move(Move::Import { slot: SlotId(99), blocks: vec![1, 2], state: state.clone() }));
         assert_eq!(imported(&mut rig, SlotId(99)).unwrap_err().reason(), "UnknownSlot");
-        rig.executor.submit(Command::Export { slot: SlotId(99) });
+        rig.executor.submit(Command::Move(Move::Export { slot: SlotId(99) }));
         let Completion::Exported { state: Err(error), .. } = rig.completion() else { panic!("exported") };
         assert_eq!(error.reason(), "UnknownSlot");
         self.import(&mut rig, SlotId(1), state).unwrap();

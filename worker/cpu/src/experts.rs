@@ -2,7 +2,7 @@
 //! that each weight is read once. `y = down(silu(gate x) * up x)`.
 
 use m1_arch::{Architecture, ExpertId, ExpertSet, LayerId};
-use m1_engine::{Held, Use};
+use m1_engine::{Brought, Held, Use};
 use m1_kernels::product::{Product, products};
 use m1_kernels::{Shared, silu_gate};
 use m1_weights::{ExpertPart, TensorName, any_changed};
@@ -13,7 +13,7 @@ use crate::weights::{Loader, Weight};
 
 /// One expert's matrices.
 #[derive(Debug)]
-struct Expert {
+pub struct Expert {
     /// `[inner, hidden]`.
     gate: Weight,
     /// `[inner, hidden]`.
@@ -28,18 +28,10 @@ impl Expert {
     }
 }
 
-/// An expert that was brought in.
-#[derive(Debug)]
-pub struct Brought {
-    layer: LayerId,
-    expert: ExpertId,
-    what: Expert,
-}
-
 /// Held experts of all layers.
 #[derive(Debug)]
 pub(crate) struct Experts {
-    held: Held<Expert>,
+    pub held: Held<Expert>,
     hidden: usize,
     inner: usize,
     buffers: Buffers,
@@ -65,14 +57,10 @@ impl Experts {
         }
     }
 
-    /// Which are held.
-    pub fn set(&self) -> &ExpertSet {
-        self.held.set()
-    }
-
-    /// Brings experts into memory, one after another.
-    pub fn bring(experts: &ExpertSet, loader: &mut Loader<'_>, take: &mut dyn FnMut(Brought)) -> Result<(), CpuError> {
-        for (layer, expert) in experts.iter() {
+    /// Brings experts into memory, one after another; those that the model lacks are left out.
+    pub fn bring(experts: &ExpertSet, loader: &mut Loader<'_>, take: &mut dyn FnMut(Brought<Expert>)) -> Result<(), CpuError> {
+        let arch = loader.architecture();
+        for (layer, expert) in ExpertSet::full(arch.layers.len(), arch.experts).intersection(experts).iter() {
             let part = |part| TensorName::Expert { layer, expert, part };
             let what = Expert {
                 gate: loader.matrix(part(ExpertPart::Gate))?,
@@ -82,16 +70,6 @@ impl Experts {
             take(Brought { layer, expert, what });
         }
         Ok(())
-    }
-
-    /// Holds one that was brought in.
-    pub fn hold(&mut self, Brought { layer, expert, what }: Brought) {
-        self.held.hold(layer, expert, what);
-    }
-
-    /// Lets go of these.
-    pub fn let_go(&mut self, experts: &ExpertSet) {
-        self.held.let_go(experts);
     }
 
     /// Adds the weighted sums of held experts for rows of `x`, `[rows, hidden]`, to the same rows of `sums`; `uses` are sorted by expert.

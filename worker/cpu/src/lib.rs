@@ -26,5 +26,5 @@ mod softmax;
 mod weights;
 
 pub use error::CpuError;
-pub use experts::Brought;
+pub use experts::Expert;
 pub use network::{CpuExecutor, CpuNetwork, InFlight};

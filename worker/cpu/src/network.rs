@@ -5,13 +5,16 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::{Bytes, BytesMut};
 use m1_arch::{Architecture, ExpertSet, LayerId};
-use m1_engine::{Batch, CacheSize, Capabilities, Drawn, ExecutorError, Inline, LayerRouting, Network, Progress, Request, Results};
+use m1_engine::{
+    Batch, Brought, CacheSize, Capabilities, Drawn, ExecutorError, HeadRows, Inline, LayerRouting, Network, Progress, Request,
+    Results,
+};
 use m1_engine::{Sampler, SequenceState, SlotId, Tables, Use, choose_experts, cut};
 use m1_weights::Checkpoint;
 
 use crate::compute::{Compute, residual, room};
 use crate::error::CpuError;
-use crate::experts::{Brought, Experts};
+use crate::experts::{Expert, Experts};
 use crate::layout::Layout;
 use crate::model::{Buffers, Mixer, Model};
 use crate::softmax::Piece;
@@ -72,7 +75,7 @@ struct Scratch {
     asked: Vec<f32>,
     answered: Vec<f32>,
     /// Rows whose logits are computed, and these logits.
-    head_rows: Vec<u32>,
+    head_rows: HeadRows,
     logits: Vec<f32>,
     drawn: Vec<OnceLock<Drawn>>,
     buffers: Buffers,
@@ -96,7 +99,7 @@ impl CpuNetwork {
         let mut loader = Loader::new(checkpoint, progress);
         let model = Model::load(&arch, &mut loader, size)?;
         let mut held = Experts::none(&arch);
-        Experts::bring(&of_model(&arch, experts), &mut loader, &mut |brought| held.hold(brought))?;
+        Experts::bring(experts, &mut loader, &mut |brought| held.held.hold(brought))?;
         loader.look()?;
         Ok(Self {
             digest: checkpoint.digest().to_owned(),
@@ -174,24 +177,18 @@ impl CpuNetwork {
     fn finish(&mut self, step: &mut InFlight, batch: &Batch, results: &mut Results) -> Result<(), CpuError> {
         let (width, vocab) = (self.arch.hidden, self.arch.vocab);
         let Scratch { head_rows, logits, drawn, .. } = &mut self.scratch;
-        head_rows.clear();
-        head_rows.extend(batch.logit_rows.iter().copied().chain(batch.draws.iter().map(|draw| draw.row)));
-        head_rows.sort_unstable();
-        head_rows.dedup();
-        let count = head_rows.len();
+        let rows = head_rows.of(batch);
+        let count = rows.len();
         let Numbers { x, h, hidden, .. } = &mut step.numbers;
         let (picked, normed) = (room(h, count * width), room(hidden, count * width));
-        for (row, to) in head_rows.iter().zip(picked.chunks_exact_mut(width)) {
+        for (row, to) in rows.iter().zip(picked.chunks_exact_mut(width)) {
             to.copy_from_slice(&x[*row as usize * width..(*row as usize + 1) * width]);
         }
         let logits = room(logits, count * vocab);
         self.compute.rms(picked, &self.model.final_norm, self.arch.rms_norm_eps as f32, normed);
         self.compute.products([(&*normed, &self.model.head, &mut *logits)])?;
         let (logits, head_rows) = (&*logits, &*head_rows);
-        let of_row = |row: u32| {
-            let place = head_rows.partition_point(|other| *other < row);
-            &logits[place * vocab..(place + 1) * vocab]
-        };
+        let of_row = |row: u32| head_rows.logits(logits, vocab, row);
         batch.logit_rows.iter().for_each(|row| results.logits.extend_from_slice(of_row(*row)));
         drawn.clear();
         drawn.resize_with(batch.draws.len(), OnceLock::new);
@@ -221,7 +218,7 @@ impl CpuNetwork {
 
 impl Network for CpuNetwork {
     type Weights = Arc<Checkpoint>;
-    type Brought = Brought;
+    type Brought = Brought<Expert>;
     type Step = InFlight;
 
     fn architecture(&self) -> &Architecture {
@@ -234,7 +231,7 @@ impl Network for CpuNetwork {
     }
 
     fn held(&self) -> &ExpertSet {
-        self.experts.set()
+        self.experts.held.set()
     }
 
     fn begin(&mut self, batch: &Batch, tables: &Tables) -> Result<InFlight, ExecutorError> {
@@ -299,8 +296,8 @@ impl Network for CpuNetwork {
     fn bring(
         &self,
         experts: ExpertSet,
-    ) -> Box<dyn FnOnce(&Arc<Checkpoint>, Progress<'_>, &mut dyn FnMut(Brought)) -> Result<(), ExecutorError> + Send> {
-        let (digest, experts) = (self.digest.clone(), of_model(&self.arch, &experts));
+    ) -> Box<dyn FnOnce(&Arc<Checkpoint>, Progress<'_>, &mut dyn FnMut(Brought<Expert>)) -> Result<(), ExecutorError> + Send> {
+        let digest = self.digest.clone();
         Box::new(move |checkpoint, progress, take| {
             if checkpoint.digest() != digest {
                 return Err(CpuError::OtherCheckpoint { given: checkpoint.digest().to_owned(), allowed: digest }.into());
@@ -311,12 +308,12 @@ impl Network for CpuNetwork {
         })
     }
 
-    fn hold(&mut self, brought: Brought) {
-        self.experts.hold(brought);
+    fn hold(&mut self, brought: Brought<Expert>) {
+        self.experts.held.hold(brought);
     }
 
     fn let_go(&mut self, experts: &ExpertSet) {
-        self.experts.let_go(experts);
+        self.experts.held.let_go(experts);
     }
 
     fn export(&mut self, slot: SlotId, tables: &Tables) -> Result<SequenceState, ExecutorError> {
@@ -334,10 +331,7 @@ impl Network for CpuNetwork {
             model.layers.iter().flat_map(|layer| layer.mixer.parts(slot.0 as usize, blocks)).map(size_of_val).sum()
         };
         let wanted = parts(&self.model);
-        if state.bytes.len() != wanted {
-            let allowed = format!("{wanted} bytes, for {} tokens", state.tokens);
-            return Err(ExecutorError::InvalidArgument { what: "state", given: state.bytes.len() as u64, allowed });
-        }
+        state.check(wanted)?;
         let mut given = numbers(&state.bytes);
         for layer in &mut self.model.layers {
             layer.mixer.each_part_mut(slot.0 as usize, blocks, &mut |part| {
@@ -353,11 +347,6 @@ impl Network for CpuNetwork {
         }
         Ok(())
     }
-}
-
-/// Those that the model has.
-fn of_model(arch: &Architecture, experts: &ExpertSet) -> ExpertSet {
-    ExpertSet::full(arch.layers.len(), arch.experts).intersection(experts)
 }
 
 /// The sampler of a thread.

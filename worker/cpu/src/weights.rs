@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use m1_arch::Architecture;
 use m1_kernels::{Dtype, Matrix};
 use m1_weights::{Checkpoint, Dtype as Stored, MappedFile, MappedTensor, TensorName};
 
@@ -58,6 +59,11 @@ impl<'a> Loader<'a> {
     /// `progress` is told the sum of stored bytes that are in memory so far.
     pub fn new(checkpoint: &'a Checkpoint, progress: &'a mut dyn FnMut(u64)) -> Self {
         Self { checkpoint, progress, read: 0, files: Vec::new() }
+    }
+
+    /// The network that they are of.
+    pub fn architecture(&self) -> &'a Architecture {
+        self.checkpoint.architecture()
     }
 
     /// The files in which matrices so far are used.

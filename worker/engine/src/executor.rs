@@ -23,17 +23,16 @@ mod uses;
 
 use m1_arch::ExpertSet;
 
-pub use batch::{Batch, Draw, Drawn, LayerRouting, Results, Segment, SlotId, StepId, UNUSED};
-pub use checks::{check_batch, check_rows};
+pub use batch::{Batch, Draw, Drawn, HeadRows, LayerRouting, Results, Segment, SlotId, StepId, UNUSED};
 pub use choice::choose_experts;
-pub use command::{Command, Completion, Request, RequestKey, SequenceState, Work};
+pub use command::{Command, Completion, Move, Request, RequestKey, SequenceState, Work};
 pub use cost::{Due, Piece};
 pub use error::ExecutorError;
-pub use held::Held;
+pub use held::{Brought, Held};
 pub use inline::{Inline, cut};
 pub use network::{Network, Progress};
 pub use tables::{CacheSize, KV_BLOCK_TOKENS, Tables};
-pub use uses::{Use, Uses};
+pub use uses::Use;
 
 /// What an executor computes with: data, for logs and for those who plan with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,7 +64,7 @@ pub trait Executor {
     type Weights;
 
     /// What it is.
-    fn capabilities(&self) -> Capabilities;
+    fn capabilities(&self) -> &Capabilities;
 
     /// The experts whose weights are here and are not to go.
     fn held(&self) -> &ExpertSet;

@@ -26,11 +26,15 @@ mod spec;
 mod step;
 
 pub use allowed::AllowedIds;
-pub use executor::{Batch, CacheSize, Capabilities, Command, Completion, Draw, Drawn, Due, Executor, ExecutorError, Held, Inline};
-pub use executor::{KV_BLOCK_TOKENS, LayerRouting, Network, Piece, Progress, Request, RequestKey, Results, Segment, SequenceState};
-pub use executor::{SlotId, StepId, Tables, Turn, UNUSED, Use, Uses, Work, check_batch, check_rows, choose_experts, cut};
+pub use executor::{
+    Batch, Brought, CacheSize, Capabilities, Command, Completion, Draw, Drawn, Due, Executor, ExecutorError, HeadRows, Held, Inline,
+};
+pub use executor::{
+    KV_BLOCK_TOKENS, LayerRouting, Move, Network, Piece, Progress, Request, RequestKey, Results, Segment, SequenceState,
+};
+pub use executor::{SlotId, StepId, Tables, Turn, UNUSED, Use, Work, choose_experts, cut};
 pub use routing::{RoutingCounts, RoutingError, RoutingShape, StepRouting, TallyId, apply_threshold};
 pub use sampler::{SampleError, Sampler, Sampling, TokenLogprobs, logprobs};
-pub use scheduler::{Move, Occupancy, Scheduler, SchedulerConfig, SchedulerError};
+pub use scheduler::{Occupancy, Scheduler, SchedulerConfig, SchedulerError};
 pub use spec::{Limits, MAX_TOP_LOGPROBS, Priority, SequenceRequest, SequenceSpec, SpecError, ThinkingBudget};
 pub use step::{Failure, Finish, Heard, Outcome, SequenceId, Step, StepKind, Usage};

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::allowed::AllowedIds;
-use crate::executor::{Results, SequenceState, SlotId, StepId};
+use crate::executor::{Move, Results, SequenceState, SlotId, StepId};
 use crate::routing::{RoutingCounts, RoutingShape, TallyId};
 use crate::spec::{Limits, Priority, SequenceSpec};
 use crate::step::{Failure, Finish, Outcome, SequenceId, Step, StepKind};
@@ -29,8 +29,6 @@ mod pool;
 mod room;
 mod sequence;
 mod settle;
-
-pub use room::Move;
 
 /// How a scheduler is set up. [`Scheduler::new`] checks it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

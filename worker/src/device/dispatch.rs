@@ -10,7 +10,7 @@ use m1_proto::dispatch as pb;
 use m1_proto::dispatch::frame::Kind;
 
 use super::Device;
-use super::own_step::{OwnStep, Sending, to_exchange};
+use super::own_step::{OwnStep, Sending, find, of_exchange};
 use super::serving::Asked;
 use crate::pulses::Known;
 use crate::traffic::Direction;
@@ -148,14 +148,14 @@ impl Device {
 
     fn act(&mut self, action: Action, payload: &mut Payload) {
         match action {
-            Action::Local { step, rows, experts, .. } => self.local(step, rows, experts),
+            Action::Local { step, rows, experts, .. } => self.local(of_exchange(step), rows, experts),
             Action::Send { .. } => self.gather(action),
             Action::Accept { step, rows, positions, .. } => {
                 if let Payload::Answer(sums) = std::mem::replace(payload, Payload::None) {
-                    self.accept(step, rows, positions.as_deref(), sums);
+                    self.accept(of_exchange(step), rows, positions.as_deref(), sums);
                 }
             }
-            Action::Complete { step } => self.combine(step),
+            Action::Complete { step } => self.combine(of_exchange(step)),
             Action::Failed { step, error } => {
                 let failure = Failure { reason: error.reason(), message: error.to_string() };
                 self.of_step(step, |own| own.failure = Some(failure));
@@ -169,7 +169,7 @@ impl Device {
                 tracing::info!(step = step.0, "a waiting step goes on");
                 self.of_step(step, |own| own.parked = false);
             }
-            Action::GivenUp { step, rows, error } => self.go_on_without(step, &rows, &error),
+            Action::GivenUp { step, rows, error } => self.go_on_without(of_exchange(step), &rows, &error),
             Action::DropLink { peer, lane, error } => {
                 tracing::warn!(peer = peer.0, %lane, reason = error.reason(), error = %error, "a link is dropped");
                 self.links.drop_link(peer, lane);
@@ -212,7 +212,7 @@ impl Device {
     }
 
     fn of_step(&mut self, step: m1_exchange::StepId, change: impl FnOnce(&mut OwnStep)) {
-        if let Some(own) = self.steps.iter_mut().find(|own| to_exchange(own.id()) == step) {
+        if let Some(own) = find(&mut self.steps, of_exchange(step)) {
             change(own);
         }
     }
@@ -220,17 +220,17 @@ impl Device {
     /// Wants the rows of one request frame from the executor.
     fn gather(&mut self, action: Action) {
         let Action::Send { step, peer, lane, id, epoch, layer, rows, experts } = action else { return };
-        let Some(own) = self.steps.iter_mut().find(|own| to_exchange(own.id()) == step) else { return };
+        let step = of_exchange(step);
+        let Some(own) = find(&mut self.steps, step) else { return };
         let weights = own.weights_of(&rows);
         let sending = Sending { peer, lane, id, epoch, layer, rows: rows.len() as u32, experts, weights, stale: false };
         own.sending.push_back(sending);
-        let step = own.id();
         self.submit(Command::Gather { step, rows });
     }
 
     /// Sends one request frame, of which the rows have come.
     pub(super) fn send(&mut self, step: StepId, hidden: Bytes) {
-        let Some(own) = self.steps.iter_mut().find(|own| own.id() == step) else { return };
+        let Some(own) = find(&mut self.steps, step) else { return };
         let Some(sending) = own.sending.pop_front().filter(|sending| !sending.stale) else { return };
         let Sending { peer, lane, id, epoch, layer, rows, experts, weights, .. } = sending;
         let bytes = payload(hidden.len(), experts.len());
@@ -243,8 +243,7 @@ impl Device {
     }
 
     /// Adds the sums of an answer to a step in flight.
-    fn accept(&mut self, step: m1_exchange::StepId, rows: Vec<u32>, positions: Option<&[u32]>, answer: Bytes) {
-        let Some(own) = self.steps.iter().find(|own| to_exchange(own.id()) == step) else { return };
+    fn accept(&mut self, step: StepId, rows: Vec<u32>, positions: Option<&[u32]>, answer: Bytes) {
         let sums = match positions {
             None => answer,
             Some(positions) => {
@@ -256,7 +255,6 @@ impl Device {
                 wanted.freeze()
             }
         };
-        let step = own.id();
         self.submit(Command::Accumulate { step, rows, sums });
     }
 

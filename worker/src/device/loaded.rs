@@ -51,6 +51,6 @@ pub fn load(config: &Config, checkpoint: &Checkpoint, experts: &ExpertSet, progr
             Box::new(Inline::new(m1_torch::TorchNetwork::load(checkpoint, experts, size, progress)?))
         }
     };
-    tracing::info!(device = executor.capabilities().device, "the device is ready");
+    tracing::info!(device = %executor.capabilities().device, "the device is ready");
     Ok(executor)
 }

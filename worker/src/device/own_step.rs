@@ -8,6 +8,7 @@ use m1_engine::{Command, ExecutorError, Failure, LayerRouting, Results, Step, St
 use m1_exchange::{Event, ExchangeError, Lane, PodId, RequestId};
 
 use super::Device;
+use super::dispatch::Payload;
 
 /// A request frame whose rows the executor was asked for.
 #[derive(Debug)]
@@ -83,8 +84,18 @@ impl OwnStep {
 }
 
 /// The same number as the exchange has it.
-pub(super) fn to_exchange(step: StepId) -> m1_exchange::StepId {
+fn to_exchange(step: StepId) -> m1_exchange::StepId {
     m1_exchange::StepId(step.0)
+}
+
+/// And back.
+pub(super) fn of_exchange(step: m1_exchange::StepId) -> StepId {
+    StepId(step.0)
+}
+
+/// One of the steps in flight.
+pub(super) fn find(steps: &mut [OwnStep], step: StepId) -> Option<&mut OwnStep> {
+    steps.iter_mut().find(|own| own.step.id == step)
 }
 
 impl Device {
@@ -97,10 +108,8 @@ impl Device {
         // Sequences come back before the step that they are part of, and go before another gets their place.
         self.move_states();
         let Some((step, results)) = next else { return false };
-        if let Some(executor) = &mut self.executor {
-            let urgent = step.kind == StepKind::Decode;
-            executor.submit(Command::Begin { step: step.id, urgent, batch: step.batch.clone(), results });
-        }
+        let urgent = step.kind == StepKind::Decode;
+        self.submit(Command::Begin { step: step.id, urgent, batch: step.batch.clone(), results });
         self.steps.push(OwnStep::new(step));
         true
     }
@@ -122,25 +131,25 @@ impl Device {
     /// A step stands at a layer.
     pub(super) fn routed(&mut self, step: StepId, layer: LayerId, routing: LayerRouting) {
         let now = self.now();
-        let Some(own) = self.steps.iter_mut().find(|own| own.id() == step) else { return };
+        let Some(own) = find(&mut self.steps, step) else { return };
         (own.layer, own.routing, own.parked) = (layer, routing, false);
         own.leave_out();
         let open = Event::Open { step: to_exchange(step), lane: own.lane, layer, experts: &own.routing.experts };
         self.exchange.handle(open, now, &mut self.actions);
-        self.carry_out(super::dispatch::Payload::None);
+        self.carry_out(Payload::None);
     }
 
     /// Own experts' part of a layer.
-    pub(super) fn local(&mut self, step: m1_exchange::StepId, rows: Vec<u32>, experts: Vec<u16>) {
-        let Some(own) = self.steps.iter().find(|own| to_exchange(own.id()) == step) else { return };
-        let (step, weights) = (own.id(), own.weights_of(&rows));
+    pub(super) fn local(&mut self, step: StepId, rows: Vec<u32>, experts: Vec<u16>) {
+        let Some(own) = find(&mut self.steps, step) else { return };
+        let weights = own.weights_of(&rows);
         self.submit(Command::Local { step, work: Work { rows, experts, weights } });
     }
 
     /// All of a layer's experts are accounted for.
-    pub(super) fn combine(&mut self, step: m1_exchange::StepId) {
-        let Some(own) = self.steps.iter_mut().find(|own| to_exchange(own.id()) == step) else { return };
-        let (step, routing) = (own.id(), std::mem::take(&mut own.routing));
+    pub(super) fn combine(&mut self, step: StepId) {
+        let Some(own) = find(&mut self.steps, step) else { return };
+        let routing = std::mem::take(&mut own.routing);
         self.submit(Command::Combine { step, routing });
     }
 
@@ -158,8 +167,8 @@ impl Device {
     }
 
     /// The step goes on without these rows: their sequences end with it, and where they were the last, it ends now.
-    pub(super) fn go_on_without(&mut self, step: m1_exchange::StepId, rows: &[u32], error: &ExchangeError) {
-        let Some(own) = self.steps.iter_mut().find(|own| to_exchange(own.id()) == step) else { return };
+    pub(super) fn go_on_without(&mut self, step: StepId, rows: &[u32], error: &ExchangeError) {
+        let Some(own) = find(&mut self.steps, step) else { return };
         let failure = Failure { reason: error.reason(), message: error.to_string() };
         rows.iter().for_each(|row| own.step.give_up(*row, &failure));
         (own.parked, own.waited) = (false, true);

@@ -85,8 +85,8 @@ impl Device {
             requests.extend(self.payload_of(due));
             next = if rows < TOGETHER { self.exchange.next_beside(&first) } else { None };
         }
-        if let (false, Some(executor)) = (requests.is_empty(), &mut self.executor) {
-            executor.submit(Command::Serve { urgent: first.lane == Lane::Decode, layer: first.layer, requests });
+        if !requests.is_empty() {
+            self.submit(Command::Serve { urgent: first.lane == Lane::Decode, layer: first.layer, requests });
         }
         true
     }

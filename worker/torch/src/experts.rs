@@ -2,7 +2,7 @@
 //! its rows. `y = down(silu(gate x) * up x)`.
 
 use m1_arch::{Architecture, ExpertId, ExpertSet, LayerId};
-use m1_engine::{Held, Use};
+use m1_engine::{Brought, Held, Use};
 use m1_weights::{ExpertPart, TensorName};
 use tch::{TchError, Tensor};
 
@@ -12,24 +12,16 @@ use crate::ops::options;
 
 /// One expert's matrices, as transposed views of the stored ones.
 #[derive(Debug)]
-struct Expert {
+pub struct Expert {
     /// `[hidden, 2 * expert_hidden]`: gate, then up.
     gate_up: Tensor,
     /// `[expert_hidden, hidden]`.
     down: Tensor,
 }
 
-/// An expert that was brought in.
-#[derive(Debug)]
-pub struct Brought {
-    layer: LayerId,
-    expert: ExpertId,
-    what: Expert,
-}
-
 /// Held experts of all layers.
 pub(crate) struct Experts {
-    held: Held<Expert>,
+    pub held: Held<Expert>,
     inner: i64,
 }
 
@@ -39,13 +31,8 @@ impl Experts {
         Experts { held: Held::none(arch.layers.len(), arch.experts), inner: arch.expert_hidden as i64 }
     }
 
-    /// Which are held.
-    pub fn set(&self) -> &ExpertSet {
-        self.held.set()
-    }
-
     /// Reads experts, one after another; those that the model lacks are left out.
-    pub fn bring(experts: &ExpertSet, reader: &mut Reader<'_>, take: &mut dyn FnMut(Brought)) -> Result<(), TorchError> {
+    pub fn bring(experts: &ExpertSet, reader: &mut Reader<'_>, take: &mut dyn FnMut(Brought<Expert>)) -> Result<(), TorchError> {
         let (layers, width) = (reader.architecture().layers.len(), reader.architecture().experts);
         for (layer, expert) in ExpertSet::full(layers, width).intersection(experts).iter() {
             let part = |part| TensorName::Expert { layer, expert, part };
@@ -56,16 +43,6 @@ impl Experts {
             take(Brought { layer, expert, what });
         }
         Ok(())
-    }
-
-    /// Holds one that was brought in.
-    pub fn hold(&mut self, Brought { layer, expert, what }: Brought) {
-        self.held.hold(layer, expert, what);
-    }
-
-    /// Lets go of these.
-    pub fn let_go(&mut self, experts: &ExpertSet) {
-        self.held.let_go(experts);
     }
 
     /// Adds `factor` times the weighted sums of held experts for rows of `x` to the same rows of `sums`; `uses` are sorted by expert.

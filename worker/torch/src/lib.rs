@@ -23,7 +23,7 @@ mod ops;
 mod rows;
 
 pub use error::TorchError;
-pub use experts::Brought;
+pub use experts::Expert;
 pub use network::{InFlight, TorchExecutor, TorchNetwork};
 
 /// Number of threads that one operation may use, for the whole process.

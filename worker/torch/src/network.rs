@@ -6,13 +6,15 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use m1_arch::{Architecture, ExpertSet, LayerId};
-use m1_engine::{Batch, CacheSize, Capabilities, ExecutorError, Inline, LayerRouting, Network, Progress, Request, Results};
+use m1_engine::{
+    Batch, Brought, CacheSize, Capabilities, ExecutorError, HeadRows, Inline, LayerRouting, Network, Progress, Request, Results,
+};
 use m1_engine::{Sampler, SequenceState, SlotId, Tables, Use, choose_experts, cut};
 use m1_weights::Checkpoint;
 use tch::{Device, Kind, TchError, Tensor, no_grad_guard};
 
 use crate::error::TorchError;
-use crate::experts::{Brought, Experts};
+use crate::experts::{Expert, Experts};
 use crate::layout::Layout;
 use crate::load::Reader;
 use crate::model::Model;
@@ -37,6 +39,7 @@ pub struct TorchNetwork {
     /// Logits on the host, of the router and of ids, kept for their allocation.
     router: Vec<f32>,
     logits: Vec<f32>,
+    head_rows: HeadRows,
 }
 
 /// A step in flight. Tensors are `[rows, hidden]`.
@@ -71,7 +74,7 @@ impl TorchNetwork {
         let mut reader = Reader::new(checkpoint, device, progress);
         let model = Model::load(&arch, &mut reader, size)?;
         let mut held = Experts::none(&arch);
-        Experts::bring(experts, &mut reader, &mut |brought| held.hold(brought))?;
+        Experts::bring(experts, &mut reader, &mut |brought| held.held.hold(brought))?;
         Ok(Self {
             digest: checkpoint.digest().to_owned(),
             size,
@@ -81,6 +84,7 @@ impl TorchNetwork {
             sampler: Sampler::default(),
             router: Vec::new(),
             logits: Vec::new(),
+            head_rows: HeadRows::default(),
             arch,
         })
     }
@@ -122,19 +126,14 @@ impl TorchNetwork {
 
     /// Final norm and head on the wanted rows only, then the draws.
     fn finish(&mut self, step: &InFlight, batch: &Batch, results: &mut Results) -> Result<(), TorchError> {
-        let mut rows: Vec<u32> = batch.logit_rows.iter().copied().chain(batch.draws.iter().map(|draw| draw.row)).collect();
-        rows.sort_unstable();
-        rows.dedup();
+        let rows = self.head_rows.of(batch);
         if rows.is_empty() {
             return Ok(());
         }
-        let x = self.rows(&rows)?.pick(&step.x)?;
+        let x = Rows::new(rows.iter().copied(), self.device)?.pick(&step.x)?;
         let scores = rms(&x, &self.model.final_norm, self.arch.rms_norm_eps)?.f_mm(&self.model.head)?;
         let (logits, vocab) = (host(&scores, &mut self.logits)?, self.arch.vocab);
-        let of_row = |row: u32| {
-            let place = rows.partition_point(|other| *other < row);
-            &logits[place * vocab..(place + 1) * vocab]
-        };
+        let of_row = |row: u32| self.head_rows.logits(logits, vocab, row);
         batch.logit_rows.iter().for_each(|row| results.logits.extend_from_slice(of_row(*row)));
         let sampler = &mut self.sampler;
         results.drawn.extend(batch.draws.iter().map(|draw| sampler.draw(of_row(draw.row), draw)));
@@ -187,10 +186,7 @@ impl TorchNetwork {
     fn put_in(&mut self, slot: SlotId, tables: &Tables, state: &SequenceState) -> Result<(), TorchError> {
         let blocks = tables.blocks(slot)?;
         let wanted = self.state_bytes(slot, blocks)?;
-        if state.bytes.len() != wanted {
-            let allowed = format!("{wanted} bytes, for {} tokens", state.tokens);
-            return Err(ExecutorError::InvalidArgument { what: "state", given: state.bytes.len() as u64, allowed }.into());
-        }
+        state.check(wanted)?;
         let mut given = &*state.bytes;
         for layer in &self.model.layers {
             layer.mixer.each_part(slot.0.into(), blocks, &mut |mut part| {
@@ -205,7 +201,7 @@ impl TorchNetwork {
 
 impl Network for TorchNetwork {
     type Weights = Arc<Checkpoint>;
-    type Brought = Brought;
+    type Brought = Brought<Expert>;
     type Step = InFlight;
 
     fn architecture(&self) -> &Architecture {
@@ -218,7 +214,7 @@ impl Network for TorchNetwork {
     }
 
     fn held(&self) -> &ExpertSet {
-        self.experts.set()
+        self.experts.held.set()
     }
 
     fn begin(&mut self, batch: &Batch, tables: &Tables) -> Result<InFlight, ExecutorError> {
@@ -264,7 +260,7 @@ impl Network for TorchNetwork {
     fn bring(
         &self,
         experts: ExpertSet,
-    ) -> Box<dyn FnOnce(&Arc<Checkpoint>, Progress<'_>, &mut dyn FnMut(Brought)) -> Result<(), ExecutorError> + Send> {
+    ) -> Box<dyn FnOnce(&Arc<Checkpoint>, Progress<'_>, &mut dyn FnMut(Brought<Expert>)) -> Result<(), ExecutorError> + Send> {
         let (digest, device) = (self.digest.clone(), self.device);
         Box::new(move |checkpoint, progress, take| {
             if checkpoint.digest() != digest {
@@ -274,12 +270,12 @@ impl Network for TorchNetwork {
         })
     }
 
-    fn hold(&mut self, brought: Brought) {
-        self.experts.hold(brought);
+    fn hold(&mut self, brought: Brought<Expert>) {
+        self.experts.held.hold(brought);
     }
 
     fn let_go(&mut self, experts: &ExpertSet) {
-        self.experts.let_go(experts);
+        self.experts.held.let_go(experts);
     }
 
     fn export(&mut self, slot: SlotId, tables: &Tables) -> Result<SequenceState, ExecutorError> {

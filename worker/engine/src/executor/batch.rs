@@ -89,6 +89,27 @@ impl Batch {
     }
 }
 
+/// Rows whose logits a step needs, each once, ascending; kept for its allocation.
+#[derive(Debug, Default)]
+pub struct HeadRows(Vec<u32>);
+
+impl HeadRows {
+    /// Those of a batch.
+    pub fn of(&mut self, batch: &Batch) -> &[u32] {
+        self.0.clear();
+        self.0.extend(batch.logit_rows.iter().copied().chain(batch.draws.iter().map(|draw| draw.row)));
+        self.0.sort_unstable();
+        self.0.dedup();
+        &self.0
+    }
+
+    /// One of these rows' logits among all of theirs, `[rows, vocab]`.
+    pub fn logits<'a>(&self, all: &'a [f32], vocab: usize, row: u32) -> &'a [f32] {
+        let place = self.0.partition_point(|other| *other < row);
+        &all[place * vocab..(place + 1) * vocab]
+    }
+}
+
 /// What came of one [`Draw`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Drawn {

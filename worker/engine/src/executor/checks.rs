@@ -8,7 +8,7 @@ use super::{Batch, ExecutorError, UNUSED};
 ///
 /// # Errors
 /// The first thing that does not fit.
-pub fn check_batch(batch: &Batch, vocabulary: usize) -> Result<(), ExecutorError> {
+pub(super) fn check_batch(batch: &Batch, vocabulary: usize) -> Result<(), ExecutorError> {
     let refuse = |what, given: u64, allowed: String| Err(ExecutorError::InvalidArgument { what, given, allowed });
     if let Some(id) = batch.ids.iter().find(|id| **id as usize >= vocabulary) {
         return refuse("id", u64::from(*id), format!("0 to {}", vocabulary.saturating_sub(1)));
@@ -41,7 +41,7 @@ pub fn check_batch(batch: &Batch, vocabulary: usize) -> Result<(), ExecutorError
 ///
 /// # Errors
 /// The first row beyond.
-pub fn check_rows(what: &'static str, mut rows: impl Iterator<Item = u32>, allowed: usize) -> Result<(), ExecutorError> {
+pub(super) fn check_rows(what: &'static str, mut rows: impl Iterator<Item = u32>, allowed: usize) -> Result<(), ExecutorError> {
     match rows.find(|row| *row as usize >= allowed) {
         Some(row) => Err(ExecutorError::InvalidArgument { what, given: u64::from(row), allowed: format!("less than {allowed}") }),
         None => Ok(()),

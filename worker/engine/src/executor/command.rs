@@ -47,6 +47,20 @@ pub struct SequenceState {
     pub bytes: Bytes,
 }
 
+impl SequenceState {
+    /// Refuses one that is not of so many bytes.
+    ///
+    /// # Errors
+    /// It has another size.
+    pub fn check(&self, wanted: usize) -> Result<(), ExecutorError> {
+        if self.bytes.len() == wanted {
+            return Ok(());
+        }
+        let allowed = format!("{wanted} bytes, for {} tokens", self.tokens);
+        Err(ExecutorError::InvalidArgument { what: "state", given: self.bytes.len() as u64, allowed })
+    }
+}
+
 /// What is handed over to an executor.
 #[derive(Debug)]
 pub enum Command<W> {
@@ -117,12 +131,19 @@ pub enum Command<W> {
         /// Those that are not held are ignored.
         experts: ExpertSet,
     },
-    /// Wants a sequence's state, which no step in flight may use: `Exported`.
+    /// Moves a sequence's state, which no step in flight may use.
+    Move(Move),
+}
+
+/// What is to become of a sequence's state.
+#[derive(Debug, PartialEq)]
+pub enum Move {
+    /// It is wanted: `Exported`.
     Export {
         /// Its slot, which stays as it is.
         slot: SlotId,
     },
-    /// Puts a sequence's state into a slot that no step in flight uses: `Imported`.
+    /// It comes into a slot: `Imported`.
     Import {
         /// The slot.
         slot: SlotId,
@@ -131,7 +152,7 @@ pub enum Command<W> {
         /// What `Exported` told.
         state: SequenceState,
     },
-    /// A second sequence begins as a copy of one that no step in flight uses: `Imported`.
+    /// A second sequence begins as a copy of it: `Imported`.
     Fork {
         /// Slot of the first.
         from: SlotId,

@@ -22,17 +22,6 @@ pub enum Piece {
 impl Piece {
     /// How many kinds there are.
     pub const KINDS: usize = 5;
-
-    /// For metric labels.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Lightning => "lightning",
-            Self::Softmax => "softmax",
-            Self::Experts => "experts",
-            Self::Head => "head",
-            Self::Copy => "copy",
-        }
-    }
 }
 
 /// What the next turn would compute.
@@ -106,5 +95,33 @@ impl Costs {
 
     pub(super) fn head(&self, load: Load) -> Due {
         Due { piece: Piece::Head, operations: load.heads * self.head }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::RangeInclusive;
+
+    use super::*;
+    use crate::executor::{Segment, SlotId};
+
+    fn batch(tokens: u32, position: u32) -> Batch {
+        let segment = Segment { slot: SlotId(0), start: 0, tokens, position, prompt: position + tokens, fresh: 0, threshold: 1.0 };
+        Batch { ids: vec![1; tokens as usize], segments: vec![segment], logit_rows: vec![0], ..Batch::default() }
+    }
+
+    #[test]
+    fn pieces_of_m1_cost_what_its_numbers_say() {
+        let m1 = Architecture::minimax_m1();
+        let (costs, load) = (Costs::of(&m1), Load::of(&batch(512, 400_000)));
+        let within =
+            |due: Due, piece, range: RangeInclusive<f64>| assert!(due.piece == piece && range.contains(&due.operations), "{due:?}");
+        // 2 x 2 products of 64 heads x 128 with some 400,000 tokens each for 512 rows, and the weights.
+        within(costs.attention(&m1, LayerId(7), load), Piece::Softmax, 6.7e12..=7.5e12);
+        within(costs.attention(&m1, LayerId(0), load), Piece::Lightning, 1e11..=4e11);
+        // Three products of 6,144 x 9,216.
+        within(costs.experts(1), Piece::Experts, 3.3e8..=3.5e8);
+        within(costs.head(load), Piece::Head, 2.4e9..=2.5e9);
+        assert_eq!(costs.experts(0).operations, 0.0, "places that are not used cost nothing");
     }
 }

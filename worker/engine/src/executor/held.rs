@@ -2,6 +2,17 @@
 
 use m1_arch::{ExpertId, ExpertSet, LayerId};
 
+/// An expert that was brought in and is not held yet.
+#[derive(Debug)]
+pub struct Brought<T> {
+    /// Its layer.
+    pub layer: LayerId,
+    /// Which of the layer's it is.
+    pub expert: ExpertId,
+    /// Whatever an expert is.
+    pub what: T,
+}
+
 /// Held experts of all layers.
 #[derive(Debug)]
 pub struct Held<T> {
@@ -27,7 +38,7 @@ impl<T> Held<T> {
     }
 
     /// Holds one more, or another in its place. One that the model lacks is left out.
-    pub fn hold(&mut self, layer: LayerId, expert: ExpertId, what: T) {
+    pub fn hold(&mut self, Brought { layer, expert, what }: Brought<T>) {
         let place = self.place(layer, expert);
         if let Some(held) = self.places.get_mut(place).filter(|_| expert.index() < self.set.experts()) {
             *held = Some(what);
@@ -57,9 +68,9 @@ mod tests {
     fn what_is_held_and_let_go_is_said() {
         let mut held = Held::none(2, 3);
         let (layer, expert) = (LayerId(1), ExpertId(2));
-        held.hold(layer, expert, 'a');
-        held.hold(layer, ExpertId(3), 'b');
-        held.hold(LayerId(2), expert, 'c');
+        held.hold(Brought { layer, expert, what: 'a' });
+        held.hold(Brought { layer, expert: ExpertId(3), what: 'b' });
+        held.hold(Brought { layer: LayerId(2), expert, what: 'c' });
         assert_eq!((held.set().len(), held.get(layer, expert)), (1, Some(&'a')));
         held.let_go(&ExpertSet::full(2, 3));
         assert!(held.set().is_empty() && held.get(layer, expert).is_none());

@@ -14,20 +14,21 @@ use m1_arch::{ExpertSet, LayerId};
 
 use super::batch::{Batch, Results, SlotId, StepId};
 use super::checks::{check_batch, check_bytes, check_experts};
-use super::command::{Command, Completion, Request, SequenceState};
+use super::command::{Command, Completion, Move, Request};
 use super::cost::{Costs, Due, Piece};
 use super::error::ExecutorError;
 use super::network::Network;
 use super::tables::{KV_BLOCK_TOKENS, Tables};
-use super::uses::Uses;
+use super::uses::{Uses, used};
 use super::{Capabilities, Executor, Turn};
 use loads::Loads;
-use running::{Ask, At, Running};
+use running::{Ask, At, Running, With};
 use turns::{Class, Turns};
 
 /// A network and what was handed over for it.
 pub struct Inline<N: Network> {
     network: N,
+    capabilities: Capabilities,
     tables: Tables,
     costs: Costs,
     /// Oldest first.
@@ -47,13 +48,6 @@ pub struct Inline<N: Network> {
     uses: Uses,
 }
 
-/// A sequence's way in or out.
-enum Move {
-    Export(SlotId),
-    Import { slot: SlotId, blocks: Vec<u32>, state: SequenceState },
-    Fork { from: SlotId, to: SlotId, last: Option<u32> },
-}
-
 /// What the next turn does.
 #[derive(Clone, Copy)]
 enum Next {
@@ -66,8 +60,10 @@ enum Next {
 impl<N: Network> Inline<N> {
     /// An executor that computes with this network.
     pub fn new(network: N) -> Self {
+        let capabilities = network.capabilities();
         Self {
-            tables: Tables::new(network.capabilities().size),
+            tables: Tables::new(capabilities.size),
+            capabilities,
             costs: Costs::of(network.architecture()),
             held: network.held().clone(),
             network,
@@ -81,11 +77,6 @@ impl<N: Network> Inline<N> {
             done: VecDeque::new(),
             uses: Uses::default(),
         }
-    }
-
-    /// The network.
-    pub fn network(&self) -> &N {
-        &self.network
     }
 
     fn next(&mut self) -> Option<Next> {
@@ -171,7 +162,8 @@ impl<N: Network> Inline<N> {
     fn advance(&mut self, place: usize) {
         let Some(running) = self.steps.get_mut(place) else { return };
         let id = running.id;
-        match running.advance(&mut self.network, &self.tables, &mut self.uses, &mut self.done) {
+        let with = With { network: &mut self.network, wire_bytes: self.capabilities.wire_bytes, uses: &mut self.uses };
+        match running.advance(with, &self.tables, &mut self.done) {
             Ok(()) if running.at == At::End => {
                 let results = self.remove(place);
                 self.done.push_back(Completion::Ended { step: id, results });
@@ -187,7 +179,7 @@ impl<N: Network> Inline<N> {
 
     /// Computes requests of one layer together. Those that do not fit are refused one by one.
     fn serve(&mut self, urgent: bool, layer: LayerId, mut requests: Vec<Request>) {
-        let (width, wire) = (self.network.architecture().hidden, self.network.capabilities().wire_bytes);
+        let (width, wire) = (self.network.architecture().hidden, self.capabilities.wire_bytes);
         let (network, done) = (&self.network, &mut self.done);
         requests.retain(|request| {
             let rows = request.rows as usize;
@@ -226,7 +218,7 @@ impl<N: Network> Inline<N> {
 
     fn move_one(&mut self, what: Move) {
         match what {
-            Move::Export(slot) => {
+            Move::Export { slot } => {
                 let state = self.network.export(slot, &self.tables);
                 self.done.push_back(Completion::Exported { slot, state });
             }
@@ -261,8 +253,8 @@ impl<N: Network> Inline<N> {
 impl<N: Network> Executor for Inline<N> {
     type Weights = N::Weights;
 
-    fn capabilities(&self) -> Capabilities {
-        self.network.capabilities()
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
     }
 
     fn held(&self) -> &ExpertSet {
@@ -284,9 +276,7 @@ impl<N: Network> Executor for Inline<N> {
                 self.held = self.held.difference(&experts);
                 self.unloads = Some(self.unloads.take().map_or(experts.clone(), |going| going.union(&experts)));
             }
-            Command::Export { slot } => self.moves.push_back(Move::Export(slot)),
-            Command::Import { slot, blocks, state } => self.moves.push_back(Move::Import { slot, blocks, state }),
-            Command::Fork { from, to, last } => self.moves.push_back(Move::Fork { from, to, last }),
+            Command::Move(what) => self.moves.push_back(what),
         }
     }
 
@@ -302,7 +292,7 @@ impl<N: Network> Executor for Inline<N> {
             }
             Next::Serve(class) => {
                 let (_, requests) = self.serves[of_prompts(class)].front()?;
-                Some(self.costs.experts(requests.iter().map(|request| request.experts.len()).sum()))
+                Some(self.costs.experts(requests.iter().map(|request| used(&request.experts)).sum()))
             }
             Next::Unload => None,
             Next::Step(_, place) => self.steps.get(place)?.due(self.network.architecture(), &self.costs),

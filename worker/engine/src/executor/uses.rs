@@ -13,9 +13,14 @@ pub struct Use {
     pub weight: f32,
 }
 
+/// Places that are used.
+pub(super) fn used(experts: &[u16]) -> usize {
+    experts.iter().filter(|expert| **expert != UNUSED).count()
+}
+
 /// A list of uses, kept for its allocation.
 #[derive(Debug, Default)]
-pub struct Uses(Vec<Use>);
+pub(super) struct Uses(Vec<Use>);
 
 impl Uses {
     /// Forgets all.
@@ -37,16 +42,6 @@ impl Uses {
         self.0.sort_unstable_by_key(|one| (one.expert, one.row));
         &self.0
     }
-
-    /// How many.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
 }
 
 #[cfg(test)]
@@ -60,6 +55,7 @@ mod tests {
         let one = |expert, row, weight| Use { expert, row, weight };
         assert_eq!(uses.sorted(), [one(1, 2, 0.25), one(3, 2, 0.75), one(3, 4, 1.0)]);
         uses.clear();
-        assert!(uses.is_empty());
+        assert!(uses.sorted().is_empty());
+        assert_eq!(used(&[3, UNUSED, 1, UNUSED]), 2);
     }
 }

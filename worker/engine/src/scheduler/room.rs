@@ -1,32 +1,13 @@
 //! Who is let in, who is set aside and comes back, and what is free again.
 
-use super::{Priority, Scheduler, SequenceId, SequenceSpec, SequenceState, SlotId, Step, StepId};
-use crate::executor::ExecutorError;
+use super::{Priority, Scheduler, SequenceId, SequenceSpec, SequenceState, SlotId, Step};
+use crate::executor::{ExecutorError, Move};
 use crate::step::{Finish, Outcome};
 
 use super::sequence::{Busy, Sequence};
 
 /// How many interactive sequences, or their prefill steps, go before a batch one that waits.
 pub(super) const MOST_OVERTAKING: u32 = 4;
-
-/// What the executor is to do with a sequence's state.
-#[derive(Debug, PartialEq)]
-pub enum Move {
-    /// Give it out; the answer goes to [`Scheduler::exported`].
-    Export {
-        /// Where it is.
-        slot: SlotId,
-    },
-    /// Take it in; the answer goes to [`Scheduler::imported`].
-    Import {
-        /// Where it is to be.
-        slot: SlotId,
-        /// Its KV blocks, in the order of tokens.
-        blocks: Vec<u32>,
-        /// What was given out.
-        state: SequenceState,
-    },
-}
 
 /// A sequence that was set aside.
 #[derive(Debug)]
@@ -59,8 +40,7 @@ impl Scheduler {
     /// The executor has given a state out, or has failed to: then the sequence begins again from its ids.
     pub fn exported(&mut self, slot: SlotId, state: Result<SequenceState, ExecutorError>) {
         if let Some((id, mut sequence)) = self.take_moving(slot, Busy::Leaving) {
-            self.pool.give_back(slot, &std::mem::take(&mut sequence.blocks));
-            (sequence.slot, sequence.busy) = (None, Busy::Free);
+            sequence.busy = Busy::Free;
             let fits = |state: &SequenceState| self.aside_bytes + state.bytes.len() as u64 <= self.config.aside_bytes;
             let state = state.ok().filter(fits);
             self.put_aside(id, sequence, state);
@@ -78,8 +58,6 @@ impl Scheduler {
                 }
                 self.running.insert(id, sequence);
             } else {
-                self.pool.give_back(slot, &std::mem::take(&mut sequence.blocks));
-                sequence.slot = None;
                 self.put_aside(id, sequence, None);
             }
         }
@@ -233,14 +211,14 @@ impl Scheduler {
             sequence.busy = Busy::Leaving;
             return self.moves.push(Move::Export { slot });
         }
-        if let Some(mut sequence) = self.running.remove(&id) {
-            self.free(&mut sequence);
-            sequence.slot = None;
+        if let Some(sequence) = self.running.remove(&id) {
             self.put_aside(id, sequence, None);
         }
     }
 
-    fn put_aside(&mut self, id: SequenceId, sequence: Sequence, state: Option<SequenceState>) {
+    /// What it holds is free.
+    fn put_aside(&mut self, id: SequenceId, mut sequence: Sequence, state: Option<SequenceState>) {
+        self.free(&mut sequence);
         let aside = Aside { sequence, state };
         self.aside_bytes += aside.bytes();
         self.aside.insert((aside.sequence.priority(), id), aside);
@@ -279,7 +257,7 @@ impl Scheduler {
 
     /// Gives back what a sequence holds, now or with the end of what it is part of.
     fn free(&mut self, sequence: &mut Sequence) {
-        let Some(slot) = sequence.slot else { return };
+        let Some(slot) = sequence.slot.take() else { return };
         let blocks = std::mem::take(&mut sequence.blocks);
         match sequence.busy {
             Busy::Free => self.pool.give_back(slot, &blocks),
@@ -300,14 +278,14 @@ impl Scheduler {
 
     /// A step has ended: its sequences can take part in others, and what those held that went is free.
     pub(super) fn land(&mut self, step: &Step) {
-        let in_step = |id: StepId| Busy::Step(id);
+        let busy = Busy::Step(step.id);
         self.flying.retain(|(id, _)| *id != step.id);
         for id in &step.owners {
-            if let Some(sequence) = self.running.get_mut(id).filter(|sequence| sequence.busy == in_step(step.id)) {
+            if let Some(sequence) = self.running.get_mut(id).filter(|sequence| sequence.busy == busy) {
                 sequence.busy = Busy::Free;
             }
         }
-        self.free_leaving(|leaving| leaving.until == in_step(step.id));
+        self.free_leaving(|leaving| leaving.until == busy);
         self.let_in();
     }
 }

@@ -91,6 +91,7 @@ impl Double {
                 self.slots.insert(slot, Slot { seen: ids.collect(), blocks });
                 scheduler.imported(slot, Ok(()));
             }
+            Move::Fork { .. } => panic!("the scheduler forks nothing"),
         }
     }
 
@@ -217,4 +218,23 @@ pub fn greedy(prompt: &[u32], tokens: usize) -> Vec<u32> {
         seen.push(best);
     }
     seen.split_off(prompt.len())
+}
+
+pub fn spec(request: SequenceRequest) -> SequenceSpec {
+    SequenceSpec::new(request, &limits()).unwrap()
+}
+
+pub fn greedy_spec(prompt: Vec<u32>, max_tokens: u32) -> SequenceSpec {
+    spec(SequenceRequest::greedy(prompt, max_tokens))
+}
+
+/// The end of one sequence.
+pub fn end_of(outcomes: &[Outcome], of: SequenceId) -> (&Finish, Usage, &RoutingCounts) {
+    let mut ends = outcomes.iter().filter_map(|outcome| match outcome {
+        Outcome::Finished { id, finish, usage, routing } if *id == of => Some((finish, *usage, &**routing)),
+        _ => None,
+    });
+    let end = ends.next().expect("an end");
+    assert!(ends.next().is_none(), "one end only");
+    end
 }

@@ -14,7 +14,7 @@ use super::super::cost::{Costs, Due, Load};
 use super::super::error::ExecutorError;
 use super::super::network::Network;
 use super::super::tables::Tables;
-use super::super::uses::Uses;
+use super::super::uses::{Uses, used};
 
 /// What the host wants of a step that stands at a layer's experts.
 pub(super) enum Ask {
@@ -36,6 +36,14 @@ pub(super) enum At {
     Experts(LayerId),
     Head,
     End,
+}
+
+/// What a piece is computed with.
+pub(super) struct With<'a, N> {
+    pub network: &'a mut N,
+    /// Of one number on the wire.
+    pub wire_bytes: usize,
+    pub uses: &'a mut Uses,
 }
 
 /// A step in flight.
@@ -70,9 +78,9 @@ impl<S> Running<S> {
     pub fn due(&self, arch: &Architecture, costs: &Costs) -> Option<Due> {
         match self.at {
             At::Attention(layer) => Some(costs.attention(arch, layer, self.load)),
-            At::Own(_) => Some(costs.experts(self.routing.experts.len())),
+            At::Own(_) => Some(costs.experts(used(&self.routing.experts))),
             At::Experts(_) => match self.asked.front()? {
-                Ask::Local(work) => Some(costs.experts(work.experts.len())),
+                Ask::Local(work) => Some(costs.experts(used(&work.experts))),
                 _ => None,
             },
             At::Head => Some(costs.head(self.load)),
@@ -83,11 +91,11 @@ impl<S> Running<S> {
     /// One piece.
     pub fn advance<N: Network<Step = S>>(
         &mut self,
-        network: &mut N,
+        with: With<'_, N>,
         tables: &Tables,
-        uses: &mut Uses,
         done: &mut VecDeque<Completion>,
     ) -> Result<(), ExecutorError> {
+        let With { network, uses, .. } = with;
         if let (false, Some(early)) = (matches!(self.at, At::Experts(_)), self.asked.front()) {
             return Err(early.out_of_order());
         }
@@ -119,7 +127,7 @@ impl<S> Running<S> {
             }
             At::Experts(layer) => {
                 let Some(ask) = self.asked.pop_front() else { return Ok(()) };
-                self.answer(ask, layer, network, uses, done)?;
+                self.answer(ask, layer, With { network, uses, ..with }, done)?;
             }
             At::Head => {
                 network.end(numbers, &self.batch, &mut self.results)?;
@@ -133,8 +141,7 @@ impl<S> Running<S> {
         &mut self,
         ask: Ask,
         layer: LayerId,
-        network: &mut N,
-        uses: &mut Uses,
+        With { network, wire_bytes, uses }: With<'_, N>,
         done: &mut VecDeque<Completion>,
     ) -> Result<(), ExecutorError> {
         let (rows, width) = (self.batch.ids.len(), network.architecture().hidden);
@@ -142,7 +149,7 @@ impl<S> Running<S> {
         match ask {
             Ask::Gather(picked) => {
                 check_rows("gathered row", picked.iter().copied(), rows)?;
-                let mut hidden = BytesMut::with_capacity(picked.len() * width * network.capabilities().wire_bytes);
+                let mut hidden = BytesMut::with_capacity(picked.len() * width * wire_bytes);
                 network.gather(numbers, &picked, &mut hidden)?;
                 done.push_back(Completion::Gathered { step: self.id, hidden: hidden.freeze() });
             }
