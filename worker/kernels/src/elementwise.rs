@@ -37,17 +37,11 @@ pub fn sigmoid_gate(path: Path, x: &mut [f32], gate: &[f32]) {
     path.run(SigmoidGate(x, gate));
 }
 
-/// Calls `each` with the place of every eight numbers and how many they are: 8, or what is left at the end.
+/// The place of every eight numbers and how many they are: 8, or what is left at the end. An iterator and no function that is handed a closure: a
+/// closure is compiled by itself where it is not inlined, without the path's instructions, and then calls each of them.
 #[inline(always)]
-pub(crate) fn by_lanes(len: usize, mut each: impl FnMut(usize, usize)) {
-    let mut at = 0;
-    while at + LANES <= len {
-        each(at, LANES);
-        at += LANES;
-    }
-    if at < len {
-        each(at, len - at);
-    }
+pub(crate) fn eights(len: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..len).step_by(LANES).map(move |at| (at, LANES.min(len - at)))
 }
 
 /// Eight numbers, or fewer and zeros.
@@ -93,15 +87,15 @@ impl Kernel for Rms<'_> {
             let mut squares = L::splat(0.0);
             // SAFETY: all three have `width` numbers.
             unsafe {
-                by_lanes(width, |at, count| {
+                for (at, count) in eights(width) {
                     let x = take::<L>(x.as_ptr(), at, count);
                     squares = x.mul_add(x, squares);
-                });
+                }
                 let scale = L::splat(1.0 / (squares.sum() / width as f32 + self.eps).sqrt());
-                by_lanes(width, |at, count| {
+                for (at, count) in eights(width) {
                     let normed = take::<L>(x.as_ptr(), at, count).mul(scale);
                     put(take::<L>(self.weight.as_ptr(), at, count).mul(normed), out.as_mut_ptr(), at, count);
-                });
+                }
             }
         }
     }
@@ -115,11 +109,13 @@ impl Kernel for Silu<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
         let x = self.0.as_mut_ptr();
-        // SAFETY: within the slice.
-        by_lanes(self.0.len(), |at, count| unsafe {
-            let value = take::<L>(x, at, count);
-            put(value.mul(logistic(value)), x, at, count);
-        });
+        for (at, count) in eights(self.0.len()) {
+            // SAFETY: within the slice.
+            unsafe {
+                let value = take::<L>(x, at, count);
+                put(value.mul(logistic(value)), x, at, count);
+            }
+        }
     }
 }
 
@@ -131,11 +127,13 @@ impl Kernel for SiluGate<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
         let (a, b) = (self.0.as_mut_ptr(), self.1.as_ptr());
-        // SAFETY: within both slices, which are as long.
-        by_lanes(self.0.len(), |at, count| unsafe {
-            let value = take::<L>(a, at, count);
-            put(value.mul(logistic(value)).mul(take(b, at, count)), a, at, count);
-        });
+        for (at, count) in eights(self.0.len()) {
+            // SAFETY: within both slices, which are as long.
+            unsafe {
+                let value = take::<L>(a, at, count);
+                put(value.mul(logistic(value)).mul(take(b, at, count)), a, at, count);
+            }
+        }
     }
 }
 
@@ -147,9 +145,9 @@ impl Kernel for SigmoidGate<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
         let (x, gate) = (self.0.as_mut_ptr(), self.1.as_ptr());
-        // SAFETY: within both slices, which are as long.
-        by_lanes(self.0.len(), |at, count| unsafe {
-            put(take::<L>(x, at, count).mul(logistic(take::<L>(gate, at, count))), x, at, count);
-        });
+        for (at, count) in eights(self.0.len()) {
+            // SAFETY: within both slices, which are as long.
+            unsafe { put(take::<L>(x, at, count).mul(logistic(take::<L>(gate, at, count))), x, at, count) };
+        }
     }
 }

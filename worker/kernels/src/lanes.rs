@@ -203,6 +203,11 @@ mod avx2 {
     #[derive(Debug, Clone, Copy)]
     pub(crate) struct Avx2(__m256);
 
+    /// A register's numbers in memory. A place rather than `_mm256_loadu_ps`, which is a function that large kernels were seen to call.
+    #[derive(Clone, Copy)]
+    #[repr(C, packed)]
+    struct Unaligned(__m256);
+
     // SAFETY of every block below: `Path::run` calls this where AVX2 and FMA are there, and pointers are as the trait asks.
     impl Lanes for Avx2 {
         #[inline(always)]
@@ -212,7 +217,7 @@ mod avx2 {
 
         #[inline(always)]
         unsafe fn load(from: *const f32) -> Self {
-            Self(unsafe { _mm256_loadu_ps(from) })
+            Self(unsafe { (*from.cast::<Unaligned>()).0 })
         }
 
         #[inline(always)]
@@ -222,7 +227,7 @@ mod avx2 {
 
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
-            unsafe { _mm256_storeu_ps(to, self.0) }
+            unsafe { *to.cast::<Unaligned>() = Unaligned(self.0) }
         }
 
         #[inline(always)]

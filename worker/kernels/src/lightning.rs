@@ -11,7 +11,7 @@ use std::cell::RefCell;
 
 use crate::Path;
 use crate::dispatch::Kernel;
-use crate::elementwise::{by_lanes, put, take};
+use crate::elementwise::{eights, put, take};
 use crate::lanes::{LANES, Lanes};
 use crate::outer::{Left, Rows, add_product};
 use crate::tile::{Vectors, dots};
@@ -185,7 +185,9 @@ impl Kernel for Block<'_> {
             }
             for (i, left) in left.chunks_exact_mut(dim).enumerate().take(tokens) {
                 let decay = L::splat(decays[tokens - 1 - i]);
-                by_lanes(dim, |at, count| put(decay.mul(take(key.add(i * stride), at, count)), left.as_mut_ptr(), at, count));
+                for (at, count) in eights(dim) {
+                    put(decay.mul(take(key.add(i * stride), at, count)), left.as_mut_ptr(), at, count);
+                }
             }
             add_product::<L>((dim, dim, tokens), Left { start: left.as_ptr(), row: 1, step: dim }, values, state, |_| {
                 decays[tokens]

@@ -10,7 +10,7 @@ use std::cell::RefCell;
 
 use crate::Path;
 use crate::dispatch::Kernel;
-use crate::elementwise::{by_lanes, put, take};
+use crate::elementwise::{eights, put, take};
 use crate::lanes::{LANES, Lanes};
 use crate::outer::{Left, Rows, add_product};
 use crate::tile::{Vectors, dots};
@@ -122,8 +122,10 @@ impl Kernel for Attend<'_> {
         for (out, sums) in self.out.chunks_exact_mut(self.queries.dim).zip(&self.scratch.sums) {
             let whole = L::splat(sums[1]);
             let out_at = out.as_mut_ptr();
-            // SAFETY: within the row.
-            by_lanes(out.len(), |at, count| unsafe { put(take::<L>(out_at, at, count).div(whole), out_at, at, count) });
+            for (at, count) in eights(out.len()) {
+                // SAFETY: within the row.
+                unsafe { put(take::<L>(out_at, at, count).div(whole), out_at, at, count) };
+            }
         }
     }
 }
@@ -169,8 +171,11 @@ impl Attend<'_> {
                 }
                 // What is not seen weighs nothing: `exp` ends above 0.
                 scores[seen..].fill(0.0);
-                let weights = (0..TILE).step_by(LANES).map(|at| L::load(scores.as_ptr().add(at)));
-                (largest, weights.fold(L::splat(0.0), L::add).sum())
+                let mut sum = L::splat(0.0);
+                for at in (0..TILE).step_by(LANES) {
+                    sum = sum.add(L::load(scores.as_ptr().add(at)));
+                }
+                (largest, sum.sum())
             };
             self.scratch.sums[row][2..].copy_from_slice(&[largest, sum]);
         }
@@ -214,10 +219,10 @@ impl Attend<'_> {
             self.scratch.sums[row] = [now, sum * old + tile_sum * new, 0.0, 0.0];
             let (out, tile) = (self.out[row * dim..].as_mut_ptr(), self.scratch.outputs[row * dim..].as_ptr());
             let (old, new) = (L::splat(old), L::splat(new));
-            // SAFETY: rows of `dim` numbers.
-            by_lanes(dim, |at, count| unsafe {
-                put(new.mul_add(take(tile, at, count), old.mul(take(out, at, count))), out, at, count);
-            });
+            for (at, count) in eights(dim) {
+                // SAFETY: rows of `dim` numbers.
+                unsafe { put(new.mul_add(take(tile, at, count), old.mul(take(out, at, count))), out, at, count) };
+            }
         }
     }
 }
