@@ -87,6 +87,21 @@ pub(crate) trait Lanes: Copy {
         ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]))
     }
 
+    /// The sums of eight vectors that lie behind each other, each in the order of [`Lanes::sum`].
+    ///
+    /// # Safety
+    /// `from` is good for 64 numbers.
+    #[inline(always)]
+    unsafe fn sums(from: *const f32) -> Self {
+        let mut sums = [0.0; LANES];
+        for (at, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: as the caller promises.
+            *sum = unsafe { Self::load(from.add(at * LANES)) }.sum();
+        }
+        // SAFETY: eight numbers.
+        unsafe { Self::load(sums.as_ptr()) }
+    }
+
     /// `e^self`, within 2 ulp from -87.3 to 88.3; beyond that it is as at the end of the range. What is no number stays none.
     ///
     /// `e^x = 2^n e^r` with `n = round(x / ln 2)` and `|r| <= ln 2 / 2`; `e^r` by its Taylor polynomial of degree 7, whose rest is
@@ -197,7 +212,7 @@ pub(crate) use avx2::Avx2;
 mod avx2 {
     use std::arch::x86_64::*;
 
-    use super::Lanes;
+    use super::{LANES, Lanes};
 
     /// A 256-bit register.
     #[derive(Debug, Clone, Copy)]
@@ -276,6 +291,25 @@ mod avx2 {
                 let four = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
                 let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
                 _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn sums(from: *const f32) -> Self {
+            /// Both halves of a vector and of the one four further on: `[0+4, 1+5, 2+6, 3+7 | the same of the other]`.
+            #[inline(always)]
+            unsafe fn halves(from: *const f32) -> __m256 {
+                unsafe {
+                    let (one, other) = (Avx2::load(from).0, Avx2::load(from.add(4 * LANES)).0);
+                    _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(one, other), _mm256_permute2f128_ps::<0x31>(one, other))
+                }
+            }
+            unsafe {
+                let (a, b) = (halves(from), halves(from.add(LANES)));
+                let (c, d) = (halves(from.add(2 * LANES)), halves(from.add(3 * LANES)));
+                let ab = _mm256_add_ps(_mm256_shuffle_ps::<0x44>(a, b), _mm256_shuffle_ps::<0xee>(a, b));
+                let cd = _mm256_add_ps(_mm256_shuffle_ps::<0x44>(c, d), _mm256_shuffle_ps::<0xee>(c, d));
+                Self(_mm256_add_ps(_mm256_shuffle_ps::<0x88>(ab, cd), _mm256_shuffle_ps::<0xdd>(ab, cd)))
             }
         }
 

@@ -194,9 +194,7 @@ impl Columns<'_> {
         let depth = self.weights.inputs();
         let mut scratch = std::mem::take(self.scratch);
         scratch.panel.resize(PANEL * DEPTH, 0.0);
-        if depth > DEPTH {
-            scratch.sums.resize(BLOCK * PANEL * LANES, 0.0);
-        }
+        scratch.sums.resize(if depth > DEPTH { BLOCK } else { BLOCK.min(self.rows) } * PANEL * LANES, 0.0);
         for first in (0..self.rows).step_by(BLOCK) {
             let rows = first..(first + BLOCK).min(self.rows);
             for start in self.outputs.clone().step_by(PANEL) {
@@ -235,7 +233,7 @@ impl Columns<'_> {
         }
     }
 
-    /// All rows of a block meet a piece of a panel.
+    /// All rows of a block meet a piece of a panel, and are written out after the last one.
     ///
     /// # Safety
     /// Shapes fit.
@@ -245,79 +243,104 @@ impl Columns<'_> {
         // SAFETY: as the caller promises.
         unsafe {
             while row + 4 <= rows.end {
-                self.meet_rows::<L, 4>(row, &rows, &panel, &piece, scratch);
+                self.meet_rows::<L, 4>((row, row - rows.start), &panel, &piece, scratch);
                 row += 4;
             }
             while row < rows.end {
-                self.meet_rows::<L, 1>(row, &rows, &panel, &piece, scratch);
+                self.meet_rows::<L, 1>((row, row - rows.start), &panel, &piece, scratch);
                 row += 1;
             }
         }
     }
 
-    /// `R` rows meet a piece of a panel, three outputs at a time.
+    /// `R` rows, the first of them `nth` in its block, meet a piece of a panel, three outputs at a time.
     ///
     /// # Safety
     /// Shapes fit.
     #[inline(always)]
     unsafe fn meet_rows<L: Lanes, const R: usize>(
         &self,
-        row: usize,
-        rows: &Range<usize>,
+        (row, nth): (usize, usize),
         panel: &Range<usize>,
         piece: &Range<usize>,
         scratch: &mut Scratch,
     ) {
+        let depth = self.weights.inputs();
+        // Sums wait there for the next piece of K, or for their eight lanes to be added, which goes faster for eight outputs at once.
+        let sums = scratch.sums[nth * PANEL * LANES..][..R * PANEL * LANES].as_mut_ptr();
+        let x = &self.x[row * depth + piece.start..];
         let mut n = 0;
-        // SAFETY: as the caller promises.
+        // SAFETY: as the caller promises; a panel's outputs are a multiple of three, or are taken one by one at its end.
         unsafe {
+            let place = (x.as_ptr(), sums);
             while n + 3 <= panel.len() {
-                self.meet_tile::<L, R, 3>((row, rows), (n, panel), piece, scratch);
+                self.meet_tile::<L, R, 3>(place, n, piece, &scratch.panel);
                 n += 3;
             }
             while n < panel.len() {
-                self.meet_tile::<L, R, 1>((row, rows), (n, panel), piece, scratch);
+                self.meet_tile::<L, R, 1>(place, n, piece, &scratch.panel);
                 n += 1;
+            }
+            if piece.end == depth {
+                for r in 0..R {
+                    let out = self.out.add((row + r) * self.weights.outputs() + panel.start);
+                    add_lanes::<L>(sums.add(r * PANEL * LANES), panel.len(), out);
+                }
             }
         }
     }
 
-    /// One tile of a panel: goes on with its sums from the piece before, and finishes or keeps them.
+    /// One tile of a panel: goes on with its sums from the piece before.
     ///
     /// # Safety
     /// Shapes fit.
     #[inline(always)]
     unsafe fn meet_tile<L: Lanes, const R: usize, const N: usize>(
         &self,
-        (row, rows): (usize, &Range<usize>),
-        (n, panel): (usize, &Range<usize>),
+        (x, kept): (*const f32, *mut f32),
+        n: usize,
         piece: &Range<usize>,
-        scratch: &mut Scratch,
+        panel: &[f32],
     ) {
-        let depth = self.weights.inputs();
-        let (first, last) = (piece.start == 0, piece.end == depth);
-        let place = |r: usize, at: usize| (((row - rows.start + r) * PANEL) + n + at) * LANES;
+        let place = |r: usize, at: usize| (r * PANEL + n + at) * LANES;
         let mut sums = [[L::splat(0.0); N]; R];
-        // SAFETY: as the caller promises; a block's sums are in the scratch memory where K has more than one piece.
+        // SAFETY: as the caller promises.
         unsafe {
-            if !first {
+            if piece.start > 0 {
                 for (r, sums) in sums.iter_mut().enumerate() {
                     for (at, sum) in sums.iter_mut().enumerate() {
-                        *sum = L::load(scratch.sums.as_ptr().add(place(r, at)));
+                        *sum = L::load(kept.add(place(r, at)));
                     }
                 }
             }
-            let x = self.x.as_ptr().add(row * depth + piece.start);
-            let w = scratch.panel.as_ptr().add(n * DEPTH).cast();
-            tile::<L, F32, R, N>(Meeting { x, x_stride: depth, w, w_stride: DEPTH * 4, depth: piece.len() }, &mut sums);
+            let w = panel.as_ptr().add(n * DEPTH).cast();
+            let meeting = Meeting { x, x_stride: self.weights.inputs(), w, w_stride: DEPTH * 4, depth: piece.len() };
+            tile::<L, F32, R, N>(meeting, &mut sums);
             for (r, sums) in sums.iter().enumerate() {
                 for (at, sum) in sums.iter().enumerate() {
-                    match last {
-                        true => *self.out.add((row + r) * self.weights.outputs() + panel.start + n + at) = sum.sum(),
-                        false => sum.store(scratch.sums.as_mut_ptr().add(place(r, at))),
-                    }
+                    sum.store(kept.add(place(r, at)));
                 }
             }
+        }
+    }
+}
+
+/// Writes the sums of so many vectors.
+///
+/// # Safety
+/// The vectors are there, and as many places.
+#[inline(always)]
+unsafe fn add_lanes<L: Lanes>(vectors: *const f32, count: usize, out: *mut f32) {
+    let mut at = 0;
+    // SAFETY: as the caller promises.
+    unsafe {
+        while at + LANES <= count {
+            L::sums(vectors.add(at * LANES)).store(out.add(at));
+            at += LANES;
+        }
+        while at < count {
+            *out.add(at) = L::load(vectors.add(at * LANES)).sum();
+            at += 1;
         }
     }
 }

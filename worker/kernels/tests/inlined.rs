@@ -1,5 +1,6 @@
 //! The kernels' instructions stand in the kernels: none is a function that is called. An intrinsic that is not inlined costs a call and two trips through
 //! memory for eight numbers, and shows only as time.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 use m1_kernels::lightning::{Decays, Head};
