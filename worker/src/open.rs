@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use m1_proto::worker::Phase;
 use m1_text::Tokenizer;
-use m1_weights::Checkpoint;
 use m1_weights::source::{Location, Progress, Snapshot, Source, SourceError};
+use m1_weights::{Checkpoint, WeightsError};
 
 use crate::config::Config;
 use crate::status::SharedStatus;
@@ -55,13 +55,9 @@ impl Opened {
     }
 
     fn folder(config: &Config, status: &SharedStatus, folder: &Path, snapshot: Option<Snapshot>, again: Again) -> Self {
-        match Checkpoint::open(folder) {
-            Ok(checkpoint) => {
-                // Pods of one group must have the same commit, not only tensors of the same shapes.
-                let digest = match &snapshot {
-                    None => checkpoint.digest().to_owned(),
-                    Some(snapshot) => format!("{}@{}", checkpoint.digest(), snapshot.id()),
-                };
+        let opened = Checkpoint::open(folder).and_then(|checkpoint| Ok((digest(&checkpoint, snapshot.as_ref())?, checkpoint)));
+        match opened {
+            Ok((digest, checkpoint)) => {
                 let identity = Arc::new(Identity { pod: config.pod, digest, arch: checkpoint.architecture().clone() });
                 status.update(|s| {
                     s.set_phase(Phase::Waiting);
@@ -78,6 +74,16 @@ impl Opened {
                 Self { model: None, tokenizer: None, again }
             }
         }
+    }
+}
+
+/// What pods of one group must have in common: tensors of the same shapes, and behind that the same values. A fetched checkpoint has the source's commit,
+/// or the checksums that the source has, which say more of it than samples would, and of which most files are not here.
+pub fn digest(checkpoint: &Checkpoint, snapshot: Option<&Snapshot>) -> Result<String, WeightsError> {
+    let shapes = checkpoint.digest();
+    match snapshot {
+        Some(snapshot) => Ok(format!("{shapes}@{}", snapshot.id())),
+        None => Ok(format!("{shapes}+{}", checkpoint.sample()?)),
     }
 }
 

@@ -18,6 +18,7 @@ use crate::index::{self, Layout};
 use crate::mapped::{self, MappedFile};
 use crate::names::TensorName;
 use crate::resolve::{Entry, Files, Found, resolve};
+use crate::source::hex;
 
 /// An open checkpoint. Cheap to share behind an `Arc`; dropping it ends the maps.
 pub struct Checkpoint {
@@ -122,8 +123,8 @@ impl Checkpoint {
         self.dir.join("tokenizer.json").is_file()
     }
 
-    /// SHA-256 in hex over the config's text, the name, dtype and shape of every tensor, and the size of every shard. It
-    /// tells checkpoints apart at no cost; it does not prove that two files have the same weights.
+    /// SHA-256 in hex over the config's text, the name, dtype and shape of every tensor, and the size of every shard. Costs
+    /// nothing, and knows nothing of the values: see [`Checkpoint::sample`].
     pub fn digest(&self) -> &str {
         &self.digest
     }
@@ -156,6 +157,10 @@ impl Checkpoint {
     /// Name of a file in the checkpoint's folder.
     pub(crate) fn shard_name(&self, shard: usize) -> Option<String> {
         Some(self.paths.get(shard)?.file_name()?.to_string_lossy().into_owned())
+    }
+
+    pub(crate) fn shards(&self) -> &[Arc<MappedFile>] {
+        &self.shards
     }
 
     pub(crate) fn entries(&self) -> &HashMap<TensorName, Entry> {
@@ -237,6 +242,6 @@ impl Shards {
             field(path.file_name().unwrap_or_default().as_encoded_bytes());
             field(&(map.len() as u64).to_le_bytes());
         }
-        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&hash.finalize())
     }
 }

@@ -20,6 +20,7 @@ mod mapped;
 mod names;
 mod plan;
 mod resolve;
+mod samples;
 pub mod source;
 
 pub use checkpoint::{Checkpoint, MappedTensor, TensorView};

@@ -100,6 +100,11 @@ impl MappedFile {
         let _ = self.map.advise_range(Advice::WillNeed, start, length);
     }
 
+    /// Says that it will be read here and there: without that every page brings its neighbours.
+    pub(crate) fn expect_jumps(&self, jumps: bool) {
+        let _ = self.map.advise(if jumps { Advice::Random } else { Advice::Normal });
+    }
+
     /// The file as it is now; none where it has no name any more, or another one has.
     fn now(&self) -> Option<Facts> {
         let now = Facts::of(&fs::metadata(&self.path).ok()?);

@@ -34,7 +34,7 @@ pub use settings::{Given, GivenError, HUB, Retry, Settings, Token};
 
 use crate::index::{self, INDEX, SINGLE};
 use cache::Cache;
-use checksum::hex;
+pub(crate) use checksum::hex;
 use download::Download;
 use http::Client;
 use hub::Repository;

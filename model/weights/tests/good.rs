@@ -232,3 +232,32 @@ fn shards_may_be_links_as_in_a_download_cache() {
     }
     same_weights(&Checkpoint::open(cache.path()).unwrap(), &Checkpoint::open(dir.path()).unwrap());
 }
+
+#[test]
+fn samples_tell_values_apart_in_every_tensor() {
+    let copy = tempfile::tempdir().unwrap();
+    for file in fs::read_dir(repository("model/testdata/tiny-A")).unwrap().map(|entry| entry.unwrap().path()) {
+        fs::copy(&file, copy.path().join(file.file_name().unwrap())).unwrap();
+    }
+    let open = || Checkpoint::open(copy.path()).unwrap();
+    let (names, digest, whole) = (TensorName::all(open().architecture()), open().digest().to_owned(), open().sample().unwrap());
+    assert_eq!(whole, Checkpoint::open(&repository("model/testdata/tiny-A")).unwrap().sample().unwrap(), "wherever it lies");
+    for (nth, name) in names.into_iter().enumerate() {
+        let checkpoint = open();
+        let view = checkpoint.tensor(&name).unwrap();
+        // The first, the last, or one of all where the tensor is sampled whole.
+        let at = if nth % 2 == 0 { 0 } else { view.data.len() - 1 };
+        let start = view.data.as_ptr() as usize - view.file.as_ptr() as usize;
+        let (path, was) = (view.file.path().to_owned(), view.data[at]);
+        let put = |byte: u8| {
+            use std::os::unix::fs::FileExt;
+            fs::File::options().write(true).open(&path).unwrap().write_all_at(&[byte], (start + at) as u64).unwrap();
+        };
+        put(was ^ 1);
+        let changed = open();
+        assert_ne!(changed.sample().unwrap(), whole, "{name:?}");
+        assert_eq!(changed.digest(), digest, "{name:?}: its shape is the same");
+        put(was);
+    }
+    assert_eq!(open().sample().unwrap(), whole);
+}

@@ -21,6 +21,7 @@ mod counts;
 mod ends;
 mod interleavings;
 mod liveness;
+mod values;
 
 /// Nothing here takes as long.
 const LONG: Duration = Duration::from_secs(60);
@@ -119,8 +120,16 @@ fn reason(status: &tonic::Status) -> &str {
     status.metadata().get("m1-reason").unwrap().to_str().unwrap()
 }
 
-/// Tells pods that they are a group; the first holds the lower half of the experts, as far as there is a second.
+/// Makes pods a group, and waits until it serves.
 async fn place(pods: &[&Pod]) {
+    tell(pods).await;
+    for pod in pods {
+        pod.until("/readyz", 200, "ok").await;
+    }
+}
+
+/// Tells pods that they are a group; the first holds the lower half of the experts, as far as there is a second.
+async fn tell(pods: &[&Pod]) {
     let holds: &[&str] = if pods.len() == 1 { &["ffffffff"] } else { &["ffff0000", "0000ffff"] };
     let placed = pods.iter().zip(holds).enumerate().map(|(index, (pod, holds))| pb::PodPlacement {
         pod: index as u32,
@@ -137,9 +146,6 @@ async fn place(pods: &[&Pod]) {
     };
     for pod in pods {
         pod.client().await.apply_placement(request.clone()).await.unwrap();
-    }
-    for pod in pods {
-        pod.until("/readyz", 200, "ok").await;
     }
 }
 

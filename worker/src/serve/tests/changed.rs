@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use super::*;
 
 /// The demo model in a folder of its own.
-fn copy() -> tempfile::TempDir {
+pub(super) fn copy() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(demo()).unwrap() {
         let entry = entry.unwrap();

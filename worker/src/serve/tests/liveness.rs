@@ -35,7 +35,8 @@ impl Double {
     async fn start() -> Self {
         let text = std::fs::read_to_string(demo().join("config.json")).unwrap();
         let arch = m1_arch::Architecture::from_json(&text).unwrap();
-        let digest = m1_weights::Checkpoint::open(&demo()).unwrap().digest().to_owned();
+        let checkpoint = m1_weights::Checkpoint::open(&demo()).unwrap();
+        let digest = crate::open::digest(&checkpoint, None).unwrap();
         let (events, inbox) = Events::channel();
         let status = Arc::new(SharedStatus::new(Default::default()));
         status.serve_peers(true);
