@@ -156,12 +156,13 @@ CONF
 # --- Speed: the same load on everybody, in turns.
 nginx_version=none
 engine openai; direct=$address
-engine worker; own 4096
+engine worker; direct_grpc=$address; own 4096
 [ "$peers" = no ] || start_peers "$direct"
 everybody=("m1-router $own_port $own_pid" "${started[@]}")
 for round in $(seq "$rounds"); do
   say "round $round of $rounds"
   measure first --name direct --address "$direct"
+  measure first --name "direct, gRPC" --address "$direct_grpc" --grpc
   for one in "${everybody[@]}"; do
     read -r name at pid <<<"$one"
     measure first --name "$name" --address "127.0.0.1:$at" --pid "$pid"

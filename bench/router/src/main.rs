@@ -2,6 +2,7 @@
 
 mod answer;
 mod client;
+mod direct;
 mod measure;
 mod process;
 mod table;
@@ -70,6 +71,9 @@ enum Command {
         count: usize,
         #[arg(long, default_value_t = 1)]
         tokens: u32,
+        /// The address is a worker's: m1.worker.v1 over gRPC, no router.
+        #[arg(long)]
+        grpc: bool,
     },
     /// Memory of streams that have said one token and stay open.
     Open {
@@ -115,8 +119,12 @@ async fn run(command: Command) -> Result<()> {
             let result = measure::streams(&target(&common), connections, seconds, tokens, common.pid).await;
             (if busy { "busy" } else { "streams" }, common, result)
         }
-        Command::First { common, count, tokens } => {
-            let result = measure::first(&target(&common), count, tokens).await;
+        Command::First { common, count, tokens, grpc } => {
+            let result = if grpc {
+                measure::first_direct(&common.address, count, tokens).await
+            } else {
+                measure::first(&target(&common), count, tokens).await
+            };
             ("first", common, result)
         }
         Command::Open { common, count } => {

@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::client::{self, PATIENCE, Target, Timing};
+use crate::direct::Direct;
 use crate::{process, text};
 
 /// Runs before anything counts: connections, caches, branch predictors.
@@ -91,8 +92,28 @@ pub async fn first(target: &Target, count: usize, tokens: u32) -> Result<Value> 
             first.push(timing.first);
         }
     }
+    Ok(firsts(first))
+}
+
+/// The same of a worker that is asked over gRPC, without a router.
+///
+/// # Errors
+/// A sequence does not end as it should.
+pub async fn first_direct(address: &str, count: usize, tokens: u32) -> Result<Value> {
+    let mut direct = timeout(PATIENCE, Direct::connect(address, tokens)).await.context("connecting takes too long")??;
+    let mut first = Vec::with_capacity(count);
+    for nth in 0..count + count / 10 {
+        let took = timeout(PATIENCE, direct.first()).await.context("no answer in time")??;
+        if nth >= count / 10 {
+            first.push(took);
+        }
+    }
+    Ok(firsts(first))
+}
+
+fn firsts(mut first: Vec<Duration>) -> Value {
     first.sort_unstable();
-    Ok(json!({"answers": first.len(), "first_p50_ms": quantile(&first, 0.5), "first_p99_ms": quantile(&first, 0.99)}))
+    json!({"answers": first.len(), "first_p50_ms": quantile(&first, 0.5), "first_p99_ms": quantile(&first, 0.99)})
 }
 
 /// Opens streams that have said one token and stay open: what each costs in the router's memory.
