@@ -16,7 +16,7 @@ use m1_exchange::{Lane, PodId};
 use m1_proto::dispatch::expert_dispatch_server::ExpertDispatchServer;
 use m1_proto::dispatch::frame::Kind;
 use m1_proto::dispatch::{Answer, Credit};
-use m1_worker::device::{Events, Inbox};
+use m1_worker::device::{DeviceHandle, DeviceMessage};
 use m1_worker::status::SharedStatus;
 use m1_worker::transport::{
     Dialer, DispatchService, HTTP2_FRAME, HTTP2_WINDOW, Identity, Inbound, Link, PeerAddress, RequestHead, Said, Transport,
@@ -59,13 +59,13 @@ async fn server() -> anyhow::Result<()> {
     let echo = TcpListener::bind("127.0.0.1:0").await?;
     println!("{} {}", dispatch.local_addr()?, echo.local_addr()?);
     tokio::spawn(echo_server(echo));
-    let (events, mut inbox) = Events::channel();
+    let (events, mut inbox) = DeviceHandle::channel();
     std::thread::spawn(move || {
         let mut answers: Option<Link> = None;
         while let Some(message) = inbox.blocking_recv() {
             match message {
-                Inbox::Dispatch(Inbound::ClientUp { link, lane: Lane::Decode, .. }) => answers = Some(link),
-                Inbox::Dispatch(Inbound::ClientAsks { request, lane: Lane::Decode, .. }) => {
+                DeviceMessage::Dispatch(Inbound::ClientUp { link, lane: Lane::Decode, .. }) => answers = Some(link),
+                DeviceMessage::Dispatch(Inbound::ClientAsks { request, lane: Lane::Decode, .. }) => {
                     if let Some(link) = &answers {
                         link.send(Kind::Answer(Answer { id: request.id, tokens: request.tokens, sums: request.hidden }));
                         link.send(Kind::Credit(Credit { frames: 1 }));
@@ -148,14 +148,14 @@ async fn raw(address: &str, rounds: usize) -> anyhow::Result<Vec<Duration>> {
 }
 
 fn exchange(address: String, rounds: usize) -> anyhow::Result<Vec<Duration>> {
-    let (events, mut inbox) = Events::channel();
+    let (events, mut inbox) = DeviceHandle::channel();
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let status = Arc::new(SharedStatus::new(Default::default()));
     let dialer = Dialer { identity: identity(0), events, status, tasks, generations: Arc::default(), tls: None, member: None };
     dialer.dial(&PeerAddress { pod: PodId(1), address }, &stop);
     let link = loop {
         match inbox.blocking_recv().context("the dialer ended")? {
-            Inbox::Dispatch(Inbound::LinkUp { lane: Lane::Decode, link, .. }) => break link,
+            DeviceMessage::Dispatch(Inbound::LinkUp { lane: Lane::Decode, link, .. }) => break link,
             _ => continue,
         }
     };
@@ -167,7 +167,7 @@ fn exchange(address: String, rounds: usize) -> anyhow::Result<Vec<Duration>> {
         link.send(Kind::Request(request_frame(head, &[1, 2], &[0.5, 0.5], row.clone())));
         loop {
             match inbox.blocking_recv().context("the connection ended")? {
-                Inbox::Dispatch(Inbound::LinkSays { said: Said::Answer { id, .. }, .. }) if id == round as u64 => break,
+                DeviceMessage::Dispatch(Inbound::LinkSays { said: Said::Answer { id, .. }, .. }) if id == round as u64 => break,
                 _ => continue,
             }
         }

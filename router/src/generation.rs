@@ -99,7 +99,7 @@ pub struct End {
 
 /// What comes next.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Step {
+pub enum AnswerPart {
     /// More.
     Piece(Piece),
     /// The last one.
@@ -129,13 +129,13 @@ impl Generation {
         &self.session
     }
 
-    /// The next step; nothing follows [`Step::End`] or an error.
+    /// The next part; nothing follows [`AnswerPart::End`] or an error.
     ///
     /// # Errors
     /// Nobody could serve it, or the worker was lost, broke its contract, or said that it failed.
-    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Step, ApiError>> {
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<AnswerPart, ApiError>> {
         if let Some(end) = self.end.take() {
-            return Poll::Ready(Ok(Step::End(end)));
+            return Poll::Ready(Ok(AnswerPart::End(end)));
         }
         loop {
             let news = ready!(self.session.log().poll(&mut self.place, &mut self.ids, &mut self.logprobs, cx));
@@ -145,14 +145,14 @@ impl Generation {
                 News::End(Ok(finished)) => {
                     let (piece, end) = self.reader.finish(finished);
                     if piece == Piece::default() {
-                        return Poll::Ready(Ok(Step::End(end)));
+                        return Poll::Ready(Ok(AnswerPart::End(end)));
                     }
                     self.end = Some(end);
                     piece
                 }
             };
             if piece != Piece::default() {
-                return Poll::Ready(Ok(Step::Piece(piece)));
+                return Poll::Ready(Ok(AnswerPart::Piece(piece)));
             }
         }
     }
@@ -165,8 +165,8 @@ impl Generation {
         let mut whole = Whole::default();
         loop {
             match std::future::poll_fn(|cx| self.poll_next(cx)).await? {
-                Step::Piece(piece) => whole.add(piece),
-                Step::End(end) => return Ok((whole, end)),
+                AnswerPart::Piece(piece) => whole.add(piece),
+                AnswerPart::End(end) => return Ok((whole, end)),
             }
             // All of a long answer may be there already; others want their turn too.
             tokio::task::consume_budget().await;

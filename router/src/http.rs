@@ -44,7 +44,7 @@ pub struct Call {
 /// Answers one request.
 pub async fn answer(app: Arc<App>, link: Arc<Link>, request: Request<Incoming>) -> hyper::Response<Reply> {
     let framing = link.begin(request.body().size_hint().exact());
-    if link.has_had_turn() {
+    if link.take_turn() {
         tokio::task::yield_now().await;
     }
     let number = app.pool.random();

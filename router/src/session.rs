@@ -167,7 +167,7 @@ impl Owner {
                         return Err(attempt.garbage("more alternatives than were asked for"));
                     }
                     if said == 0 {
-                        attempt.has_begun();
+                        attempt.mark_begun();
                         self.app.pool.report(lease, request, Outcome::Served);
                     }
                     self.meter.tokens(tokens.ids.len());

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::alarm::Alarm;
 use crate::error::ApiError;
-use crate::generation::{End, Generation, Piece, Step};
+use crate::generation::{AnswerPart, End, Generation, Piece};
 use crate::http::reply::{self, Reply, Source};
 use crate::server::{Link, Phase};
 
@@ -143,11 +143,11 @@ impl<D: Dialect> Telling<D> {
         }
         let frames = &mut self.frames;
         let over = match generation.poll_next(cx) {
-            Poll::Ready(Ok(Step::Piece(piece))) => {
+            Poll::Ready(Ok(AnswerPart::Piece(piece))) => {
                 self.dialect.piece(piece, frames);
                 return Poll::Ready(Some(frames.take()));
             }
-            Poll::Ready(Ok(Step::End(end))) => self.dialect.end(end, frames),
+            Poll::Ready(Ok(AnswerPart::End(end))) => self.dialect.end(end, frames),
             Poll::Ready(Err(error)) => Err(error),
             Poll::Pending => return self.poll_silence(cx),
         };

@@ -46,7 +46,7 @@ use sequences::Sequences;
 use serving::Requests;
 
 pub use fetch::Remote;
-pub use inbox::{Events, Gone, Group, GroupPod, Inbox, NewSequence, SequenceKey};
+pub use inbox::{DeviceHandle, DeviceMessage, Gone, Group, GroupPod, NewSequence, SequenceKey};
 pub use loaded::{LoadError, load};
 pub use sequences::must_arrive;
 
@@ -100,7 +100,7 @@ pub struct Parts {
 pub fn spawn(
     config: &Config,
     parts: Parts,
-    inbox: mpsc::Receiver<Inbox>,
+    inbox: mpsc::Receiver<DeviceMessage>,
     ended: CancellationToken,
 ) -> Result<JoinHandle<()>, StartError> {
     let runtime = parts.runtime.clone();
@@ -191,7 +191,7 @@ impl Device {
         })
     }
 
-    fn run(mut self, mut inbox: mpsc::Receiver<Inbox>) {
+    fn run(mut self, mut inbox: mpsc::Receiver<DeviceMessage>) {
         let mut busy = false;
         loop {
             // A turn that found work looks whether more has come; one that found none sleeps until something comes.
@@ -201,7 +201,7 @@ impl Device {
             }
             let mut taken = 0;
             while let Some(message) = next {
-                if matches!(message, Inbox::Stop) {
+                if matches!(message, DeviceMessage::Stop) {
                     return self.stop();
                 }
                 self.take(message);
@@ -265,23 +265,23 @@ impl Device {
         }
     }
 
-    fn take(&mut self, message: Inbox) {
+    fn take(&mut self, message: DeviceMessage) {
         match message {
-            Inbox::Dispatch(inbound) => self.heard(inbound),
-            Inbox::Generate(new) => self.admit(*new),
-            Inbox::Cancel(key) => {
+            DeviceMessage::Dispatch(inbound) => self.heard(inbound),
+            DeviceMessage::Generate(new) => self.admit(*new),
+            DeviceMessage::Cancel(key) => {
                 self.sequences.cancel(key);
                 self.abort_unwanted();
             }
-            Inbox::Place { group, reply } => self.place(group, reply),
-            Inbox::Fetched { version, result } => self.fetched(version, result),
-            Inbox::Drain => {
+            DeviceMessage::Place { group, reply } => self.place(group, reply),
+            DeviceMessage::Fetched { version, result } => self.fetched(version, result),
+            DeviceMessage::Drain => {
                 self.draining = true;
                 self.report();
             }
-            Inbox::Leave => self.leave(),
-            Inbox::Tick => self.status.pulses().unqueue_tick(),
-            Inbox::Stop => {}
+            DeviceMessage::Leave => self.leave(),
+            DeviceMessage::Tick => self.status.pulses().unqueue_tick(),
+            DeviceMessage::Stop => {}
         }
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use m1_proto::worker::Phase;
 use tokio::time::Instant;
 
-use crate::device::{Events, Inbox};
+use crate::device::{DeviceHandle, DeviceMessage};
 use crate::status::SharedStatus;
 
 /// How often is looked. A step of a decoding peer takes longer.
@@ -30,14 +30,14 @@ pub enum Drained {
 }
 
 /// Stops admission, lets sequences end, then serves peers until they are quiet or gone; all within `limit`.
-pub async fn drain(events: &Events, status: &SharedStatus, limit: Duration) -> Drained {
+pub async fn drain(events: &DeviceHandle, status: &SharedStatus, limit: Duration) -> Drained {
     let end = Instant::now() + limit;
     if status.brief().phase() == Phase::Loading && left(status) == 0 && status.clients() == 0 {
         // It runs nothing, serves nobody and hears nothing for as long as it reads.
         return Drained::Done;
     }
     // A device that has ended has nothing left; a full inbox is one that is busy.
-    match tokio::time::timeout_at(end, events.send(Inbox::Drain)).await {
+    match tokio::time::timeout_at(end, events.send(DeviceMessage::Drain)).await {
         Ok(Ok(())) => {}
         Ok(Err(_)) => return Drained::Done,
         Err(_) => return Drained::SequencesLeft(left(status)),
@@ -48,7 +48,7 @@ pub async fn drain(events: &Events, status: &SharedStatus, limit: Duration) -> D
     }
     let quiet = async {
         // A device that has ended serves nobody.
-        if events.send(Inbox::Leave).await.is_ok() {
+        if events.send(DeviceMessage::Leave).await.is_ok() {
             quiet(status).await;
         }
     };
@@ -123,8 +123,8 @@ mod tests {
     const SHORT: Duration = Duration::from_millis(50);
 
     /// A device that drains and has nothing to do; what reaches it is kept.
-    fn idle() -> (Events, tokio::sync::mpsc::Receiver<Inbox>, SharedStatus) {
-        let (events, inbox) = Events::channel();
+    fn idle() -> (DeviceHandle, tokio::sync::mpsc::Receiver<DeviceMessage>, SharedStatus) {
+        let (events, inbox) = DeviceHandle::channel();
         let status = SharedStatus::new(Default::default());
         status.update(|status| status.set_phase(Phase::Draining));
         (events, inbox, status)
@@ -134,8 +134,8 @@ mod tests {
     async fn without_peers_nothing_is_waited_for() {
         let (events, mut inbox, status) = idle();
         assert_eq!(drain(&events, &status, LONG).await, Drained::Done);
-        assert!(matches!(inbox.try_recv(), Ok(Inbox::Drain)));
-        assert!(matches!(inbox.try_recv(), Ok(Inbox::Leave)));
+        assert!(matches!(inbox.try_recv(), Ok(DeviceMessage::Drain)));
+        assert!(matches!(inbox.try_recv(), Ok(DeviceMessage::Leave)));
         drop(inbox);
         status.update(|status| status.running = 1);
         assert_eq!(drain(&events, &status, LONG).await, Drained::Done, "a device that has ended");

@@ -25,7 +25,7 @@ use tonic::service::InterceptorLayer;
 use tonic::transport::Server;
 
 use crate::config::Config;
-use crate::device::{self, Events, Inbox, Parts, Remote};
+use crate::device::{self, DeviceHandle, DeviceMessage, Parts, Remote};
 use crate::drain::{Drained, drain};
 use crate::open::{Model, Opened};
 use crate::probes::Probes;
@@ -102,7 +102,7 @@ impl Sockets {
 /// What every part of a running worker is given.
 #[derive(Debug, Clone)]
 struct Shared {
-    events: Events,
+    events: DeviceHandle,
     status: Arc<SharedStatus>,
     /// Connections and other tasks that end with `stop`.
     tasks: TaskTracker,
@@ -118,7 +118,7 @@ struct Shared {
 /// # Errors
 /// A part cannot be started or ends with an error.
 pub async fn serve(config: Config, sockets: Sockets, mut signals: mpsc::Receiver<Signal>) -> anyhow::Result<Ended> {
-    let (events, inbox) = Events::channel();
+    let (events, inbox) = DeviceHandle::channel();
     let status = Arc::new(SharedStatus::new(first_status(&config)));
     let (tasks, stop, ended, tls) = (TaskTracker::new(), CancellationToken::new(), CancellationToken::new(), identity(&config)?);
     let shared = Shared { events, status, tasks, stop, ended, tls };
@@ -158,7 +158,7 @@ pub async fn serve(config: Config, sockets: Sockets, mut signals: mpsc::Receiver
     }
     let ends = async {
         // The device thread may have ended by itself.
-        let _ = shared.events.send(Inbox::Stop).await;
+        let _ = shared.events.send(DeviceMessage::Stop).await;
         shared.stop.cancel();
         shared.tasks.close();
         let served = server.await;
@@ -224,7 +224,7 @@ fn start_device(
     shared: &Shared,
     (Model { checkpoint, identity, snapshot }, tallies): (Model, Arc<Tallies>),
     tokenizer: Option<&Tokenizer>,
-    inbox: mpsc::Receiver<Inbox>,
+    inbox: mpsc::Receiver<DeviceMessage>,
 ) -> anyhow::Result<JoinHandle<()>> {
     let vocab = identity.arch.vocab as u32;
     let dialer = Dialer {
@@ -301,7 +301,7 @@ fn first_status(config: &Config) -> pb::StatusResponse {
     }
 }
 
-async fn ticker(events: Events, status: Arc<SharedStatus>, stop: CancellationToken) {
+async fn ticker(events: DeviceHandle, status: Arc<SharedStatus>, stop: CancellationToken) {
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {

@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use crate::device::{Events, Group, GroupPod, Inbox};
+use crate::device::{DeviceHandle, DeviceMessage, Group, GroupPod};
 use crate::status::SharedStatus;
 use crate::tallies::Tallies;
 use crate::transport::Identity;
@@ -34,7 +34,7 @@ pub struct WorkerService {
     /// Who this is.
     pub guard: Guard,
     /// To the device thread.
-    pub events: Events,
+    pub events: DeviceHandle,
     /// From the device thread.
     pub status: Arc<SharedStatus>,
     /// The model and this pod; absent while the checkpoint is unreadable.
@@ -51,15 +51,15 @@ pub struct WorkerService {
     pub stop: CancellationToken,
 }
 
-type Events_ = Pin<Box<dyn Stream<Item = Result<pb::GenerateEvent, Status>> + Send>>;
+type BoxedEvents = Pin<Box<dyn Stream<Item = Result<pb::GenerateEvent, Status>> + Send>>;
 type Watch = Pin<Box<dyn Stream<Item = Result<pb::StatusResponse, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl Worker for WorkerService {
-    type GenerateStream = Events_;
+    type GenerateStream = BoxedEvents;
     type WatchStatsStream = Watch;
 
-    async fn generate(&self, request: Request<pb::GenerateRequest>) -> Result<Response<Events_>, Status> {
+    async fn generate(&self, request: Request<pb::GenerateRequest>) -> Result<Response<BoxedEvents>, Status> {
         let stream = generate::start(self, request.into_inner()).await?;
         Ok(Response::new(Box::pin(stream)))
     }
@@ -86,7 +86,7 @@ impl Worker for WorkerService {
         let group = checked_group(identity, request.into_inner()).map_err(Status::invalid_argument)?;
         let epoch = group.epoch;
         let (reply, answer) = oneshot::channel();
-        self.events.send(Inbox::Place { group, reply }).await?;
+        self.events.send(DeviceMessage::Place { group, reply }).await?;
         answer.await.map_err(|_| Status::unavailable("the worker is stopping"))?.map_err(Status::failed_precondition)?;
         Ok(Response::new(pb::ApplyPlacementResponse { epoch }))
     }
@@ -94,7 +94,7 @@ impl Worker for WorkerService {
     async fn drain(&self, request: Request<pb::DrainRequest>) -> Result<Response<pb::DrainResponse>, Status> {
         self.guard.demand(request.metadata())?;
         let deadline = Duration::from_millis(request.into_inner().deadline_ms.into());
-        let left = match self.events.send(Inbox::Drain).await {
+        let left = match self.events.send(DeviceMessage::Drain).await {
             Ok(()) => crate::drain::drained(&self.status, deadline).await,
             // Nothing runs on a worker that has no device.
             Err(_) => 0,

@@ -1,5 +1,6 @@
 //! What the device thread shows to the rest of the process: counters without locks for the hot path, and one published
-//! snapshot for everything that changes seldom. Written by the device thread only (and the loader's progress callback).
+//! snapshot for everything that changes seldom. Written by the device thread; before that one runs, by who opens the checkpoint, and
+//! beside it by who fetches shards. Heartbeats are the IO side's.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,5 +1,5 @@
 //! How dispatch frames travel between pods. The device thread sees only a [`Transport`], [`Link`]s and [`Inbound`] events, so
-//! another transport replaces `grpc` without touching it. Owns connections and reconnects; decides nothing about experts.
+//! another transport replaces `grpc_client` and `grpc_server` without touching it. Owns connections and reconnects; decides nothing about experts.
 //!
 //! One stream per (requester, server, lane): the requester sends hidden states, the server answers with sums. Beside them one
 //! of heartbeats, on a connection of its own, which the device thread has no part in.
@@ -27,7 +27,7 @@ pub const CREDITS: u32 = 16;
 /// the rules.
 const LINK_QUEUE: usize = 64;
 
-/// HTTP/2 frame and window sizes: 1 MiB frames and 16 MiB windows carry a 768 KB exchange without a window stall.
+/// HTTP/2 frame and window sizes: 1 MiB frames and 16 MiB windows carry all that a peer's credits allow without a window stall.
 pub const HTTP2_FRAME: u32 = 1 << 20;
 /// See [`HTTP2_FRAME`].
 pub const HTTP2_WINDOW: u32 = 16 << 20;

@@ -15,7 +15,7 @@ use m1_proto::dispatch::expert_dispatch_server::{ExpertDispatch, ExpertDispatchS
 use m1_proto::dispatch::frame::Kind;
 use m1_proto::dispatch::{Answer, Credit, Frame, Heartbeat, Lane as WireLane, Refused};
 use m1_runtime::member::{Guard, Member};
-use m1_worker::device::{Events, Inbox};
+use m1_worker::device::{DeviceHandle, DeviceMessage};
 use m1_worker::status::SharedStatus;
 use m1_worker::transport::{Dialer, DispatchService, Identity, Inbound, Link, PeerAddress, Transport};
 use tokio::sync::mpsc;
@@ -51,7 +51,7 @@ async fn serve_guarded<S: ExpertDispatch>(service: S, member: Option<Member>) ->
 /// A pod that is asked. Its device turns while it is told to.
 struct Server {
     address: String,
-    inbox: mpsc::Receiver<Inbox>,
+    inbox: mpsc::Receiver<DeviceMessage>,
     status: Arc<SharedStatus>,
     turns: Arc<AtomicBool>,
 }
@@ -62,7 +62,7 @@ impl Server {
     }
 
     async fn guarded(member: Option<Member>) -> Self {
-        let (events, inbox) = Events::channel();
+        let (events, inbox) = DeviceHandle::channel();
         let status = Arc::new(SharedStatus::new(Default::default()));
         status.serve_peers(true);
         let service = DispatchService {
@@ -97,8 +97,8 @@ impl Server {
 
 /// A pod that asks, with the clock that its IO side keeps.
 struct Requester {
-    events: Events,
-    inbox: mpsc::Receiver<Inbox>,
+    events: DeviceHandle,
+    inbox: mpsc::Receiver<DeviceMessage>,
     status: Arc<SharedStatus>,
     _stop: DropGuard,
 }
@@ -109,7 +109,7 @@ impl Requester {
     }
 
     fn dial_pod(pod: PodId, address: &str, member: Option<Member>) -> Self {
-        let (events, inbox) = Events::channel();
+        let (events, inbox) = DeviceHandle::channel();
         let (status, stop) = (Arc::new(SharedStatus::new(Default::default())), CancellationToken::new());
         let dialer = Dialer {
             identity: identity(1),
@@ -180,9 +180,9 @@ async fn eventually(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-async fn heard(inbox: &mut mpsc::Receiver<Inbox>) -> Inbound {
+async fn heard(inbox: &mut mpsc::Receiver<DeviceMessage>) -> Inbound {
     match tokio::time::timeout(LONG, inbox.recv()).await.expect("something is heard").unwrap() {
-        Inbox::Dispatch(inbound) => inbound,
+        DeviceMessage::Dispatch(inbound) => inbound,
         other => panic!("{other:?}"),
     }
 }
@@ -203,7 +203,7 @@ async fn heartbeats_wait_for_no_data_no_inbox_and_no_device() {
     let lane = decode_lane(&mut server).await;
     requester.heard_of_it().await;
     // The requester's device takes nothing: its inbox is full, so its lanes are not read, so their windows are.
-    while tokio::time::timeout(Duration::from_millis(50), requester.events.send(Inbox::Leave)).await.is_ok() {}
+    while tokio::time::timeout(Duration::from_millis(50), requester.events.send(DeviceMessage::Leave)).await.is_ok() {}
     let answer = || Kind::Answer(Answer { id: 1, tokens: 1024, sums: Bytes::from(vec![0; 1024 * 128 * 4]) });
     eventually("a lane that takes no more", || (0..64).any(|_| !lane.send(answer()))).await;
     let worst = requester.watch(DEAD + SUSPECT).await;

@@ -12,7 +12,7 @@ use m1_proto::dispatch::expert_dispatch_client::ExpertDispatchClient;
 use m1_proto::dispatch::expert_dispatch_server::ExpertDispatchServer;
 use m1_proto::dispatch::frame::Kind;
 use m1_proto::dispatch::{Answer, Credit, Frame, Heartbeat, Hello, Request};
-use m1_worker::device::{Events, Inbox};
+use m1_worker::device::{DeviceHandle, DeviceMessage};
 use m1_worker::status::SharedStatus;
 use m1_worker::transport::{DispatchService, Identity, Inbound, RequestHead, request_frame};
 use tokio::sync::mpsc;
@@ -29,7 +29,7 @@ fn identity(pod: u16, digest: &str) -> Identity {
 /// A dispatch service and what reaches its device thread.
 struct Stand {
     address: String,
-    inbox: mpsc::Receiver<Inbox>,
+    inbox: mpsc::Receiver<DeviceMessage>,
     status: Arc<SharedStatus>,
 }
 
@@ -44,7 +44,7 @@ impl Stand {
     async fn loading() -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
-        let (events, inbox) = Events::channel();
+        let (events, inbox) = DeviceHandle::channel();
         let status = Arc::new(SharedStatus::new(Default::default()));
         let service = DispatchService {
             guard: Default::default(),
@@ -79,7 +79,7 @@ impl Stand {
 
     async fn heard(&mut self) -> Inbound {
         match tokio::time::timeout(Duration::from_secs(5), self.inbox.recv()).await.expect("something is heard").unwrap() {
-            Inbox::Dispatch(inbound) => inbound,
+            DeviceMessage::Dispatch(inbound) => inbound,
             other => panic!("{other:?}"),
         }
     }

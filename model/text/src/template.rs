@@ -170,14 +170,6 @@ impl ChatTemplate {
         self.render_within(Conversation::of_user(text), &Bounds::NONE)
     }
 
-    /// Renders a conversation that was read before.
-    ///
-    /// # Errors
-    /// [`RenderError`].
-    pub fn render_conversation(&self, conversation: &Conversation) -> Result<Prompt, RenderError> {
-        self.render_within(conversation.clone(), &Bounds::NONE)
-    }
-
     /// Renders a conversation, and ends as soon as the prompt has more bytes than so many tokens can hold, or nobody waits for it any more.
     ///
     /// # Errors

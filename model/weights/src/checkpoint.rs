@@ -118,11 +118,6 @@ impl Checkpoint {
         &self.dir
     }
 
-    /// Whether a `tokenizer.json` lies beside the weights.
-    pub fn has_tokenizer(&self) -> bool {
-        self.dir.join("tokenizer.json").is_file()
-    }
-
     /// SHA-256 in hex over the config's text, the name, dtype and shape of every tensor, and the size of every shard. Costs
     /// nothing, and knows nothing of the values: see [`Checkpoint::sample`].
     pub fn digest(&self) -> &str {

@@ -35,9 +35,7 @@ pub use model::{
     ModelCache, ModelSource, PersistentVolumeClaimSource, SecretKeyRef, UrlSource,
 };
 pub use names::{MAX_NAME_LENGTH, NameError, ResourceName};
-pub use placement::{
-    AppliedPod, ExpertMove, ExpertPlacement, ExpertPlacementSpec, ExpertPlacementStatus, MAX_MOVES_IN_STATUS, PodHolding, Traffic,
-};
+pub use placement::{AppliedPod, ExpertMove, ExpertPlacement, ExpertPlacementSpec, ExpertPlacementStatus, PodHolding, Traffic};
 pub use quantity::{Quantity, QuantityError, parse_interval};
 pub use router::{Auth, AuthMode, Queue, RequestLimits, Router, Service, ServiceType};
 pub use status::{

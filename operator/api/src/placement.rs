@@ -6,9 +6,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::words::words;
 
-/// Most moves that status lists: what a person can read, and what keeps the object near 10 KB.
-pub const MAX_MOVES_IN_STATUS: usize = 32;
-
 /// Who should hold what in one replica group.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[kube(

@@ -2,8 +2,8 @@
 //! [`Decision`] out has nothing left to decide, and deciding again about the result changes nothing.
 
 mod conditions;
-mod drain;
 mod lost;
+mod node_drain;
 mod restarts;
 mod rollout;
 mod status;
@@ -101,7 +101,7 @@ pub fn decide(scene: &Scene<'_>, revision: &Revision, observed: &Observed, lease
     });
     let mut decision = Decision { apply: scene.shared(), prune: true, look_again: rolling.look_again, ..Decision::default() };
     let least = if spec.rollout.allow_downtime { 0 } else { rollout::least(scene.checked.replicas, &spec.rollout).max(1) };
-    let opened = drain::opened((&observed.groups, &observed.router), &rolling, least, observed.now);
+    let opened = node_drain::opened((&observed.groups, &observed.router), &rolling, least, observed.now);
     for group in observed.groups.iter().filter(|group| !group.deleting && !rolling.is_deleted(group)) {
         existing_group(scene, revision, (group, &observed.groups), &mut decision, opened.group == Some(group.name.as_str()));
         let traffic = if rolling.is_closed(group) || lost::is_leaving(group) { Traffic::Closed } else { Traffic::Open };
@@ -125,7 +125,7 @@ pub fn decide(scene: &Scene<'_>, revision: &Revision, observed: &Observed, lease
 /// closed for a pod that left, or for a rollout that is off now, take requests again, pods on dead nodes are let go, and nodes can be
 /// drained as long as another group serves.
 pub fn refuse(refusal: &Refusal, observed: &Observed, unreachable_seconds: u32) -> Decision {
-    let opened = drain::opened((&observed.groups, &observed.router), &Rolling::default(), 1, observed.now);
+    let opened = node_drain::opened((&observed.groups, &observed.router), &Rolling::default(), 1, observed.now);
     let mut decision = Decision { status: status::refused(refusal, observed, &opened), ..Decision::default() };
     for group in observed.groups.iter().filter(|group| !group.deleting) {
         let evictable = if opened.group == Some(group.name.as_str()) { group.size } else { 0 };

@@ -1,4 +1,5 @@
-//! Admission: who runs where, who waits. The queue is first come, first served, and bounded; a request is in exactly one of queued, running (one seat on
+//! Admission: who runs where, who waits. The queue is bounded, and first come, first served, but that a request
+//! which a worker has failed goes first and one that has time lets a few others pass; a request is in exactly one of queued, running (one seat on
 //! one worker) or gone. Which workers there are is the [`Topology`]'s, and may change at any time.
 //!
 //! Nobody overtakes somebody who could have used the same room. A request that waits is passed by those who come later only where it could not run now: on
@@ -176,7 +177,7 @@ impl Balancer {
             }
             Outcome::Full | Outcome::NotReady => {
                 let until = now + REFUSAL_HOLDS;
-                request.is_refused(seat.worker, until);
+                request.refused_by(seat.worker, until);
                 self.table.refused(seat.worker, outcome, until);
                 Next::Again
             }

@@ -1,4 +1,4 @@
-//! Replica choice: `f(candidates, request, rng) -> Decision`. A sequence may run on any ready pod of good standing that has the slot and the KV for it; the
+//! Replica choice: `f(candidates, request, turn, rng) -> Decision`. A sequence may run on any ready pod of good standing that has the slot and the KV for it; the
 //! least loaded one takes it, ties are drawn. A pod that is due to be tried goes before, one in doubt after.
 
 mod candidate;
@@ -46,7 +46,7 @@ impl Request {
     }
 
     /// A worker has no room for it.
-    pub fn is_refused(&mut self, worker: WorkerId, until: Duration) {
+    pub fn refused_by(&mut self, worker: WorkerId, until: Duration) {
         self.refused.retain(|(other, _)| *other != worker);
         self.refused.push((worker, until));
     }
@@ -100,26 +100,6 @@ pub enum Reason {
     NoRetries,
     /// The queue is full.
     QueueFull,
-}
-
-impl Reason {
-    /// The word for logs and metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::OnlyOne => "only_one",
-            Self::LeastLoaded => "least_loaded",
-            Self::Drawn => "drawn",
-            Self::Trial => "trial",
-            Self::WaitsThere => "waits_there",
-            Self::AllFull => "all_full",
-            Self::NoneReady => "none_ready",
-            Self::ComesBack => "comes_back",
-            Self::TooLarge => "too_large",
-            Self::AllFailed => "all_failed",
-            Self::NoRetries => "no_retries",
-            Self::QueueFull => "queue_full",
-        }
-    }
 }
 
 /// A choice and its reason.

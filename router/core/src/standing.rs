@@ -47,18 +47,6 @@ pub enum Standing {
     Out,
 }
 
-impl Standing {
-    /// The word for logs and metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Good => "good",
-            Self::Doubted => "doubted",
-            Self::Due => "due",
-            Self::Out => "out",
-        }
-    }
-}
-
 /// A request as the worker that has it sees it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Given {

@@ -106,7 +106,7 @@ pub async fn read(headers: &HeaderMap, body: Incoming, bounds: &Bounds, readers:
         let slow = |_| ApiError::TooSlow { seconds: started.elapsed().as_secs(), most: bounds.time.as_secs() };
         match next.map_err(slow)? {
             None => {
-                held.has_come();
+                held.mark_complete();
                 return Ok(Given { bytes, gzip, limit: bounds.bytes, held });
             }
             Some(Err(error)) => return Err(ApiError::Malformed(format!("the body could not be read: {error}"))),

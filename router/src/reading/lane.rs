@@ -111,7 +111,7 @@ impl Held {
     }
 
     /// All of it is here: whatever becomes of it now is not the client's doing.
-    pub fn has_come(&mut self) {
+    pub fn mark_complete(&mut self) {
         if let Some(place) = &self.0 {
             place.lane.forget(&place.coming);
         }
@@ -254,7 +254,7 @@ mod tests {
         }
         // The room beyond the lane's goes to one that has come whole and takes its time.
         let mut read = grown(&lane, MIB).await;
-        read.has_come();
+        read.mark_complete();
         tokio::time::sleep(WINDOW).await;
         let mut polite = Held::default();
         let (got, asked) = tokio::join!(tokio::time::timeout(SOON, lane.hold(&mut polite, 100 << 10)), async {

@@ -181,7 +181,7 @@ impl Link {
 
     /// Whether the connection has begun another request in this turn of its task, and others on its loop should have theirs first: hyper goes on as long
     /// as there are requests.
-    pub fn has_had_turn(&self) -> bool {
+    pub fn take_turn(&self) -> bool {
         std::mem::replace(&mut self.lock().had_turn, true)
     }
 

@@ -68,7 +68,7 @@ impl<'a> Attempt<'a> {
     }
 
     /// The first token has come.
-    pub fn has_begun(&mut self) {
+    pub fn mark_begun(&mut self) {
         self.begun = true;
     }
 

@@ -219,7 +219,7 @@ impl CpuNetwork {
 impl Network for CpuNetwork {
     type Weights = Arc<Checkpoint>;
     type Brought = Brought<Expert>;
-    type Step = InFlight;
+    type InFlight = InFlight;
 
     fn architecture(&self) -> &Architecture {
         &self.arch

@@ -37,7 +37,7 @@ pub use uses::Use;
 /// What an executor computes with: data, for logs and for those who plan with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capabilities {
-    /// What computes, in a word or two: `avx2+fma, 2 threads`.
+    /// What computes, in a few words: `cpu, avx2, 2 threads`.
     pub device: String,
     /// State slots and KV blocks.
     pub size: CacheSize,

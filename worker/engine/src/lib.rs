@@ -37,4 +37,4 @@ pub use routing::{RoutingCounts, RoutingError, RoutingShape, StepRouting, TallyI
 pub use sampler::{SampleError, Sampler, Sampling, TokenLogprobs, logprobs};
 pub use scheduler::{Occupancy, Scheduler, SchedulerConfig, SchedulerError};
 pub use spec::{Limits, MAX_TOP_LOGPROBS, Priority, SequenceRequest, SequenceSpec, SpecError, ThinkingBudget};
-pub use step::{Failure, Finish, Heard, Outcome, SequenceId, Step, StepKind, Usage};
+pub use step::{Failure, Finish, Heard, SequenceEvent, SequenceId, Step, StepKind, Usage};

@@ -19,7 +19,7 @@ use crate::allowed::AllowedIds;
 use crate::executor::{Move, Results, SequenceState, SlotId, StepId};
 use crate::routing::{RoutingCounts, RoutingShape, TallyId};
 use crate::spec::{Limits, Priority, SequenceSpec};
-use crate::step::{Failure, Finish, Outcome, SequenceId, Step, StepKind};
+use crate::step::{Failure, Finish, SequenceEvent, SequenceId, Step, StepKind};
 use pool::Pool;
 use room::{Aside, Leaving};
 use sequence::Sequence;
@@ -183,7 +183,7 @@ impl Scheduler {
     }
 
     /// Ends every sequence, waiting ones too, with this failure. Steps in flight are still to be handed back.
-    pub fn fail_all(&mut self, failure: &Failure, out: &mut Vec<Outcome>) {
+    pub fn fail_all(&mut self, failure: &Failure, out: &mut Vec<SequenceEvent>) {
         // The waiting ones first: none of them is let in by the end of another.
         let waiting: Vec<SequenceId> = self.waiting.iter().rev().map(|(id, _)| *id).collect();
         let running: Vec<SequenceId> = self.aside.keys().map(|(_, id)| *id).chain(self.running.keys().copied()).collect();
@@ -246,7 +246,7 @@ impl Scheduler {
 
     /// The one way in which a sequence ends with a word: it is taken out, so there is no second time. `None` where there is
     /// no such sequence (any more).
-    fn end(&mut self, id: SequenceId, finish: Finish) -> Option<Outcome> {
+    fn end(&mut self, id: SequenceId, finish: Finish) -> Option<SequenceEvent> {
         self.release(id).map(|sequence| sequence.finished(id, finish))
     }
 }

@@ -101,7 +101,7 @@ pub struct Heard {
 
 /// Something that happened to a sequence.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Outcome {
+pub enum SequenceEvent {
     /// It has left the queue, or a part of its prompt is read, and nothing else is to be told of that.
     Progress {
         /// The sequence.
@@ -140,7 +140,7 @@ pub enum Outcome {
     },
 }
 
-impl Outcome {
+impl SequenceEvent {
     /// The sequence it happened to.
     pub fn id(&self) -> SequenceId {
         match self {

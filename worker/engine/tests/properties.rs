@@ -270,13 +270,13 @@ impl World {
         }
     }
 
-    fn take(&mut self, outcome: Outcome) {
+    fn take(&mut self, outcome: SequenceEvent) {
         let seen = self.seen.get_mut(&outcome.id()).expect("a submitted sequence");
         assert!(seen.end.is_none() && !seen.cancelled, "nothing comes after the end: {outcome:?}");
         match outcome {
-            Outcome::Progress { .. } | Outcome::RawLogits { .. } => {}
-            Outcome::Token { token, .. } => seen.said.push(token),
-            Outcome::Finished { finish, usage, routing, .. } => seen.end = Some((finish, usage, *routing)),
+            SequenceEvent::Progress { .. } | SequenceEvent::RawLogits { .. } => {}
+            SequenceEvent::Token { token, .. } => seen.said.push(token),
+            SequenceEvent::Finished { finish, usage, routing, .. } => seen.end = Some((finish, usage, *routing)),
         }
     }
 }

@@ -28,14 +28,15 @@ fn runs_where_the_prompt_fits_with_room_to_grow() {
     };
     assert_eq!(scheduler.occupancy(), expected);
     let out = drain(&mut scheduler, &mut device);
-    let ends: Vec<SequenceId> = out.iter().filter(|outcome| matches!(outcome, Outcome::Finished { .. })).map(Outcome::id).collect();
+    let ends: Vec<SequenceId> =
+        out.iter().filter(|outcome| matches!(outcome, SequenceEvent::Finished { .. })).map(SequenceEvent::id).collect();
     assert_eq!(ends[0], first);
     assert!(ends.contains(&second) && ends.contains(&third));
     assert_eq!(scheduler.occupancy(), Occupancy { slots_total: 3, kv_blocks_total: 20, ..Occupancy::default() });
 }
 
 /// Three sequences that each come to need half of all blocks.
-fn crowd(aside_bytes: u64) -> (Vec<Outcome>, Vec<SequenceId>, usize, u32) {
+fn crowd(aside_bytes: u64) -> (Vec<SequenceEvent>, Vec<SequenceId>, usize, u32) {
     let limits = Limits { kv_blocks: 12, ..limits() };
     let config = SchedulerConfig { limits, queue: 4, prefill_tokens: 8, prefill_beside: 8, aside_bytes };
     let mut scheduler = Scheduler::new(config, SHAPE, AllowedIds::from_ids(VOCAB, 0..KNOWN)).unwrap();
@@ -63,7 +64,7 @@ fn where_blocks_run_out_the_youngest_is_set_aside_and_says_what_it_says_alone() 
             assert_eq!((finish, usage.output_tokens, routing.tokens), (&Finish::Length, 22, 24));
         }
         let ends: Vec<SequenceId> =
-            out.iter().filter(|outcome| matches!(outcome, Outcome::Finished { .. })).map(Outcome::id).collect();
+            out.iter().filter(|outcome| matches!(outcome, SequenceEvent::Finished { .. })).map(SequenceEvent::id).collect();
         assert_eq!(ends, ids, "the oldest is never the one that goes");
         assert!((1..=2).contains(&most), "{most} set aside at once");
         // One token a step at most; what is read again takes steps of its own.
@@ -83,7 +84,8 @@ fn batch_sequences_wait_behind_interactive_ones_and_do_not_starve() {
     let patient: Vec<SequenceId> = (0..2).map(|n| scheduler.submit(batch(vec![n + 2], 1)).unwrap()).collect();
     let hasty: Vec<SequenceId> = (0..9).map(|n| scheduler.submit(greedy_spec(vec![n + 9], 1)).unwrap()).collect();
     let out = drain(&mut scheduler, &mut device);
-    let ends: Vec<SequenceId> = out.iter().filter(|outcome| matches!(outcome, Outcome::Finished { .. })).map(Outcome::id).collect();
+    let ends: Vec<SequenceId> =
+        out.iter().filter(|outcome| matches!(outcome, SequenceEvent::Finished { .. })).map(SequenceEvent::id).collect();
     let order = [&[running], &hasty[..4], &patient[..1], &hasty[4..8], &patient[1..], &hasty[8..]].concat();
     assert_eq!(ends, order);
 }
@@ -95,7 +97,8 @@ fn batch_sequences_are_set_aside_before_interactive_ones_whatever_their_age() {
     let patient = scheduler.submit(batch(vec![1; 3], 22)).unwrap();
     let hasty: Vec<SequenceId> = (0..2).map(|n| scheduler.submit(greedy_spec(vec![n + 2; 3], 22)).unwrap()).collect();
     let out = drain(&mut scheduler, &mut device);
-    let ends: Vec<SequenceId> = out.iter().filter(|outcome| matches!(outcome, Outcome::Finished { .. })).map(Outcome::id).collect();
+    let ends: Vec<SequenceId> =
+        out.iter().filter(|outcome| matches!(outcome, SequenceEvent::Finished { .. })).map(SequenceEvent::id).collect();
     assert_eq!(ends, [hasty[0], hasty[1], patient]);
     assert_eq!(tokens_of(&out, patient), greedy(&[1; 3], 22));
 }
@@ -144,7 +147,7 @@ fn whoever_is_set_aside_can_be_cancelled_and_failed_and_is_alive_meanwhile() {
         }
         let mut out = Vec::new();
         scheduler.reassure(&mut out);
-        assert_eq!(out, [Outcome::Progress { id: ids[2] }]);
+        assert_eq!(out, [SequenceEvent::Progress { id: ids[2] }]);
         assert_eq!(scheduler.occupancy().waiting, 1, "it counts as waiting");
         if cancel {
             assert!(scheduler.cancel(ids[2]) && !scheduler.cancel(ids[2]));
@@ -182,7 +185,7 @@ fn what_is_cancelled_within_a_step_is_free_when_it_has_ended() {
     assert!(scheduler.next_step(&mut out).is_none());
     let results = compute(&mut scheduler, &mut device, &step);
     scheduler.complete(step, &results, &mut deaf, &mut out);
-    assert_eq!(out, [Outcome::Progress { id: gone }]);
+    assert_eq!(out, [SequenceEvent::Progress { id: gone }]);
     assert_eq!(scheduler.routing().tokens, 2, "the worker did compute them");
     assert_eq!(scheduler.occupancy().running, 1, "the waiting one is in");
     out = drain(&mut scheduler, &mut device);

@@ -32,13 +32,13 @@ fn run(request: &SequenceRequest, opened: bool, open: impl Fn(&[u32]) -> bool, s
         for outcome in out {
             assert!(run.finish.is_none(), "nothing comes after the end");
             match outcome {
-                Outcome::Token { token, forced, .. } => {
+                SequenceEvent::Token { token, forced, .. } => {
                     run.said.push(token);
                     run.forced.extend(forced.then_some(token));
                 }
-                Outcome::Finished { finish, usage, .. } => (run.finish, run.usage) = (Some(finish), usage),
-                Outcome::Progress { .. } => {}
-                Outcome::RawLogits { .. } => panic!("not asked for"),
+                SequenceEvent::Finished { finish, usage, .. } => (run.finish, run.usage) = (Some(finish), usage),
+                SequenceEvent::Progress { .. } => {}
+                SequenceEvent::RawLogits { .. } => panic!("not asked for"),
             }
         }
     }

@@ -204,8 +204,8 @@ fn progress_is_told_when_the_queue_is_left_and_after_every_part_of_the_prompt() 
     let mut seen = Vec::new();
     while let Some((_, out)) = turn(&mut scheduler, &mut device) {
         seen.extend(out.iter().filter(|outcome| outcome.id() == waits).map(|outcome| match outcome {
-            Outcome::Progress { .. } => 'p',
-            Outcome::Token { .. } => 't',
+            SequenceEvent::Progress { .. } => 'p',
+            SequenceEvent::Token { .. } => 't',
             _ => '.',
         }));
     }
@@ -262,7 +262,7 @@ fn raw_logits_come_for_every_position_unmasked() {
         scheduler.complete(step, &results, &mut deaf, &mut out);
         for outcome in out.drain(..) {
             match outcome {
-                Outcome::RawLogits { position, rows, .. } => {
+                SequenceEvent::RawLogits { position, rows, .. } => {
                     assert_eq!(position as usize, positions);
                     for row in rows {
                         positions += 1;
@@ -270,7 +270,7 @@ fn raw_logits_come_for_every_position_unmasked() {
                         assert_eq!(found, logits_after(&seen[..positions]));
                     }
                 }
-                Outcome::Token { token, .. } => {
+                SequenceEvent::Token { token, .. } => {
                     let logits = logits_after(&seen);
                     assert!(
                         logits.iter().enumerate().all(|(id, &logit)| logit < logits[token as usize]
@@ -278,8 +278,8 @@ fn raw_logits_come_for_every_position_unmasked() {
                     );
                     seen.push(token);
                 }
-                Outcome::Progress { .. } => {}
-                Outcome::Finished { .. } => assert_eq!(positions, prompt.len() + 2),
+                SequenceEvent::Progress { .. } => {}
+                SequenceEvent::Finished { .. } => assert_eq!(positions, prompt.len() + 2),
             }
         }
     }
@@ -293,7 +293,7 @@ fn logprobs_come_where_asked_for() {
     request.logprobs = 3;
     scheduler.submit(spec(request)).unwrap();
     let out = drain(&mut scheduler, &mut device);
-    let Outcome::Token { token, logprobs: Some(logprobs), .. } = &out[1] else { panic!("{out:?}") };
+    let SequenceEvent::Token { token, logprobs: Some(logprobs), .. } = &out[1] else { panic!("{out:?}") };
     assert_eq!(logprobs.top.len(), 2);
     assert_eq!(logprobs.top[0], (*token, logprobs.logprob));
 }

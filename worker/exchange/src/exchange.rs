@@ -8,7 +8,7 @@ mod frames;
 mod links;
 mod peers;
 mod requester;
-mod steps;
+mod rounds;
 #[cfg(test)]
 mod tests;
 

@@ -59,7 +59,7 @@ pub enum Lane {
     Decode,
     /// Steps that read prompts.
     Prefill,
-    /// Moves and snapshots.
+    /// Peers may ask on it last of all; no pod of this version opens it.
     Bulk,
 }
 

@@ -13,7 +13,7 @@ use m1_weights::Checkpoint;
 use m1_weights::source::{Progress, Snapshot, SourceError};
 
 use super::Device;
-use super::inbox::{Events, Group, Inbox};
+use super::inbox::{DeviceHandle, DeviceMessage, Group};
 use crate::open::sentence;
 use crate::status::SharedStatus;
 
@@ -27,7 +27,7 @@ pub struct Remote {
     /// The checkpoint in its cache.
     pub snapshot: Snapshot,
     /// Tells the device what has come.
-    pub events: Events,
+    pub events: DeviceHandle,
     /// A fetch has failed, and another one is for another process.
     pub given_up: bool,
 }
@@ -91,7 +91,7 @@ impl Device {
                     ControlFlow::Continue(())
                 }
             });
-            events.send_detached(Inbox::Fetched { version, result });
+            events.send_detached(DeviceMessage::Fetched { version, result });
         });
         if let Err(error) = spawned {
             self.fetching = None;

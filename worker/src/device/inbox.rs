@@ -52,7 +52,7 @@ pub struct NewSequence {
     pub text: Option<TextRules>,
     /// Whom its experts are counted for, beside the worker.
     pub tally: Option<Arc<Tally>>,
-    /// Where its events go. Holds every event the sequence can produce, so sending never waits.
+    /// Where its events go. Holds every event that must arrive, so sending never waits; a sign of progress that finds no room is left out.
     pub events: mpsc::Sender<Result<GenerateEvent, Status>>,
     /// Hears once whether it was taken in.
     pub accepted: oneshot::Sender<Result<(), Status>>,
@@ -60,7 +60,7 @@ pub struct NewSequence {
 
 /// Everything that reaches the device thread.
 #[derive(Debug)]
-pub enum Inbox {
+pub enum DeviceMessage {
     /// From connections.
     Dispatch(Inbound),
     /// A sequence to run, or to refuse.
@@ -93,7 +93,7 @@ pub enum Inbox {
 
 /// Sends to the device thread; bounded, so a busy device slows its senders instead of growing.
 #[derive(Debug, Clone)]
-pub struct Events(mpsc::Sender<Inbox>);
+pub struct DeviceHandle(mpsc::Sender<DeviceMessage>);
 
 /// Messages in front of the device thread. Dispatch frames are bounded by credits; this bounds the rest.
 const INBOX: usize = 1024;
@@ -109,33 +109,33 @@ impl From<Gone> for Status {
     }
 }
 
-impl Events {
+impl DeviceHandle {
     /// The channel of one device thread.
-    pub fn channel() -> (Self, mpsc::Receiver<Inbox>) {
+    pub fn channel() -> (Self, mpsc::Receiver<DeviceMessage>) {
         let (sender, receiver) = mpsc::channel(INBOX);
         (Self(sender), receiver)
     }
 
     /// Sends one message.
-    pub async fn send(&self, message: Inbox) -> Result<(), Gone> {
+    pub async fn send(&self, message: DeviceMessage) -> Result<(), Gone> {
         self.0.send(message).await.map_err(|_| Gone)
     }
 
     /// Sends what a connection has to say.
     pub async fn dispatch(&self, inbound: Inbound) -> Result<(), Gone> {
-        self.send(Inbox::Dispatch(inbound)).await
+        self.send(DeviceMessage::Dispatch(inbound)).await
     }
 
     /// Wakes the device, unless a tick stands in its inbox already. One that finds no room is not missed: the device is awake,
     /// and looks.
     pub fn tick(&self, pulses: &Pulses) {
-        if pulses.look() && self.0.try_send(Inbox::Tick).is_err() {
+        if pulses.look() && self.0.try_send(DeviceMessage::Tick).is_err() {
             pulses.unqueue_tick();
         }
     }
 
     /// A handle that sends `message` from a place that cannot wait (a destructor), waiting in a task if need be.
-    pub fn send_detached(&self, message: Inbox) {
+    pub fn send_detached(&self, message: DeviceMessage) {
         if let Err(mpsc::error::TrySendError::Full(message)) = self.0.try_send(message) {
             let sender = self.0.clone();
             if let Ok(runtime) = tokio::runtime::Handle::try_current() {

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use m1_engine::{
-    ExecutorError, Failure, Outcome, Results, Scheduler, SequenceId, SequenceRequest, SequenceState, SlotId, Step, TallyId,
+    ExecutorError, Failure, Results, Scheduler, SequenceEvent, SequenceId, SequenceRequest, SequenceState, SlotId, Step, TallyId,
 };
 use tonic::Status;
 
@@ -25,7 +25,7 @@ pub struct Sequences {
     pub scheduler: Scheduler,
     open: HashMap<SequenceId, Open>,
     ids: HashMap<SequenceKey, SequenceId>,
-    outcomes: Vec<Outcome>,
+    outcomes: Vec<SequenceEvent>,
     /// Whose counts somebody waits for, because a sequence has ended.
     ended: HashMap<TallyId, Arc<Tally>>,
 }
@@ -150,19 +150,19 @@ impl Sequences {
         self.outcomes = outcomes;
     }
 
-    fn send(&mut self, outcome: Outcome, logits: &[f32]) {
+    fn send(&mut self, outcome: SequenceEvent, logits: &[f32]) {
         let Some(open) = self.open.get_mut(&outcome.id()) else { return };
         match outcome {
-            Outcome::Progress { .. } => open.progress(),
-            Outcome::Token { token, logprobs, .. } => open.token(token, logprobs.as_deref()),
-            Outcome::RawLogits { position, rows, .. } => {
+            SequenceEvent::Progress { .. } => open.progress(),
+            SequenceEvent::Token { token, logprobs, .. } => open.token(token, logprobs.as_deref()),
+            SequenceEvent::RawLogits { position, rows, .. } => {
                 let vocab = self.scheduler.config().limits.vocab as usize;
                 let count = rows.len() as u32;
                 if let Some(values) = logits.get(rows.start * vocab..rows.end * vocab) {
                     open.logits(position, count, values);
                 }
             }
-            Outcome::Finished { id, finish, usage, routing } => {
+            SequenceEvent::Finished { id, finish, usage, routing } => {
                 let Some(mut open) = self.open.remove(&id) else { return };
                 self.ids.remove(&open.key);
                 let mut finished = convert::finished(&finish, &usage, &routing, open.stop.take().unwrap_or_default());

@@ -14,7 +14,7 @@ use tonic::Status;
 
 use super::WorkerService;
 use super::live::{Claim, checked_name};
-use crate::device::{Events, Inbox, NewSequence, SequenceKey, must_arrive};
+use crate::device::{DeviceHandle, DeviceMessage, NewSequence, SequenceKey, must_arrive};
 use crate::text::TextRules;
 
 /// Numbers sequences of this process.
@@ -26,16 +26,16 @@ const LONG_TEXT: usize = 4096;
 
 /// The events of one sequence, the last of them its end or an error. Dropping it cancels the sequence.
 #[derive(Debug)]
-pub struct Sequence {
+pub struct EventStream {
     key: SequenceKey,
-    events: Events,
+    events: DeviceHandle,
     receiver: mpsc::Receiver<Result<pb::GenerateEvent, Status>>,
     /// The end has been told.
     ended: bool,
     _claim: Claim,
 }
 
-impl Stream for Sequence {
+impl Stream for EventStream {
     type Item = Result<pb::GenerateEvent, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -50,14 +50,14 @@ impl Stream for Sequence {
     }
 }
 
-impl Drop for Sequence {
+impl Drop for EventStream {
     fn drop(&mut self) {
-        self.events.send_detached(Inbox::Cancel(self.key));
+        self.events.send_detached(DeviceMessage::Cancel(self.key));
     }
 }
 
 /// Checks the request and hands it to the device thread; returns once that has taken it in.
-pub async fn start(service: &WorkerService, request: pb::GenerateRequest) -> Result<Sequence, Status> {
+pub async fn start(service: &WorkerService, request: pb::GenerateRequest) -> Result<EventStream, Status> {
     ready(&service.status.brief())?;
     let (Some(limits), Some(tallies)) = (service.limits, &service.tallies) else { return Err(not_ready("no model is open")) };
     checked_name("router", &request.router)?;
@@ -73,12 +73,12 @@ pub async fn start(service: &WorkerService, request: pb::GenerateRequest) -> Res
     let key = SequenceKey(NEXT.fetch_add(1, Ordering::Relaxed));
     // Every event that must arrive fits, so the device thread never waits for a slow reader, and signs of progress beside them.
     let (sender, receiver) = mpsc::channel(must_arrive(spec.request()) + SIGNS);
-    let sequence = Sequence { key, events: service.events.clone(), receiver, ended: false, _claim: claim };
+    let sequence = EventStream { key, events: service.events.clone(), receiver, ended: false, _claim: claim };
     let (accepted, answer) = oneshot::channel();
     let mut status = service.status.follow();
     let new = Box::new(NewSequence { key, spec, text, tally, events: sender, accepted });
     let taken_in = async {
-        service.events.send(Inbox::Generate(new)).await?;
+        service.events.send(DeviceMessage::Generate(new)).await?;
         answer.await.map_err(|_| stopping())?
     };
     tokio::select! {

@@ -22,11 +22,11 @@ use tonic::{Status, Streaming};
 
 use super::wire::{Identity, Purpose, WireError, check_answer};
 use super::{HTTP2_FRAME, HTTP2_WINDOW, Inbound, Link, PeerAddress, Said, Transport, pulse};
-use crate::device::Events;
+use crate::device::DeviceHandle;
 use crate::status::SharedStatus;
 
-/// First and longest pause between two attempts to connect: a restarted pod is found within half a second, a dead one
-/// costs two connection attempts a second.
+/// Half of the first pause between two attempts to connect, and the longest: a restarted pod is found within half a second, a dead one
+/// costs two attempts a second for each of its lanes.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 /// A connection attempt beyond this counts as failed.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -43,7 +43,7 @@ pub struct Dialer {
     /// What peers must agree with.
     pub identity: Arc<Identity>,
     /// Where frames go.
-    pub events: Events,
+    pub events: DeviceHandle,
     /// This pod's placement epoch.
     pub status: Arc<SharedStatus>,
     /// Tracks the connection tasks, so that drain can wait for them.

@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::grpc_client::GREETING_TIMEOUT;
 use super::wire::{Identity, Purpose, WireError, check_request, purpose_from_wire};
 use super::{CREDITS, Inbound, Link, pulse};
-use crate::device::Events;
+use crate::device::DeviceHandle;
 use crate::status::SharedStatus;
 
 /// `m1.dispatch.v1.ExpertDispatch` of one pod.
@@ -30,7 +30,7 @@ pub struct DispatchService {
     /// What peers must agree with; absent while the checkpoint is unreadable.
     pub identity: Option<Arc<Identity>>,
     /// Where requests go.
-    pub events: Events,
+    pub events: DeviceHandle,
     /// Epoch and device progress, for greetings and heartbeats.
     pub status: Arc<SharedStatus>,
     /// Tracks the stream tasks.

@@ -202,7 +202,7 @@ impl TorchNetwork {
 impl Network for TorchNetwork {
     type Weights = Arc<Checkpoint>;
     type Brought = Brought<Expert>;
-    type Step = InFlight;
+    type InFlight = InFlight;
 
     fn architecture(&self) -> &Architecture {
         &self.arch

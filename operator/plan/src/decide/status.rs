@@ -9,7 +9,7 @@ use m1_operator_api::{
 };
 
 use super::conditions::Conditions;
-use super::drain::Opened;
+use super::node_drain::Opened;
 use super::rollout::{Blocked, Rolling};
 use super::trouble::Trouble;
 use super::{Refusal, condition, restarts, since, trouble};

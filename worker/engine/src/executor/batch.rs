@@ -55,7 +55,7 @@ pub struct Draw {
     pub sampling: Sampling,
     /// Ids that may be drawn: what the tokenizer knows, or a grammar allows.
     pub allowed: Arc<AllowedIds>,
-    /// Added to the logits of these ids first: biases, and penalties for what was said.
+    /// Added to the logits of these ids first. No request asks for any yet.
     pub bias: Vec<(u32, f32)>,
     /// The id is not drawn but this one.
     pub forced: Option<u32>,

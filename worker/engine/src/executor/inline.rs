@@ -32,7 +32,7 @@ pub struct Inline<N: Network> {
     tables: Tables,
     costs: Costs,
     /// Oldest first.
-    steps: Vec<Running<N::Step>>,
+    steps: Vec<Running<N::InFlight>>,
     /// Of streams, and of prompts.
     serves: [VecDeque<(LayerId, Vec<Request>)>; 2],
     turns: Turns,

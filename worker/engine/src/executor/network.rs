@@ -21,7 +21,7 @@ pub trait Network: 'static {
     /// Experts that were brought in and are not held yet.
     type Brought: Send + 'static;
     /// A step in flight: its rows' numbers.
-    type Step;
+    type InFlight;
 
     /// The network's shape.
     fn architecture(&self) -> &Architecture;
@@ -33,31 +33,31 @@ pub trait Network: 'static {
     fn held(&self) -> &ExpertSet;
 
     /// Starts a step: forgets what slots at position 0 hold, embeds the ids. `tables` has admitted the batch.
-    fn begin(&mut self, batch: &Batch, tables: &Tables) -> Result<Self::Step, ExecutorError>;
+    fn begin(&mut self, batch: &Batch, tables: &Tables) -> Result<Self::InFlight, ExecutorError>;
 
     /// Attention, residual, post norm and router of one layer; fills `routing` (softmax over all experts, the `top_k` most probable,
     /// renormalised) and zeroes the accumulator of the experts' sums. False: only a part of it was done, because all would take too long for those
     /// who wait; it goes on with the next call, between which other steps may be computed.
-    fn attention(&mut self, step: &mut Self::Step, layer: LayerId, routing: &mut LayerRouting) -> Result<bool, ExecutorError>;
+    fn attention(&mut self, step: &mut Self::InFlight, layer: LayerId, routing: &mut LayerRouting) -> Result<bool, ExecutorError>;
 
     /// Appends the experts' input of these rows to `out`, `[rows.len(), hidden]` in wire format.
-    fn gather(&mut self, step: &Self::Step, rows: &[u32], out: &mut BytesMut) -> Result<(), ExecutorError>;
+    fn gather(&mut self, step: &Self::InFlight, rows: &[u32], out: &mut BytesMut) -> Result<(), ExecutorError>;
 
     /// Computes these uses of held experts by the step's own rows and adds their weighted sums to the accumulator. `uses` are sorted by
     /// expert.
-    fn local(&mut self, step: &mut Self::Step, layer: LayerId, uses: &[Use]) -> Result<(), ExecutorError>;
+    fn local(&mut self, step: &mut Self::InFlight, layer: LayerId, uses: &[Use]) -> Result<(), ExecutorError>;
 
     /// Adds a peer's answer, fp32 little-endian `[rows.len(), hidden]`, to the accumulator.
-    fn accumulate(&mut self, step: &mut Self::Step, rows: &[u32], sums: &[u8]) -> Result<(), ExecutorError>;
+    fn accumulate(&mut self, step: &mut Self::InFlight, rows: &[u32], sums: &[u8]) -> Result<(), ExecutorError>;
 
     /// Ends the layer: `x = alpha * h + beta * accumulator`.
-    fn combine(&mut self, step: &mut Self::Step, layer: LayerId) -> Result<(), ExecutorError>;
+    fn combine(&mut self, step: &mut Self::InFlight, layer: LayerId) -> Result<(), ExecutorError>;
 
     /// Ends the step: draws, and fills in whole rows of logits.
-    fn end(&mut self, step: &mut Self::Step, batch: &Batch, results: &mut Results) -> Result<(), ExecutorError>;
+    fn end(&mut self, step: &mut Self::InFlight, batch: &Batch, results: &mut Results) -> Result<(), ExecutorError>;
 
     /// Takes the memory of a step back.
-    fn reuse(&mut self, step: Self::Step);
+    fn reuse(&mut self, step: Self::InFlight);
 
     /// Computes these uses of held experts by peers' rows, `uses` sorted by expert, rows counted over all requests; the fp32
     /// little-endian sums of each request, `[rows, hidden]`. A leaf: it leaves steps alone.

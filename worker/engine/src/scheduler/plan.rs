@@ -6,7 +6,7 @@ use super::room::MOST_OVERTAKING;
 use super::sequence::{Busy, Sequence};
 use super::{Priority, Scheduler, StepKind};
 use crate::executor::{Batch, KV_BLOCK_TOKENS, Segment, StepId};
-use crate::step::{Outcome, SequenceId, Step};
+use crate::step::{SequenceEvent, SequenceId, Step};
 
 /// Bytes of raw logits that one prefill step returns at most (one row always): 20 rows of M1's vocabulary, thousands of
 /// a test model's. They all lie in memory at once before they are sent.
@@ -15,7 +15,7 @@ const RAW_LOGIT_BYTES: u64 = 16 << 20;
 impl Scheduler {
     /// The next step, or `None` where nothing can be computed beside the steps in flight. What has happened to sequences goes to `out`:
     /// one has left the queue, is set aside, or has come to its length because it fills all KV blocks.
-    pub fn next_step(&mut self, out: &mut Vec<Outcome>) -> Option<Step> {
+    pub fn next_step(&mut self, out: &mut Vec<SequenceEvent>) -> Option<Step> {
         // Where a sequence of the one kind goes aside, there may be work of the other.
         for _ in 0..2 {
             let kind = self.next_kind()?;
@@ -51,7 +51,7 @@ impl Scheduler {
     }
 
     /// The oldest get KV blocks first; rows lie by slot, so that states that lie side by side are read one after another.
-    fn plan_decode(&mut self, step: &mut Step, batch: &mut Batch, out: &mut Vec<Outcome>) {
+    fn plan_decode(&mut self, step: &mut Step, batch: &mut Batch, out: &mut Vec<SequenceEvent>) {
         let mut ready = std::mem::take(&mut self.ready);
         ready.clear();
         let mut next = SequenceId(0);
@@ -68,7 +68,7 @@ impl Scheduler {
         self.ready = ready;
     }
 
-    fn plan_prefill(&mut self, step: &mut Step, batch: &mut Batch, out: &mut Vec<Outcome>) {
+    fn plan_prefill(&mut self, step: &mut Step, batch: &mut Batch, out: &mut Vec<SequenceEvent>) {
         let streams = self.running.values().any(|sequence| sequence.prompt_left() == 0);
         let whole = if streams { self.config.prefill_beside } else { self.config.prefill_tokens };
         let mut budget = whole;
@@ -96,7 +96,7 @@ impl Scheduler {
             budget -= chunk;
             raw_rows -= if raw { chunk } else { 0 };
             if self.running.get_mut(&id).is_some_and(Sequence::begin) {
-                out.push(Outcome::Progress { id });
+                out.push(SequenceEvent::Progress { id });
             }
             self.append(step, batch, id, chunk);
         }

@@ -2,7 +2,7 @@
 
 use super::{Priority, Scheduler, SequenceId, SequenceSpec, SequenceState, SlotId, Step};
 use crate::executor::{ExecutorError, Move};
-use crate::step::{Finish, Outcome};
+use crate::step::{Finish, SequenceEvent};
 
 use super::sequence::{Busy, Sequence};
 
@@ -65,8 +65,8 @@ impl Scheduler {
     }
 
     /// The sequences set aside are alive, for whoever waits for their next token.
-    pub fn reassure(&self, out: &mut Vec<Outcome>) {
-        out.extend(self.aside.keys().map(|(_, id)| Outcome::Progress { id: *id }));
+    pub fn reassure(&self, out: &mut Vec<SequenceEvent>) {
+        out.extend(self.aside.keys().map(|(_, id)| SequenceEvent::Progress { id: *id }));
     }
 
     /// KV blocks that a sequence of so many known tokens needs to run and say one more.
@@ -172,7 +172,7 @@ impl Scheduler {
 
     /// Sees to it that a sequence has the KV blocks for its next `tokens`. Where there are none left the youngest goes, be it this one; false:
     /// it cannot take part in a step now.
-    pub(super) fn secure(&mut self, id: SequenceId, tokens: u32, out: &mut Vec<Outcome>) -> bool {
+    pub(super) fn secure(&mut self, id: SequenceId, tokens: u32, out: &mut Vec<SequenceEvent>) -> bool {
         let Some(sequence) = self.running.get_mut(&id) else { return false };
         let needed = self.config.limits.blocks_of(u64::from(sequence.position()) + u64::from(tokens)) as usize;
         while sequence.blocks.len() < needed {
@@ -187,7 +187,7 @@ impl Scheduler {
         true
     }
 
-    fn make_room(&mut self, id: SequenceId, out: &mut Vec<Outcome>) {
+    fn make_room(&mut self, id: SequenceId, out: &mut Vec<SequenceEvent>) {
         if self.running.len() == 1 && self.leaving.is_empty() {
             // It has all blocks there are.
             out.extend(self.end(id, Finish::Length));
@@ -203,10 +203,10 @@ impl Scheduler {
         }
     }
 
-    fn set_aside(&mut self, id: SequenceId, out: &mut Vec<Outcome>) {
+    fn set_aside(&mut self, id: SequenceId, out: &mut Vec<SequenceEvent>) {
         self.prefilling.retain(|other| *other != id);
         let Some(sequence) = self.running.get_mut(&id) else { return };
-        out.push(Outcome::Progress { id });
+        out.push(SequenceEvent::Progress { id });
         if let (Some(slot), true) = (sequence.slot, sequence.position() > 0) {
             sequence.busy = Busy::Leaving;
             return self.moves.push(Move::Export { slot });

@@ -8,7 +8,7 @@ use crate::reasoning::Reasoning;
 use crate::routing::{RoutingCounts, RoutingShape};
 use crate::sampler::SampleError;
 use crate::spec::{Priority, SequenceSpec};
-use crate::step::{Failure, Finish, Heard, Outcome, SequenceId, Usage};
+use crate::step::{Failure, Finish, Heard, SequenceEvent, SequenceId, Usage};
 
 /// What a running sequence is part of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,13 +144,13 @@ impl Sequence {
     }
 
     /// The sequence's last word.
-    pub(super) fn finished(self, id: SequenceId, finish: Finish) -> Outcome {
+    pub(super) fn finished(self, id: SequenceId, finish: Finish) -> SequenceEvent {
         let usage = Usage {
             prompt_tokens: self.spec.prompt_tokens(),
             output_tokens: self.outputs(),
             reasoning_tokens: self.reasoning.tokens(),
         };
-        Outcome::Finished { id, finish, usage, routing: Box::new(self.routing) }
+        SequenceEvent::Finished { id, finish, usage, routing: Box::new(self.routing) }
     }
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::Scheduler;
 use crate::executor::{Draw, Drawn, Results, Segment};
 use crate::routing::{RoutingCounts, StepRouting};
-use crate::step::{Failure, Finish, Heard, Outcome, SequenceId, Step};
+use crate::step::{Failure, Finish, Heard, SequenceEvent, SequenceId, Step};
 
 /// What a step's results hold for one segment.
 struct Share<'a> {
@@ -23,7 +23,7 @@ impl Scheduler {
         step: Step,
         results: &Results,
         hear: &mut dyn FnMut(SequenceId, u32) -> Heard,
-        out: &mut Vec<Outcome>,
+        out: &mut Vec<SequenceEvent>,
     ) {
         if let Some(failure) = self.defect(&step, results) {
             return self.fail(step, &failure, out);
@@ -48,7 +48,7 @@ impl Scheduler {
 
     /// Ends every sequence of a step that could not be computed, those that were given up with their own failure. Its
     /// routing is not counted.
-    pub fn fail(&mut self, step: Step, failure: &Failure, out: &mut Vec<Outcome>) {
+    pub fn fail(&mut self, step: Step, failure: &Failure, out: &mut Vec<SequenceEvent>) {
         self.land(&step);
         for (&id, given_up) in step.owners.iter().zip(&step.given_up) {
             out.extend(self.end(id, Finish::Failed(given_up.as_ref().unwrap_or(failure).clone())));
@@ -92,19 +92,19 @@ impl Scheduler {
         share: Share<'_>,
         routing: &StepRouting,
         hear: &mut dyn FnMut(SequenceId, u32) -> Heard,
-        out: &mut Vec<Outcome>,
+        out: &mut Vec<SequenceEvent>,
     ) {
         let Some(sequence) = self.running.get_mut(&id) else { return };
         routing.count(uncounted(segment, counted), &mut sequence.routing);
         sequence.passed(segment.tokens);
         if sequence.spec.request().raw_logits && !share.logits.is_empty() {
-            out.push(Outcome::RawLogits { id, position: segment.position + counted, rows: share.logits });
+            out.push(SequenceEvent::RawLogits { id, position: segment.position + counted, rows: share.logits });
         }
         let Some((draw, drawn)) = share.drawn else {
             if sequence.prompt_left() > 0 {
                 self.prefilling.push_back(id);
             }
-            out.push(Outcome::Progress { id });
+            out.push(SequenceEvent::Progress { id });
             return;
         };
         let finish = match drawn.id {
@@ -112,7 +112,7 @@ impl Scheduler {
                 sequence.speak(token);
                 let heard = hear(id, token);
                 let (forced, logprobs) = (draw.forced.is_some(), drawn.logprobs.clone());
-                out.push(Outcome::Token { id, token, forced, logprobs });
+                out.push(SequenceEvent::Token { id, token, forced, logprobs });
                 sequence.heard(heard)
             }
             Err(error) => Some(Finish::Failed(error.into())),

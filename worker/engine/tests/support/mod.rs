@@ -146,7 +146,7 @@ pub fn compute(scheduler: &mut Scheduler, device: &mut Double, step: &Step) -> R
 }
 
 /// The next step, once all that it waits for is done.
-pub fn next(scheduler: &mut Scheduler, device: &mut Double, out: &mut Vec<Outcome>) -> Option<Step> {
+pub fn next(scheduler: &mut Scheduler, device: &mut Double, out: &mut Vec<SequenceEvent>) -> Option<Step> {
     loop {
         let moves = scheduler.take_moves();
         let moved = !moves.is_empty();
@@ -168,7 +168,7 @@ pub fn deaf(_: SequenceId, _: u32) -> Heard {
 }
 
 /// One whole step; its kind, and what came of it.
-pub fn turn(scheduler: &mut Scheduler, device: &mut Double) -> Option<(StepKind, Vec<Outcome>)> {
+pub fn turn(scheduler: &mut Scheduler, device: &mut Double) -> Option<(StepKind, Vec<SequenceEvent>)> {
     turn_heard(scheduler, device, &mut deaf)
 }
 
@@ -177,7 +177,7 @@ pub fn turn_heard(
     scheduler: &mut Scheduler,
     device: &mut Double,
     hear: &mut dyn FnMut(SequenceId, u32) -> Heard,
-) -> Option<(StepKind, Vec<Outcome>)> {
+) -> Option<(StepKind, Vec<SequenceEvent>)> {
     let mut out = Vec::new();
     let Some(step) = next(scheduler, device, &mut out) else {
         // An end without a step.
@@ -191,7 +191,7 @@ pub fn turn_heard(
 }
 
 /// Runs until nothing is left; everything that came.
-pub fn drain(scheduler: &mut Scheduler, device: &mut Double) -> Vec<Outcome> {
+pub fn drain(scheduler: &mut Scheduler, device: &mut Double) -> Vec<SequenceEvent> {
     let mut all = Vec::new();
     while let Some((_, out)) = turn(scheduler, device) {
         all.extend(out);
@@ -201,9 +201,9 @@ pub fn drain(scheduler: &mut Scheduler, device: &mut Double) -> Vec<Outcome> {
 }
 
 /// The output ids of one sequence.
-pub fn tokens_of(outcomes: &[Outcome], of: SequenceId) -> Vec<u32> {
-    let token = |outcome: &Outcome| match outcome {
-        Outcome::Token { id, token, .. } if *id == of => Some(*token),
+pub fn tokens_of(outcomes: &[SequenceEvent], of: SequenceId) -> Vec<u32> {
+    let token = |outcome: &SequenceEvent| match outcome {
+        SequenceEvent::Token { id, token, .. } if *id == of => Some(*token),
         _ => None,
     };
     outcomes.iter().filter_map(token).collect()
@@ -229,9 +229,9 @@ pub fn greedy_spec(prompt: Vec<u32>, max_tokens: u32) -> SequenceSpec {
 }
 
 /// The end of one sequence.
-pub fn end_of(outcomes: &[Outcome], of: SequenceId) -> (&Finish, Usage, &RoutingCounts) {
+pub fn end_of(outcomes: &[SequenceEvent], of: SequenceId) -> (&Finish, Usage, &RoutingCounts) {
     let mut ends = outcomes.iter().filter_map(|outcome| match outcome {
-        Outcome::Finished { id, finish, usage, routing } if *id == of => Some((finish, *usage, &**routing)),
+        SequenceEvent::Finished { id, finish, usage, routing } if *id == of => Some((finish, *usage, &**routing)),
         _ => None,
     });
     let end = ends.next().expect("an end");

@@ -6,7 +6,7 @@ use crate::ids::{MAX_PODS, Micros, PodId, UNUSED};
 use crate::table::{PodSet, bit, pods};
 
 use super::links::{Asked, Asking, LinkKey, Links};
-use super::steps::{Step, StepKey};
+use super::rounds::{Round, RoundKey};
 
 #[derive(Debug, Default)]
 struct Frame {
@@ -41,7 +41,7 @@ impl Frame {
 /// What a frame carries beside its rows.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Heading {
-    pub(super) key: StepKey,
+    pub(super) key: RoundKey,
     pub(super) epoch: u64,
     pub(super) now: Micros,
 }
@@ -82,35 +82,35 @@ impl Frames {
         &mut self,
         at: (u32, usize),
         pod: PodId,
-        step: &mut Step,
+        round: &mut Round,
         links: &mut Links,
         sends: (Heading, &mut Vec<Action>),
     ) {
-        let ((row, place), link, top_k) = (at, (pod, step.lane), step.top_k());
+        let ((row, place), link, top_k) = (at, (pod, round.lane), round.top_k());
         if !self.frames[pod.index()].has_row(row) {
             if self.frames[pod.index()].asked.len() >= self.max_rows {
-                self.send(pod, step, links, sends);
+                self.send(pod, round, links, sends);
             }
             if self.begun & bit(pod) == 0 {
                 self.begun |= bit(pod);
-                self.frames[pod.index()] = self.begin(step, link, links);
+                self.frames[pod.index()] = self.begin(round, link, links);
             }
             self.frames[pod.index()].push_row(row, top_k);
             links.owe_row(link);
         }
         let frame = &mut self.frames[pod.index()];
-        frame.set(place, top_k, step.expert(row, place));
+        frame.set(place, top_k, round.expert(row, place));
         let full = frame.asked.len() >= self.max_rows;
         self.roomy = if full { self.roomy & !bit(pod) } else { self.roomy | bit(pod) };
-        step.ask(row, place, pod);
+        round.ask(row, place, pod);
     }
 
     /// Puts a place into the pod's frame for this expert alone, which has room or can be begun.
-    pub(super) fn add_alone(&mut self, at: (u32, usize), pod: PodId, step: &mut Step, links: &mut Links) {
-        let ((row, place), link, top_k) = (at, (pod, step.lane), step.top_k());
-        let expert = step.expert(row, place);
+    pub(super) fn add_alone(&mut self, at: (u32, usize), pod: PodId, round: &mut Round, links: &mut Links) {
+        let ((row, place), link, top_k) = (at, (pod, round.lane), round.top_k());
+        let expert = round.expert(row, place);
         let index = self.alone.iter().position(|(of, alone, _)| (*of, *alone) == (pod, expert)).unwrap_or_else(|| {
-            self.alone.push((pod, expert, self.begin(step, link, links)));
+            self.alone.push((pod, expert, self.begin(round, link, links)));
             self.alone.len() - 1
         });
         let frame = &mut self.alone[index].2;
@@ -119,36 +119,36 @@ impl Frames {
             links.owe_row(link);
         }
         frame.set(place, top_k, expert);
-        step.ask(row, place, pod);
+        round.ask(row, place, pod);
     }
 
     /// Sends all frames, by pod; those for one expert come last.
-    pub(super) fn send_all(&mut self, step: &Step, links: &mut Links, heading: Heading, actions: &mut Vec<Action>) {
+    pub(super) fn send_all(&mut self, round: &Round, links: &mut Links, heading: Heading, actions: &mut Vec<Action>) {
         for pod in pods(self.begun) {
-            self.send(pod, step, links, (heading, actions));
+            self.send(pod, round, links, (heading, actions));
         }
         for (pod, expert, frame) in self.alone.drain(..) {
-            hand_out(frame, (pod, Some(expert)), step, links, (heading, actions));
+            hand_out(frame, (pod, Some(expert)), round, links, (heading, actions));
         }
     }
 
-    fn send(&mut self, pod: PodId, step: &Step, links: &mut Links, sends: (Heading, &mut Vec<Action>)) {
+    fn send(&mut self, pod: PodId, round: &Round, links: &mut Links, sends: (Heading, &mut Vec<Action>)) {
         self.begun &= !bit(pod);
         self.roomy &= !bit(pod);
-        hand_out(std::mem::take(&mut self.frames[pod.index()]), (pod, None), step, links, sends);
+        hand_out(std::mem::take(&mut self.frames[pod.index()]), (pod, None), round, links, sends);
     }
 
-    fn begin(&self, step: &Step, link: LinkKey, links: &mut Links) -> Frame {
+    fn begin(&self, round: &Round, link: LinkKey, links: &mut Links) -> Frame {
         links.take_credit(link);
-        let rows = self.max_rows.min(step.row_count());
-        Frame { rows: Vec::with_capacity(rows), experts: Vec::with_capacity(rows * step.top_k()), asked: links.spare() }
+        let rows = self.max_rows.min(round.row_count());
+        Frame { rows: Vec::with_capacity(rows), experts: Vec::with_capacity(rows * round.top_k()), asked: links.spare() }
     }
 }
 
-fn hand_out(frame: Frame, to: (PodId, Option<u16>), step: &Step, links: &mut Links, sends: (Heading, &mut Vec<Action>)) {
+fn hand_out(frame: Frame, to: (PodId, Option<u16>), round: &Round, links: &mut Links, sends: (Heading, &mut Vec<Action>)) {
     let ((peer, alone), (Heading { key, epoch, now }, actions)) = (to, sends);
-    let (id, lane, layer) = (links.number(), step.lane, step.layer);
+    let (id, lane, layer) = (links.number(), round.lane, round.layer);
     let alone = alone.map(|expert| (layer, expert));
-    links.push((peer, lane), Asking { id, step: key, sent: now, alone, doubled: false, rows: frame.asked });
-    actions.push(Action::Send { step: step.id, peer, lane, id, epoch, layer, rows: frame.rows, experts: frame.experts });
+    links.push((peer, lane), Asking { id, round: key, sent: now, alone, doubled: false, rows: frame.asked });
+    actions.push(Action::Send { step: round.id, peer, lane, id, epoch, layer, rows: frame.rows, experts: frame.experts });
 }

@@ -11,7 +11,7 @@ use m1_arch::LayerId;
 use crate::ids::{Lane, MAX_PODS, Micros, PodId, RequestId};
 use crate::table::{PodSet, bit, pods};
 
-use super::steps::StepKey;
+use super::rounds::RoundKey;
 
 /// One connection: to whom, and for what.
 pub(super) type LinkKey = (PodId, Lane);
@@ -30,7 +30,7 @@ pub(super) struct Asked {
 pub(super) struct Asking {
     pub(super) id: RequestId,
     /// The exchange it is for, which may have ended.
-    pub(super) step: StepKey,
+    pub(super) round: RoundKey,
     pub(super) sent: Micros,
     /// Set where it asks for one doubted expert alone.
     pub(super) alone: Option<(LayerId, u16)>,

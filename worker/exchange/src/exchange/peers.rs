@@ -23,17 +23,6 @@ pub enum Health {
     Dead,
 }
 
-impl Health {
-    /// The health as a label.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Health::Alive => "alive",
-            Health::Suspect => "suspect",
-            Health::Dead => "dead",
-        }
-    }
-}
-
 /// An expert that a peer is thought to lack.
 #[derive(Debug)]
 struct Doubt {

@@ -16,7 +16,7 @@ use super::assign::{Assign, Extent, is_peer, take_own};
 use super::frames::Frames;
 use super::links::{Asking, LinkKey, Links};
 use super::peers::{Health, Peers};
-use super::steps::{Step, StepKey, Steps, places};
+use super::rounds::{Round, RoundKey, Rounds, places};
 
 /// The asking half of an exchange.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub(super) struct Requester {
     table: Arc<DispatchTable>,
     peers: Peers,
     links: Links,
-    steps: Steps,
+    rounds: Rounds,
     frames: Frames,
 }
 
@@ -37,7 +37,7 @@ impl Requester {
             table,
             peers: Peers::new(),
             links: Links::new(config.first_id),
-            steps: Steps::default(),
+            rounds: Rounds::default(),
             frames: Frames::new(config.rows_per_frame()),
             config,
         }
@@ -52,7 +52,7 @@ impl Requester {
     }
 
     pub(super) fn open_steps(&self) -> usize {
-        self.steps.len()
+        self.rounds.len()
     }
 
     pub(super) fn open_requests(&self) -> usize {
@@ -68,21 +68,21 @@ impl Requester {
         now: Micros,
         actions: &mut Vec<Action>,
     ) {
-        if let Some(open) = self.steps.find(step) {
-            self.steps.close(open);
+        if let Some(open) = self.rounds.find(step) {
+            self.rounds.close(open);
             return actions.push(Action::Failed { step, error: ExchangeError::StepOpen { step } });
         }
         if let Err(error) = check_routing(&self.config, layer, experts) {
             return actions.push(Action::Failed { step, error });
         }
-        let key = self.steps.open(step, (lane, layer), self.table.clone(), self.config.top_k, experts);
+        let key = self.rounds.open(step, (lane, layer), self.table.clone(), self.config.top_k, experts);
         self.assign_one(key, Extent::Whole, now, actions);
         self.settle(key, now, actions);
     }
 
     pub(super) fn abort(&mut self, step: StepId) {
-        if let Some(key) = self.steps.find(step) {
-            self.steps.close(key);
+        if let Some(key) = self.rounds.find(step) {
+            self.rounds.close(key);
         }
     }
 
@@ -95,14 +95,14 @@ impl Requester {
             return self.drop_link(link, ExchangeError::AnswerRows { id, given: rows, allowed }, now, actions);
         }
         let Some(asking) = self.links.take(link, id) else { return };
-        let key = asking.step;
+        let key = asking.round;
         self.accept(link.0, &asking, now, actions);
         let trusted = asking.alone.is_some_and(|of| self.peers.trust(link.0, of));
         self.links.recycle(asking.rows);
         if trusted {
             return self.assign_all(now, actions);
         }
-        if self.steps.get_mut(key).is_some_and(|step| step.overlapped || step.parked.is_some()) {
+        if self.rounds.get_mut(key).is_some_and(|round| round.overlapped || round.parked.is_some()) {
             self.assign_one(key, Extent::Whole, now, actions);
         }
         self.settle(key, now, actions);
@@ -153,9 +153,9 @@ impl Requester {
     pub(super) fn granted(&mut self, link: LinkKey, frames: u32, now: Micros, actions: &mut Vec<Action>) {
         if is_peer(&self.config, link.0) {
             self.links.grant(link, frames);
-            self.assign(now, actions, |step| {
-                let extent = if step.parked.is_some() { Extent::Whole } else { Extent::Credited };
-                (step.lane == link.1 && step.starved & bit(link.0) != 0).then_some(extent)
+            self.assign(now, actions, |round| {
+                let extent = if round.parked.is_some() { Extent::Whole } else { Extent::Credited };
+                (round.lane == link.1 && round.starved & bit(link.0) != 0).then_some(extent)
             });
         }
     }
@@ -194,7 +194,7 @@ impl Requester {
             }
             self.double(link, now);
         }
-        self.give_up(actions, |step, config| step.waited(now) >= config.wait_for_expert, now);
+        self.give_up(actions, |round, config| round.waited(now) >= config.wait_for_expert, now);
         self.assign_all(now, actions);
     }
 
@@ -215,11 +215,11 @@ impl Requester {
 
     fn accept(&mut self, peer: PodId, asking: &Asking, now: Micros, actions: &mut Vec<Action>) {
         let id = asking.id;
-        let step = self.steps.get_mut(asking.step);
-        actions.push(match step.and_then(|step| Some((step.accept(asking, peer)?, step))) {
-            Some(((rows, positions), step)) => {
-                step.progress(now);
-                Action::Accept { step: step.id, id, rows, positions }
+        let round = self.rounds.get_mut(asking.round);
+        actions.push(match round.and_then(|round| Some((round.accept(asking, peer)?, round))) {
+            Some(((rows, positions), round)) => {
+                round.progress(now);
+                Action::Accept { step: round.id, id, rows, positions }
             }
             None => Action::Discard { id },
         });
@@ -231,15 +231,15 @@ impl Requester {
         if let Some(of) = asking.alone {
             return self.peers.doubt(peer, of, true, rests_until);
         }
-        let Some(step) = self.steps.get_mut(asking.step) else { return };
+        let Some(round) = self.rounds.get_mut(asking.round) else { return };
         let of_row = |row: u32, set: u16| places(set).map(move |place| (row, place));
         let asked = asking.rows.iter().flat_map(|asked| of_row(asked.row, asked.places));
-        let mut experts: Vec<u16> = asked.map(|(row, place)| step.expert(row, place)).collect();
+        let mut experts: Vec<u16> = asked.map(|(row, place)| round.expert(row, place)).collect();
         experts.sort_unstable();
         experts.dedup();
         // Rows without places asked for experts that are not known any more.
         let alone = experts.len() == 1 && asking.rows.iter().all(|asked| asked.places != 0);
-        let layer = step.layer;
+        let layer = round.layer;
         for expert in experts {
             self.peers.doubt(peer, (layer, expert), alone, rests_until);
         }
@@ -247,8 +247,8 @@ impl Requester {
 
     /// What a request asked is wanted again.
     fn release(&mut self, peer: PodId, asking: Asking) {
-        if let Some(step) = self.steps.get_mut(asking.step) {
-            asking.rows.iter().for_each(|asked| step.release(peer, *asked));
+        if let Some(round) = self.rounds.get_mut(asking.round) {
+            asking.rows.iter().for_each(|asked| round.release(peer, *asked));
         }
         self.links.recycle(asking.rows);
     }
@@ -275,22 +275,22 @@ impl Requester {
         let late = |asking: &&mut Asking| !asking.doubled && (!answers || now.since(asking.sent) >= resend_after);
         for asking in self.links.open_mut(link).iter_mut().filter(late) {
             asking.doubled = true;
-            if let Some(step) = self.steps.get_mut(asking.step) {
-                asking.rows.iter().for_each(|asked| step.want_again(*asked));
+            if let Some(round) = self.rounds.get_mut(asking.round) {
+                asking.rows.iter().for_each(|asked| round.want_again(*asked));
             }
         }
     }
 
     /// Lets parked steps go on without the rows that need what is missing. Comes before a look at all steps, because what
     /// these have left is asked and settled there.
-    fn give_up(&mut self, actions: &mut Vec<Action>, which: impl Fn(&Step, &Config) -> bool, now: Micros) {
-        for index in 0..self.steps.len() {
-            let Some(key) = self.steps.key(index) else { break };
-            let Some(step) = self.steps.get_mut(key).filter(|step| step.parked.is_some() && which(step, &self.config)) else {
+    fn give_up(&mut self, actions: &mut Vec<Action>, which: impl Fn(&Round, &Config) -> bool, now: Micros) {
+        for index in 0..self.rounds.len() {
+            let Some(key) = self.rounds.key(index) else { break };
+            let Some(round) = self.rounds.get_mut(key).filter(|round| round.parked.is_some() && which(round, &self.config)) else {
                 continue;
             };
-            let (step_id, layer, waited) = (step.id, step.layer, step.waited(now));
-            let (rows, experts) = step.give_up();
+            let (step_id, layer, waited) = (round.id, round.layer, round.waited(now));
+            let (rows, experts) = round.give_up();
             let error = ExchangeError::ExpertUnavailable { layer, experts, waited };
             actions.push(Action::GivenUp { step: step_id, rows, error });
         }
@@ -298,37 +298,37 @@ impl Requester {
 
     /// Looks again at every step that has something to ask.
     fn assign_all(&mut self, now: Micros, actions: &mut Vec<Action>) {
-        self.assign(now, actions, |step| {
-            (!step.list.is_empty() || step.parked.is_some() || step.overlapped).then_some(Extent::Whole)
+        self.assign(now, actions, |round| {
+            (!round.list.is_empty() || round.parked.is_some() || round.overlapped).then_some(Extent::Whole)
         });
     }
 
     /// Looks again at some steps, the oldest first. All sends come before all that follows from them.
-    fn assign(&mut self, now: Micros, actions: &mut Vec<Action>, which: impl Fn(&Step) -> Option<Extent>) {
-        for index in 0..self.steps.len() {
-            let Some(key) = self.steps.key(index) else { break };
-            if let Some(extent) = self.steps.get_mut(key).and_then(|step| which(step)) {
+    fn assign(&mut self, now: Micros, actions: &mut Vec<Action>, which: impl Fn(&Round) -> Option<Extent>) {
+        for index in 0..self.rounds.len() {
+            let Some(key) = self.rounds.key(index) else { break };
+            if let Some(extent) = self.rounds.get_mut(key).and_then(|round| which(round)) {
                 self.assign_one(key, extent, now, actions);
             }
         }
         let mut index = 0;
-        while let Some(key) = self.steps.key(index) {
+        while let Some(key) = self.rounds.key(index) {
             index += usize::from(!self.settle(key, now, actions));
         }
     }
 
     /// Asks for what a step wants. Places that this pod takes itself can make open requests worthless, which makes others
     /// wanted; that ends, because each turn accounts for places.
-    fn assign_one(&mut self, key: StepKey, mut extent: Extent, now: Micros, actions: &mut Vec<Action>) {
-        let Some(step) = self.steps.get_mut(key) else { return };
+    fn assign_one(&mut self, key: RoundKey, mut extent: Extent, now: Micros, actions: &mut Vec<Action>) {
+        let Some(round) = self.rounds.get_mut(key) else { return };
         let (config, held, newest) = (&self.config, &self.held, &self.table);
         loop {
-            if std::mem::take(&mut step.overlapped) {
-                void(step, key, &mut self.links);
+            if std::mem::take(&mut round.overlapped) {
+                void(round, key, &mut self.links);
             }
             let (peers, links, frames) = (&mut self.peers, &mut self.links, &mut self.frames);
-            Assign { config, held, newest, peers, links, frames, now, actions }.pass(step, key, extent);
-            if !step.overlapped {
+            Assign { config, held, newest, peers, links, frames, now, actions }.pass(round, key, extent);
+            if !round.overlapped {
                 return;
             }
             extent = Extent::Whole;
@@ -336,25 +336,25 @@ impl Requester {
     }
 
     /// Says what became of a step: own rows, parked or resumed, complete. True: it has ended.
-    fn settle(&mut self, key: StepKey, now: Micros, actions: &mut Vec<Action>) -> bool {
-        let Some(step) = self.steps.get_mut(key) else { return true };
-        let (id, layer) = (step.id, step.layer);
-        if let Some((rows, experts)) = take_own(step) {
-            step.progress(now);
+    fn settle(&mut self, key: RoundKey, now: Micros, actions: &mut Vec<Action>) -> bool {
+        let Some(round) = self.rounds.get_mut(key) else { return true };
+        let (id, layer) = (round.id, round.layer);
+        if let Some((rows, experts)) = take_own(round) {
+            round.progress(now);
             actions.push(Action::Local { step: id, layer, rows, experts });
         }
-        if step.missing.is_empty() {
-            if step.resume(now) {
+        if round.missing.is_empty() {
+            if round.resume(now) {
                 actions.push(Action::Resumed { step: id });
             }
-        } else if step.parked.replace(step.parked.unwrap_or(now)).is_none() {
-            let missing = step.missing.iter().map(|expert| ExpertId(*expert)).collect();
+        } else if round.parked.replace(round.parked.unwrap_or(now)).is_none() {
+            let missing = round.missing.iter().map(|expert| ExpertId(*expert)).collect();
             actions.push(Action::Parked { step: id, layer, missing });
         }
-        let done = step.is_done();
+        let done = round.is_done();
         if done {
             actions.push(Action::Complete { step: id });
-            self.steps.close(key);
+            self.rounds.close(key);
         }
         done
     }
@@ -362,12 +362,12 @@ impl Requester {
 
 /// Places came otherwise than by these requests: their sums are worthless for those rows, and what else they were to bring
 /// for them is wanted again.
-fn void(step: &mut Step, key: StepKey, links: &mut Links) {
-    for pod in pods(links.up(step.lane)) {
-        for asking in links.open_mut((pod, step.lane)).iter_mut().filter(|asking| asking.step == key) {
+fn void(round: &mut Round, key: RoundKey, links: &mut Links) {
+    for pod in pods(links.up(round.lane)) {
+        for asking in links.open_mut((pod, round.lane)).iter_mut().filter(|asking| asking.round == key) {
             for asked in &mut asking.rows {
-                if asked.places & !step.row(asked.row).left != 0 {
-                    step.release(pod, *asked);
+                if asked.places & !round.row(asked.row).left != 0 {
+                    round.release(pod, *asked);
                     asked.places = 0;
                 }
             }

@@ -144,7 +144,7 @@ impl Double {
 impl Network for Double {
     type Weights = Arc<Checkpoint>;
     type Brought = (LayerId, ExpertId);
-    type Step = Rows;
+    type InFlight = Rows;
 
     fn architecture(&self) -> &Architecture {
         &self.arch

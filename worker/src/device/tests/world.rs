@@ -20,7 +20,7 @@ use tonic::Status;
 use super::double;
 use crate::config::{Config, ExecutorKind};
 use crate::device::loaded::Load;
-use crate::device::{Device, Group, GroupPod, Inbox, NewSequence, Parts, SequenceKey};
+use crate::device::{Device, DeviceMessage, Group, GroupPod, NewSequence, Parts, SequenceKey};
 use crate::status::SharedStatus;
 use crate::tallies::Tallies;
 use crate::transport::{CREDITS, Inbound, Link, PeerAddress, Said, Transport, check_request};
@@ -162,7 +162,7 @@ impl World {
         let group = Group { lease_transitions: 1, epoch, pods: shares.iter().enumerate().map(pod).collect() };
         for device in &mut self.pods {
             let (reply, mut answer) = oneshot::channel();
-            device.take(Inbox::Place { group: group.clone(), reply });
+            device.take(DeviceMessage::Place { group: group.clone(), reply });
             assert_eq!(answer.try_recv().unwrap(), Ok(()));
         }
     }
@@ -209,7 +209,7 @@ impl World {
     }
 
     fn dispatch(&mut self, pod: usize, inbound: Inbound) {
-        self.pods[pod].take(Inbox::Dispatch(inbound));
+        self.pods[pod].take(DeviceMessage::Dispatch(inbound));
     }
 
     /// Brings the next frame of a wire to its end. False: there is none.
@@ -270,7 +270,7 @@ impl World {
         let limits = self.pods[pod].config.limits(&self.arch);
         let spec = SequenceSpec::new(request, &limits).unwrap();
         let new = NewSequence { key, spec, text: None, tally: None, events: sink, accepted };
-        self.pods[pod].take(Inbox::Generate(Box::new(new)));
+        self.pods[pod].take(DeviceMessage::Generate(Box::new(new)));
         answer.try_recv().expect("an answer at once")?;
         let (said, logits, end, cancelled) = Default::default();
         self.readers.push(Reader { pod, key, prompt, tokens, said, logits, end, cancelled, events });
@@ -280,7 +280,7 @@ impl World {
     pub fn cancel(&mut self, reader: usize) {
         let Reader { pod, key, .. } = self.readers[reader];
         self.readers[reader].cancelled = true;
-        self.pods[pod].take(Inbox::Cancel(key));
+        self.pods[pod].take(DeviceMessage::Cancel(key));
     }
 
     /// Reads what has come.

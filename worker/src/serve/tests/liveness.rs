@@ -37,7 +37,7 @@ impl Double {
         let arch = m1_arch::Architecture::from_json(&text).unwrap();
         let checkpoint = m1_weights::Checkpoint::open(&demo()).unwrap();
         let digest = crate::open::digest(&checkpoint, None).unwrap();
-        let (events, inbox) = Events::channel();
+        let (events, inbox) = DeviceHandle::channel();
         let status = Arc::new(SharedStatus::new(Default::default()));
         status.serve_peers(true);
         let service = DispatchService {
@@ -62,7 +62,7 @@ impl Double {
 
 /// Turns every 20 ms and answers every request with sums of zeros, while it is told to.
 async fn device(
-    mut inbox: mpsc::Receiver<Inbox>,
+    mut inbox: mpsc::Receiver<DeviceMessage>,
     status: Arc<SharedStatus>,
     mut told: watch::Receiver<Does>,
     answered: Arc<AtomicU64>,
@@ -87,8 +87,8 @@ async fn device(
             changed = told.changed() => if changed.is_err() { return },
             _ = turn.tick() => status.turn(),
             message = inbox.recv() => match message {
-                Some(Inbox::Dispatch(Inbound::ClientUp { lane, link, .. })) => links[at(lane)] = Some(link),
-                Some(Inbox::Dispatch(Inbound::ClientAsks { lane, request, .. })) => {
+                Some(DeviceMessage::Dispatch(Inbound::ClientUp { lane, link, .. })) => links[at(lane)] = Some(link),
+                Some(DeviceMessage::Dispatch(Inbound::ClientAsks { lane, request, .. })) => {
                     let Some(link) = &links[at(lane)] else { continue };
                     let sums = Bytes::from(vec![0; request.hidden.len()]);
                     link.send(Kind::Answer(Answer { id: request.id, tokens: request.tokens, sums }));

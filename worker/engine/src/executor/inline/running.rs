@@ -89,7 +89,7 @@ impl<S> Running<S> {
     }
 
     /// One piece.
-    pub fn advance<N: Network<Step = S>>(
+    pub fn advance<N: Network<InFlight = S>>(
         &mut self,
         with: With<'_, N>,
         tables: &Tables,
@@ -137,7 +137,7 @@ impl<S> Running<S> {
         Ok(())
     }
 
-    fn answer<N: Network<Step = S>>(
+    fn answer<N: Network<InFlight = S>>(
         &mut self,
         ask: Ask,
         layer: LayerId,

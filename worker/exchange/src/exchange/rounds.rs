@@ -1,4 +1,4 @@
-//! [`Steps`]: the open exchanges of own steps, place by place. It owns what is still to be asked and what is accounted for;
+//! [`Rounds`]: the open exchanges of own steps, place by place. It owns what is still to be asked and what is accounted for;
 //! it must not know links, health or who is chosen.
 //!
 //! Invariant: a place that is not accounted for is *wanted* (to be asked) or asked of a pod whose request is open and sums
@@ -14,9 +14,9 @@ use crate::table::{DispatchTable, PodSet, bit};
 
 use super::links::{Asked, Asking};
 
-/// Names one exchange of a step for good: ids of steps are used again for every layer.
+/// Names one round of a step for good: ids of steps are used again for every layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct StepKey {
+pub(super) struct RoundKey {
     slot: usize,
     serial: u64,
 }
@@ -35,9 +35,9 @@ pub(super) struct Row {
     pub(super) lacks: bool,
 }
 
-/// One exchange. A free slot keeps its buffers for the next one.
+/// One layer of a step: rows go to their experts' pods, sums come back. A free slot keeps its buffers for the next one.
 #[derive(Debug)]
-pub(super) struct Step {
+pub(super) struct Round {
     pub(super) id: StepId,
     serial: u64,
     pub(super) lane: Lane,
@@ -68,9 +68,9 @@ pub(super) struct Step {
     waited: Duration,
 }
 
-impl Step {
+impl Round {
     fn new(table: Arc<DispatchTable>) -> Self {
-        Step {
+        Round {
             id: StepId(0),
             serial: 0,
             lane: Lane::Decode,
@@ -263,15 +263,15 @@ pub(super) fn places(set: u16) -> impl Iterator<Item = usize> {
 
 /// All open exchanges.
 #[derive(Debug, Default)]
-pub(super) struct Steps {
-    slots: Vec<Step>,
+pub(super) struct Rounds {
+    slots: Vec<Round>,
     free: Vec<usize>,
     /// Slots in use, in the order of opening. A pod has a handful of steps open, so finding one is a look at each.
     order: Vec<usize>,
     serial: u64,
 }
 
-impl Steps {
+impl Rounds {
     pub(super) fn len(&self) -> usize {
         self.order.len()
     }
@@ -284,22 +284,22 @@ impl Steps {
         table: Arc<DispatchTable>,
         top_k: usize,
         experts: &[u16],
-    ) -> StepKey {
+    ) -> RoundKey {
         self.serial += 1;
         let ((lane, layer), serial) = (at, self.serial);
         let slot = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Step::new(table.clone()));
+            self.slots.push(Round::new(table.clone()));
             self.slots.len() - 1
         });
-        let step = &mut self.slots[slot];
-        (step.id, step.serial, step.lane, step.layer, step.table, step.top_k) = (id, serial, lane, layer, table, top_k);
-        step.begin(experts);
+        let round = &mut self.slots[slot];
+        (round.id, round.serial, round.lane, round.layer, round.table, round.top_k) = (id, serial, lane, layer, table, top_k);
+        round.begin(experts);
         self.order.push(slot);
-        StepKey { slot, serial }
+        RoundKey { slot, serial }
     }
 
     /// Ends an exchange.
-    pub(super) fn close(&mut self, key: StepKey) {
+    pub(super) fn close(&mut self, key: RoundKey) {
         if self.get_mut(key).is_some() {
             self.slots[key.slot].serial = 0;
             self.order.retain(|slot| *slot != key.slot);
@@ -307,17 +307,17 @@ impl Steps {
         }
     }
 
-    pub(super) fn find(&self, id: StepId) -> Option<StepKey> {
+    pub(super) fn find(&self, id: StepId) -> Option<RoundKey> {
         (0..self.len()).filter_map(|index| self.key(index)).find(|key| self.slots[key.slot].id == id)
     }
 
     /// The exchange, if it has not ended.
-    pub(super) fn get_mut(&mut self, key: StepKey) -> Option<&mut Step> {
-        self.slots.get_mut(key.slot).filter(|step| step.serial == key.serial)
+    pub(super) fn get_mut(&mut self, key: RoundKey) -> Option<&mut Round> {
+        self.slots.get_mut(key.slot).filter(|round| round.serial == key.serial)
     }
 
     /// The exchange that was opened as the `index`th of those open now.
-    pub(super) fn key(&self, index: usize) -> Option<StepKey> {
-        self.order.get(index).map(|slot| StepKey { slot: *slot, serial: self.slots[*slot].serial })
+    pub(super) fn key(&self, index: usize) -> Option<RoundKey> {
+        self.order.get(index).map(|slot| RoundKey { slot: *slot, serial: self.slots[*slot].serial })
     }
 }
