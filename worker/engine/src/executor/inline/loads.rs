@@ -25,6 +25,17 @@ struct Load<N: Network> {
     told: u64,
 }
 
+impl<N: Network> Load<N> {
+    /// Says how much is read, where that has grown.
+    fn tell(&mut self, done: &mut VecDeque<Completion>) {
+        let read = self.read.load(Ordering::Relaxed);
+        if read != self.told {
+            self.told = read;
+            done.push_back(Completion::Loading { read });
+        }
+    }
+}
+
 /// All of an executor.
 pub(super) struct Loads<N: Network>(VecDeque<Load<N>>);
 
@@ -55,11 +66,7 @@ impl<N: Network> Loads<N> {
     pub fn take(&mut self, network: &mut N, done: &mut VecDeque<Completion>) -> bool {
         let mut brought = false;
         self.0.retain_mut(|load| {
-            let read = load.read.load(Ordering::Relaxed);
-            if read != load.told {
-                load.told = read;
-                done.push_back(Completion::Loading { read });
-            }
+            load.tell(done);
             loop {
                 let result = match load.news.try_recv() {
                     Ok(News::Brought(what)) => {
@@ -71,6 +78,8 @@ impl<N: Network> Loads<N> {
                     Err(TryRecvError::Empty) => return true,
                     Err(TryRecvError::Disconnected) => Err(no_thread("has panicked")),
                 };
+                // What was read last may have come since.
+                load.tell(done);
                 done.push_back(Completion::Loaded { result });
                 return false;
             }
