@@ -30,6 +30,10 @@ torch: ## pass the tests of the executor on libtorch (pinned wheels, 543 MB once
 	@scripts/libtorch.sh
 	cargo clippy -p m1-torch -p m1-worker --features m1-worker/torch --all-targets -- -D warnings
 	cargo test -p m1-torch -p m1-worker --features m1-worker/torch
+	scripts/test-e2e.sh prepare
+	cargo build --bins -p m1ctl -p m1-worker --features m1-worker/torch
+	M1_EXECUTOR=torch cargo test -p m1-tests --test forward --test geometry --test shapes --test demo
+	cargo build --bin m1-worker
 
 e2e: build ## the same on a real cluster: builds one, or uses KUBECONFIG
 	scripts/e2e.sh

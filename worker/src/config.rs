@@ -63,7 +63,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "HOST:PORT")]
     pub admin: Option<SocketAddr>,
     /// What computes the model: kernels of our own on this machine's CPU, or libtorch where this program was built with it.
-    #[arg(long, value_enum, default_value_t = ExecutorKind::Cpu)]
+    #[arg(long, env = "M1_EXECUTOR", value_enum, default_value_t = ExecutorKind::Cpu)]
     pub executor: ExecutorKind,
     /// Threads that compute.
     #[arg(long, default_value_t = 1, value_name = "N")]
