@@ -1,7 +1,7 @@
 # The commands of this project. Each says in one line what is missing on this machine.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build quickstart test torch e2e scale bench-router soak check lint clean
+.PHONY: help setup build quickstart test torch e2e scale bench-router bench soak check lint clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,9 @@ scale: ## what the operator and LeaderWorkerSet cost with 1,000 deployments and 
 
 bench-router: ## the router's speed beside smg, vllm-router and nginx (docs/benchmarks.md; not part of CI)
 	scripts/bench-router.sh
+
+bench: ## the engine's speed beside llama.cpp and transformers (docs/benchmarks.md; not part of CI)
+	python3 bench/engine.py $(BENCH)
 
 soak: build ## ten minutes of random requests on two pods, every answer held to an idle machine's (not part of CI)
 	python3 tests/soak/soak.py

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The suites that need Python packages: the official OpenAI client against `m1ctl up`. Sets up a virtual environment below
 # target/ from pinned, hashed packages. Run by `make test` after the Rust suites; `prepare` only makes what those need.
+# What `make bench` makes of its figures is checked here too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,6 +21,8 @@ if [ ! -e "$made" ]; then
   touch "$made"
 fi
 [ "${1:-}" = prepare ] && exit 0
+
+python3 -m unittest discover --quiet bench
 
 scratch=$(mktemp -d)
 ups=()

@@ -199,7 +199,7 @@ impl StepRouting {
     }
 
     /// Counts the staged rows.
-    pub(crate) fn count(&self, rows: Range<usize>, counts: &mut RoutingCounts) {
+    pub fn count(&self, rows: Range<usize>, counts: &mut RoutingCounts) {
         let RoutingShape { layers, experts, top_k } = self.shape;
         counts.tokens += rows.len() as u64;
         for layer in 0..layers {
