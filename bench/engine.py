@@ -59,7 +59,7 @@ def llama(dtype, threads):
     bench = [f"{peers.LLAMA}/build/bin/llama-bench", "-m", gguf(dtype), "-t", str(threads), "-lm", "mmap", "-n", "0", "-p", "512,4096", "-r", "2",
              "--no-warmup", "-o", "json"]
     for row in json.loads(output(*bench) or "[]"):
-        put("llama.cpp", f"prefill {row['n_prompt']}", dtype, threads, tokens_per_second=max(row["samples_ts"]), build=row["build_commit"])
+        put("llama.cpp", f"prefill {row['n_prompt']}", dtype, threads, tokens_per_second=max(row["samples_ts"]))
     batches = ",".join(map(str, peers.BATCHES))
     batched = [f"{peers.LLAMA}/build/bin/llama-batched-bench", "-m", gguf(dtype), "-t", str(threads), "-tb", str(threads), "-c", "8192", "-lm", "mmap",
                "-npp", str(peers.PROMPT), "-ntg", str(peers.STEPS), "-npl", batches, "--output-format", "jsonl"]
@@ -91,6 +91,7 @@ def weights():
                     pass
         return time.perf_counter() - begun
 
+    read()  # so that what lies below this machine's own cache is the same for both
     for state, before in (("from disk", forget), ("from the page cache", read)):
         before()
         put("reading", f"weights {state}", seconds=read())

@@ -169,10 +169,9 @@ def machine():
 
 def head(results):
     run = results.rows[("run", "options", "", 0)]
-    build = next((row["build"] for (side, *_), row in results.rows.items() if side == "llama.cpp" and "build" in row), None)
-    cpp = f"llama.cpp {build} (llama-cpp-python {run['llama-cpp-python']})" if build else "no llama.cpp"
-    measured = any(side == "transformers" for side, *_ in results.rows)
-    hf = f"transformers {run.get('transformers')} (torch {run.get('torch')})" if measured else "no transformers"
+    sides = {side for side, *_ in results.rows}
+    cpp = f"llama.cpp of llama-cpp-python {run['llama-cpp-python']}" if "llama.cpp" in sides else "no llama.cpp"
+    hf = f"transformers {run['transformers']}, torch {run['torch']}" if "transformers" in sides else "no transformers"
     limits = "; ".join(f"{label(threads)} {results.limit('bytes_per_second', threads) / 1e9:.1f} GB/s, {results.limit('flop_per_second', threads) / 1e9:.0f} GFLOP/s"
                        for threads in results.threads())
     return (f"Engine of {run['revision']}; {cpp}; {hf}; {run['cpu']}, {run['cores']} cores, {run['date']}; best of {run['rounds']} "
