@@ -20,7 +20,7 @@ use crate::workers::{Lease, read_counts};
 
 use super::Finished;
 
-/// How long the last event may wait until the experts of its sequence are counted: two status intervals, and some.
+/// How long the last event may wait until the experts of its sequence are counted: five status intervals.
 const COUNTED: Duration = Duration::from_secs(1);
 
 /// Why a try ended.

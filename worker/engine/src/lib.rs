@@ -9,7 +9,7 @@
 //! next_step() -> Step -> executor.submit(Begin { batch, results })
 //!     executor.turn() -> Routed, at layers whose experts are elsewhere: Gather, Local, Accumulate, Combine
 //!     what some rows cannot have: step.give_up(row, failure)
-//! executor.turn() -> Ended { results } -> complete(step, results, hear) -> Outcomes        or fail(step, failure) -> Outcomes
+//! executor.turn() -> Ended { results } -> complete(step, results, hear, events)      or fail(step, failure, events)
 //! ```
 //!
 //! Every sequence that is submitted ends in exactly one `Finished`, or is cancelled: whatever meets in one step, the engine
