@@ -51,7 +51,7 @@ fn main() -> anyhow::Result<()> {
 fn identity(pod: u16) -> Arc<Identity> {
     let mut arch = Architecture::minimax_m1();
     arch.hidden = ROW / 4;
-    Arc::new(Identity { pod, digest: "bench".into(), arch })
+    Arc::new(Identity { pod, digest: "bench".into(), values: String::new(), arch })
 }
 
 async fn server() -> anyhow::Result<()> {

@@ -48,6 +48,9 @@ pub struct Hello {
     /// The sender knows LANE_PULSE.
     #[prost(bool, tag = "9")]
     pub pulse: bool,
+    /// Of values that were sampled, where all files are the sender's own; empty where it has none. Two that are not empty must agree.
+    #[prost(string, tag = "10")]
+    pub values_digest: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Refused {

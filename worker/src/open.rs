@@ -55,13 +55,16 @@ impl Opened {
     }
 
     fn folder(config: &Config, status: &SharedStatus, folder: &Path, snapshot: Option<Snapshot>, again: Again) -> Self {
-        let opened = Checkpoint::open(folder).and_then(|checkpoint| Ok((digest(&checkpoint, snapshot.as_ref())?, checkpoint)));
+        let opened = Checkpoint::open(folder).and_then(|checkpoint| Ok((digests(&checkpoint, snapshot.as_ref())?, checkpoint)));
         match opened {
-            Ok((digest, checkpoint)) => {
-                let identity = Arc::new(Identity { pod: config.pod, digest, arch: checkpoint.architecture().clone() });
+            Ok(((digest, values), checkpoint)) => {
+                let identity = Arc::new(Identity { pod: config.pod, digest, values, arch: checkpoint.architecture().clone() });
                 status.update(|s| {
                     s.set_phase(Phase::Waiting);
-                    s.weights_digest = identity.digest.clone();
+                    s.weights_digest = match identity.values.as_str() {
+                        "" => identity.digest.clone(),
+                        values => format!("{}+{values}", identity.digest),
+                    };
                     s.bytes_checkpoint = checkpoint.total_bytes();
                     s.message = "no placement yet".into();
                 });
@@ -77,13 +80,13 @@ impl Opened {
     }
 }
 
-/// What pods of one group must have in common: tensors of the same shapes, and behind that the same values. A fetched checkpoint has the source's commit,
-/// or the checksums that the source has, which say more of it than samples would, and of which most files are not here.
-pub fn digest(checkpoint: &Checkpoint, snapshot: Option<&Snapshot>) -> Result<String, WeightsError> {
+/// What pods of one group must have in common: tensors of the same shapes, and the same values. A fetched checkpoint has the source's commit, or the
+/// checksums that the source has, which say more of it than samples would, and of which most files are not here: it has no digest of values.
+pub fn digests(checkpoint: &Checkpoint, snapshot: Option<&Snapshot>) -> Result<(String, String), WeightsError> {
     let shapes = checkpoint.digest();
     match snapshot {
-        Some(snapshot) => Ok(format!("{shapes}@{}", snapshot.id())),
-        None => Ok(format!("{shapes}+{}", checkpoint.sample()?)),
+        Some(snapshot) => Ok((format!("{shapes}@{}", snapshot.id()), String::new())),
+        None => Ok((shapes.to_owned(), checkpoint.sample()?)),
     }
 }
 

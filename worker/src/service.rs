@@ -137,7 +137,7 @@ mod tests {
 
     fn identity() -> Identity {
         let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../demo/m1-demo/config.json")).unwrap();
-        Identity { pod: 0, digest: String::new(), arch: m1_arch::Architecture::from_json(&text).unwrap() }
+        Identity { pod: 0, digest: String::new(), values: String::new(), arch: m1_arch::Architecture::from_json(&text).unwrap() }
     }
 
     fn good() -> pb::ApplyPlacementRequest {

@@ -33,7 +33,7 @@ const SERVER: PodId = PodId(0);
 
 fn identity(pod: u16) -> Arc<Identity> {
     let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../demo/m1-demo/config.json")).unwrap();
-    Arc::new(Identity { pod, digest: "weights".into(), arch: Architecture::from_json(&text).unwrap() })
+    Arc::new(Identity { pod, digest: "weights".into(), values: String::new(), arch: Architecture::from_json(&text).unwrap() })
 }
 
 async fn serve<S: ExpertDispatch>(service: S) -> String {

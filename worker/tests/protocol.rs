@@ -23,7 +23,7 @@ use tonic::Streaming;
 
 fn identity(pod: u16, digest: &str) -> Identity {
     let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../demo/m1-demo/config.json")).unwrap();
-    Identity { pod, digest: digest.into(), arch: Architecture::from_json(&text).unwrap() }
+    Identity { pod, digest: digest.into(), values: String::new(), arch: Architecture::from_json(&text).unwrap() }
 }
 
 /// A dispatch service and what reaches its device thread.

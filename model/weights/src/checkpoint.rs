@@ -211,7 +211,10 @@ impl Shards {
 
     fn map(&mut self, path: PathBuf) -> Result<(usize, Header), WeightsError> {
         let map = MappedFile::open(path.clone())?;
+        // A header is a few kilobytes; what lies behind it may never be read here.
+        map.expect_jumps(true);
         let header = header::read(&path, &map);
+        map.expect_jumps(false);
         map.check()?;
         let header = header?;
         self.paths.push(path);

@@ -17,11 +17,11 @@ const BLOCK: usize = 256;
 const STREAMS: usize = 16;
 
 /// Where a tensor of so many bytes is sampled: at its beginning, at its end, and at a place that its name chooses. All of a short one.
-fn places(name: &TensorName, bytes: usize) -> [Range<usize>; 3] {
+fn places(name: &str, bytes: usize) -> [Range<usize>; 3] {
     if bytes <= 3 * BLOCK {
         return [0..bytes, 0..0, 0..0];
     }
-    let hash = Sha256::digest(format!("{name:?}"));
+    let hash = Sha256::digest(name);
     let number = hash.iter().take(8).fold(0u64, |number, byte| number << 8 | u64::from(*byte));
     let between = BLOCK + (number % (bytes - 3 * BLOCK + 1) as u64) as usize;
     [0..BLOCK, between..between + BLOCK, bytes - BLOCK..bytes]
@@ -34,14 +34,16 @@ impl Checkpoint {
     /// # Errors
     /// A file has changed under its map.
     pub fn sample(&self) -> Result<String, WeightsError> {
-        let mut tensors: Vec<(&TensorName, &Entry)> = self.entries().iter().collect();
-        tensors.sort_unstable_by_key(|(name, _)| **name);
+        // By the names that files give them, which are the same in every version of this program.
+        let original = |name: &TensorName| name.places(self.architecture()).swap_remove(0).name;
+        let mut tensors: Vec<_> = self.entries().iter().map(|(name, entry)| (original(name), *name, entry)).collect();
+        tensors.sort_unstable_by(|(one, ..), (other, ..)| one.cmp(other));
         self.shards().iter().for_each(|file| file.expect_jumps(true));
         let share = tensors.len().div_ceil(STREAMS).max(1);
         let sums: Vec<Result<Vec<u8>, WeightsError>> = thread::scope(|scope| {
-            let one = |tensors: &[(&TensorName, &Entry)]| {
-                tensors.iter().try_fold(Vec::new(), |mut sums, (name, entry)| {
-                    sums.extend(self.sum(name, entry)?);
+            let one = |tensors: &[(String, TensorName, &Entry)]| {
+                tensors.iter().try_fold(Vec::new(), |mut sums, (original, name, entry)| {
+                    sums.extend(self.sum(original, name, entry)?);
                     Ok(sums)
                 })
             };
@@ -57,11 +59,11 @@ impl Checkpoint {
     }
 
     /// Of one tensor.
-    fn sum(&self, name: &TensorName, entry: &Entry) -> Result<[u8; 32], WeightsError> {
+    fn sum(&self, original: &str, name: &TensorName, entry: &Entry) -> Result<[u8; 32], WeightsError> {
         let view = self.tensor(name)?;
         let mut hash = Sha256::new();
-        hash.update(format!("{name:?} {:?} {:?}\0", entry.dtype, entry.shape));
-        for place in places(name, view.data.len()) {
+        hash.update(format!("{original} {} {:?}\0", entry.dtype.as_str(), entry.shape));
+        for place in places(original, view.data.len()) {
             hash.update(view.data.get(place).unwrap_or_default());
         }
         view.file.check()?;
@@ -76,7 +78,7 @@ mod tests {
     #[test]
     fn blocks_lie_in_their_tensor_and_do_not_overlap() {
         for bytes in (0..3000).chain([1 << 20, 1 << 40]) {
-            let [first, between, last] = places(&TensorName::FinalNorm, bytes);
+            let [first, between, last] = places("model.norm.weight", bytes);
             let all = first.len() + between.len() + last.len();
             assert_eq!(all, bytes.min(3 * BLOCK), "{bytes}");
             assert!(first.start == 0 && last.end <= bytes, "{bytes}");

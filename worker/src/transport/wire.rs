@@ -16,6 +16,8 @@ pub struct Identity {
     pub pod: u16,
     /// Of the checkpoint.
     pub digest: String,
+    /// Of a part of its values; empty where nobody looked at them.
+    pub values: String,
     /// The model's shape.
     pub arch: Architecture,
 }
@@ -97,7 +99,7 @@ impl WireError {
         match self {
             Self::Range { .. } => "ValueOutOfRange",
             Self::Size { .. } => "WrongSize",
-            Self::Mismatch { field: "weights_digest", .. } => "WeightsMismatch",
+            Self::Mismatch { field: "weights_digest" | "values_digest", .. } => "WeightsMismatch",
             Self::Mismatch { field: "protocol", .. } => "ProtocolMismatch",
             Self::Mismatch { .. } => "ShapeMismatch",
             Self::Order { .. } => "UnexpectedFrame",
@@ -132,6 +134,7 @@ impl Identity {
             hidden_size: self.arch.hidden as u32,
             credits,
             pulse: true,
+            values_digest: self.values.clone(),
         }
     }
 
@@ -139,6 +142,10 @@ impl Identity {
     pub fn check(&self, hello: &pb::Hello) -> Result<(), WireError> {
         same("protocol", hello.protocol, PROTOCOL)?;
         same("weights_digest", hello.weights_digest.as_str(), self.digest.as_str())?;
+        // An older peer, and one that fetches, says nothing of values.
+        if !hello.values_digest.is_empty() && !self.values.is_empty() {
+            same("values_digest", hello.values_digest.as_str(), self.values.as_str())?;
+        }
         same("dtype", hello.dtype.as_str(), DTYPE)?;
         same("hidden_size", hello.hidden_size, self.arch.hidden as u32)?;
         if hello.pod == u32::from(self.pod) {
@@ -298,12 +305,16 @@ mod tests {
 
     #[test]
     fn another_checkpoint_is_refused() {
-        let ours = Identity { pod: 0, digest: "a".into(), arch: arch() };
-        let theirs = Identity { pod: 1, digest: "b".into(), arch: arch() };
-        let error = ours.check(&theirs.hello(Lane::Decode, 1, 1)).unwrap_err();
-        assert_eq!(
-            (error.reason(), error.to_string().as_str()),
-            ("WeightsMismatch", "weights_digest: the peer has b, this pod has a")
-        );
+        let of = |pod, digest: &str, values: &str| Identity { pod, digest: digest.into(), values: values.into(), arch: arch() };
+        let ours = of(0, "a", "v");
+        let refusal = |digest, values| {
+            let error = ours.check(&of(1, digest, values).hello(Lane::Decode, 1, 1)).unwrap_err();
+            (error.reason(), error.to_string())
+        };
+        assert_eq!(refusal("b", "v"), ("WeightsMismatch", "weights_digest: the peer has b, this pod has a".to_owned()));
+        assert_eq!(refusal("a", "w"), ("WeightsMismatch", "values_digest: the peer has w, this pod has v".to_owned()));
+        for known in ["v", ""] {
+            assert!(ours.check(&of(1, "a", known).hello(Lane::Decode, 1, 1)).is_ok(), "{known:?}: as an older peer says it");
+        }
     }
 }

@@ -36,13 +36,13 @@ impl Double {
         let text = std::fs::read_to_string(demo().join("config.json")).unwrap();
         let arch = m1_arch::Architecture::from_json(&text).unwrap();
         let checkpoint = m1_weights::Checkpoint::open(&demo()).unwrap();
-        let digest = crate::open::digest(&checkpoint, None).unwrap();
+        let (digest, values) = crate::open::digests(&checkpoint, None).unwrap();
         let (events, inbox) = DeviceHandle::channel();
         let status = Arc::new(SharedStatus::new(Default::default()));
         status.serve_peers(true);
         let service = DispatchService {
             guard: Default::default(),
-            identity: Some(Arc::new(Identity { pod: 1, digest, arch })),
+            identity: Some(Arc::new(Identity { pod: 1, digest, values, arch })),
             events,
             status: status.clone(),
             tasks: TaskTracker::new(),
