@@ -11,6 +11,8 @@ if [ ! -x "$before/bin/m1-worker" ]; then
   rm -rf target/adjacent
   mkdir -p "$before/source" "$before/target/debug" "$before/bin"
   git archive "$commit" | tar -x -C "$before/source"
+  # Built as today's are, so that what both have of other crates is the same. Profiles stand last in the file.
+  { git show "$commit:Cargo.toml" | sed '/^\[profile/,$d'; sed -n '/^\[profile/,$p' Cargo.toml; } >"$before/source/Cargo.toml"
   # What both have of other crates is built already. Its files are linked, not copied: they are many gigabytes, and nobody writes into them.
   for part in build .fingerprint; do cp -a "target/debug/$part" "$before/target/debug/"; done
   cp -al target/debug/deps "$before/target/debug/"
