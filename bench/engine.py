@@ -13,6 +13,7 @@ from peers import DTYPES, WORK, folder, gguf, say
 
 RESULTS = f"{WORK}/results.jsonl"
 SPEED, DISPATCH = "target/release/examples/speed", ["target/release/bench-dispatch", "2000"]
+NOTHING = "", 0.0
 LONGEST = 1800  # seconds of one command, some twenty times what it takes
 SEQUENCES = 8  # of two workers, and of one
 DEPLOYMENT = """apiVersion: serving.minimax-m1.dev/v1alpha1
@@ -29,14 +30,31 @@ spec:
 """
 
 
+def spent():
+    """Seconds on the clock, of all cores' work, and of the work of what this script started."""
+    with open("/proc/stat") as file:
+        user, nice, system, _idle, _waiting, irq, softirq, steal = map(int, file.readline().split()[1:9])
+    own = os.times()
+    work = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    return time.perf_counter(), work, own.children_user + own.children_system
+
+
+def others_since(before):
+    """Cores that other work had since then."""
+    clock, work, own = (after - earlier for after, earlier in zip(spent(), before))
+    return max(0.0, (work - own) / clock)
+
+
 def output(*command):
-    """What a command prints; None, said in one line, where it fails."""
+    """What a command prints, and how many cores other work had meanwhile; nothing, said in one line, where it fails."""
+    before = spent()
     try:
         with open(f"{WORK}/measure.log", "a") as log:
-            return subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True, timeout=LONGEST, check=True).stdout
+            text = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True, timeout=LONGEST, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         say(f"not measured: {error}; see {WORK}/measure.log")
-        return None
+        return NOTHING
+    return text, others_since(before)
 
 
 def put(side, what, dtype="", threads=0, **figures):
@@ -44,11 +62,12 @@ def put(side, what, dtype="", threads=0, **figures):
         file.write(json.dumps(dict(side=side, what=what, dtype=dtype, threads=threads, **figures)) + "\n")
 
 
-def put_lines(text, side, dtype, threads):
-    for line in (text or "").splitlines():
+def put_lines(said, side, dtype, threads):
+    text, others = said
+    for line in text.splitlines():
         if line.startswith("{"):
             row = json.loads(line)
-            put(side, row.pop("what"), dtype, threads, **row)
+            put(side, row.pop("what"), dtype, threads, others=others, **row)
 
 
 def ours(dtype, threads, only, *more):
@@ -58,15 +77,17 @@ def ours(dtype, threads, only, *more):
 def llama(dtype, threads):
     bench = [f"{peers.LLAMA}/build/bin/llama-bench", "-m", gguf(dtype), "-t", str(threads), "-lm", "mmap", "-n", "0", "-p", "512,4096", "-r", "2",
              "--no-warmup", "-o", "json"]
-    for row in json.loads(output(*bench) or "[]"):
-        put("llama.cpp", f"prefill {row['n_prompt']}", dtype, threads, tokens_per_second=max(row["samples_ts"]))
+    text, others = output(*bench)
+    for row in json.loads(text or "[]"):
+        put("llama.cpp", f"prefill {row['n_prompt']}", dtype, threads, others=others, tokens_per_second=max(row["samples_ts"]))
     batches = ",".join(map(str, peers.BATCHES))
     batched = [f"{peers.LLAMA}/build/bin/llama-batched-bench", "-m", gguf(dtype), "-t", str(threads), "-tb", str(threads), "-c", "8192", "-lm", "mmap",
                "-npp", str(peers.PROMPT), "-ntg", str(peers.STEPS), "-npl", batches, "--output-format", "jsonl"]
-    for line in (output(*batched) or "").splitlines():
+    text, others = output(*batched)
+    for line in text.splitlines():
         if line.startswith("{"):
             row = json.loads(line)
-            put("llama.cpp", f"decode {row['pl']}", dtype, threads, tokens_per_second=row["speed_tg"])
+            put("llama.cpp", f"decode {row['pl']}", dtype, threads, others=others, tokens_per_second=row["speed_tg"])
 
 
 def transformers(threads):
@@ -96,7 +117,7 @@ def weights():
         before()
         put("reading", f"weights {state}", seconds=read())
         before()
-        for line in (output(SPEED, folder("fp32"), "1", "--json", "--only", "load") or "").splitlines():
+        for line in output(SPEED, folder("fp32"), "1", "--json", "--only", "load")[0].splitlines():
             row = json.loads(line)
             if row["what"] == "load":
                 put("ours", f"weights {state}", seconds=row["seconds"], bytes=row["bytes"])
@@ -104,7 +125,7 @@ def weights():
 
 def workers(count, threads):
     """The rate of SEQUENCES sequences over so many workers of so many threads."""
-    state = os.path.abspath(f"{WORK}/up")
+    before, rate, state = spent(), None, os.path.abspath(f"{WORK}/up")
     os.makedirs(state, exist_ok=True)
     with open(f"{state}/bench.yaml", "w") as file:
         file.write(DEPLOYMENT.format(model=os.path.abspath(folder("bf16")), workers=count, threads=threads))
@@ -115,15 +136,16 @@ def workers(count, threads):
         if not any(line.startswith("ready") for line in up.stdout):
             return say(f"{count} workers do not serve; see {WORK}/measure.log")
         pods = json.load(open(f"{state}/group.json"))["pods"]
-        rate = output("target/release/examples/workers", str(SEQUENCES), *(pod["address"] for pod in pods))
-        if rate:
-            put("ours", f"workers {count}", "bf16", threads, tokens_per_second=float(rate))
+        rate, _ = output("target/release/examples/workers", str(SEQUENCES), *(pod["address"] for pod in pods))
     finally:
         up.terminate()
         try:
             up.wait(60)
         except subprocess.TimeoutExpired:
             up.kill()
+    # The workers' own time is counted once they have ended.
+    if rate:
+        put("ours", f"workers {count}", "bf16", count * threads, others=others_since(before), tokens_per_second=float(rate))
 
 
 def round_trips(text):
@@ -153,7 +175,7 @@ def measure(options, peer):
         if 2 in options.threads:
             workers(2, 1)
             workers(1, 2)
-        for name, size, seconds in round_trips(output(*DISPATCH) or ""):
+        for name, size, seconds in round_trips(output(*DISPATCH)[0]):
             put(name, f"round trip {size}", seconds=seconds)
         weights()
         ours("bf16", 1, "sampling")
@@ -168,10 +190,10 @@ def profile(rows):
             continue
         seen.add(row.again)
         say(f"profile of {row.what}")
-        if output("perf", "record", "-q", "-F", "499", "-o", f"{WORK}/perf.data", "--", SPEED, *row.again) is None:
+        if output("perf", "record", "-q", "-F", "499", "-o", f"{WORK}/perf.data", "--", SPEED, *row.again) == NOTHING:
             return
-        report = output("perf", "report", "-i", f"{WORK}/perf.data", "--stdio", "-q", "--no-children", "--no-inline", "-F", "overhead,symbol")
-        lines = [line.strip() for line in (report or "").splitlines() if "%" in line]
+        report, _ = output("perf", "report", "-i", f"{WORK}/perf.data", "--stdio", "-q", "--no-children", "--no-inline", "-F", "overhead,symbol")
+        lines = [line.strip() for line in report.splitlines() if "%" in line]
         print(f"\n`speed {' '.join(row.again)}` ({row.what}):\n\n" + "\n".join(f"    {line}" for line in lines[:10]))
 
 

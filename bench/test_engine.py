@@ -37,6 +37,23 @@ class Figures(unittest.TestCase):
     def test_batches_are_held_to_the_bytes_and_to_the_peer(self):
         self.assertEqual([decode(ours, 50, batch=8).met for ours in (67, 69, 76)], ["no", "no", "yes"])
 
+    def test_threads_without_a_core_each_compare_nothing(self):
+        run, limits = dict(side="run", what="options", dtype="", threads=0, cores=2), LIMITS | dict(threads=2)
+        own = dict(what="prefill 512", tokens_per_second=9.0, flop_per_token=10.0, threads=2)
+        for first, second, met in ((1.0, 1.0, "busy"), (1.0, 0.1, "not measured"), (0.1, 1.0, "busy")):
+            rounds = [own | dict(others=first), own | dict(others=second, tokens_per_second=9.5)]
+            (row,) = table.rows(results(run, limits, *rounds))
+            self.assertEqual(row.met, met, "what other work had while the best was measured counts")
+
+    def test_a_verdict_is_doubted_by_what_could_change_it(self):
+        run, limits = dict(side="run", what="options", dtype="", threads=0, cores=1), LIMITS
+        own = dict(what="decode 1", bytes_per_step=10.0, experts_per_layer=2.0)
+        peer = dict(side="llama.cpp", what="decode 1", tokens_per_second=5.0)
+        cases = ((9.0, 1.0, 0.0, "yes"), (9.0, 0.0, 1.0, "busy"), (4.0, 1.0, 0.0, "busy"), (4.0, 0.0, 1.0, "no"))
+        for rate, ours, theirs, met in cases:
+            rows = table.rows(results(run, limits, own | dict(tokens_per_second=rate, others=ours), peer | dict(others=theirs)))
+            self.assertEqual([row.met for row in rows], [met], (rate, ours, theirs))
+
     def test_round_trips_of_any_size(self):
         text = """| 12288 B out and back | p50 us | p90 us |
 |---|---|---|
