@@ -194,14 +194,14 @@ impl Columns<'_> {
         let depth = self.weights.inputs();
         let mut scratch = std::mem::take(self.scratch);
         scratch.panel.resize(PANEL * DEPTH, 0.0);
-        scratch.sums.resize(if depth > DEPTH { BLOCK } else { BLOCK.min(self.rows) } * PANEL * LANES, 0.0);
+        scratch.sums.resize(BLOCK * PANEL * LANES, 0.0);
         for first in (0..self.rows).step_by(BLOCK) {
             let rows = first..(first + BLOCK).min(self.rows);
             for start in self.outputs.clone().step_by(PANEL) {
                 let panel = start..(start + PANEL).min(self.outputs.end);
                 for k in (0..depth).step_by(DEPTH) {
                     let piece = k..(k + DEPTH).min(depth);
-                    // SAFETY: as the caller promises; the scratch memory holds a panel, and the sums of a block where K has pieces.
+                    // SAFETY: as the caller promises; the scratch memory holds a panel, and the sums of a block.
                     unsafe {
                         self.widen::<L>(panel.clone(), piece.clone(), &mut scratch.panel);
                         self.meet::<L>(rows.clone(), panel.clone(), piece, &mut scratch);
