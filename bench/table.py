@@ -77,13 +77,17 @@ def label(threads):
     return f"{threads} thread" + "s" * (threads > 1)
 
 
+def rates(results, threads, dtype, what, hf):
+    """Tokens per second of the three sides, and the figures that these are; transformers' goes by `hf`, (what, dtype)."""
+    figures = (("ours", what, dtype, threads), ("llama.cpp", what, dtype, threads), ("transformers", *hf, threads))
+    return [results.get("tokens_per_second", *figure) for figure in figures], figures
+
+
 def decode(results, threads, dtype, batch):
     what = f"decode {batch}"
-    own = results.get("tokens_per_second", "ours", what, dtype, threads)
+    (own, cpp, hf), figures = rates(results, threads, dtype, what, (f"decode batch {batch}", dtype))
     if own is None:
         return
-    cpp = results.get("tokens_per_second", "llama.cpp", what, dtype, threads)
-    hf = results.get("tokens_per_second", "transformers", f"decode batch {batch}", dtype, threads)
     bandwidth = results.limit("bytes_per_second", threads)
     limit = batch * bandwidth / results.get("bytes_per_step", "ours", what, dtype, threads)
     experts = results.get("experts_per_layer", "ours", what, dtype, threads)
@@ -98,8 +102,7 @@ def decode(results, threads, dtype, batch):
         goals.append(("2x transformers", own, times(hf, 2)))
     name = f"decode b{batch}, {dtype}, {label(threads)}, {experts:.1f} experts a layer"
     again = (folder(dtype), str(threads), "--only", "decode")
-    yield Row(name, number(own, " tok/s"), number(cpp), number(hf) if dtype == "fp32" else "", f"{limit:.0f}", *verdict(*goals), again,
-              (("ours", what, dtype, threads), ("llama.cpp", what, dtype, threads), ("transformers", f"decode batch {batch}", dtype, threads)))
+    yield Row(name, number(own, " tok/s"), number(cpp), number(hf) if dtype == "fp32" else "", f"{limit:.0f}", *verdict(*goals), again, figures)
 
 
 def product(results, threads, dtype):
@@ -115,16 +118,13 @@ def product(results, threads, dtype):
 
 def prefill(results, threads, dtype, tokens):
     what = f"prefill {tokens}"
-    own = results.get("tokens_per_second", "ours", what, dtype, threads)
+    (own, cpp, hf), figures = rates(results, threads, dtype, what, (what, "fp32"))
     if own is None:
         return
-    cpp = results.get("tokens_per_second", "llama.cpp", what, dtype, threads)
-    hf = results.get("tokens_per_second", "transformers", what, "fp32", threads)
     limit = results.limit("flop_per_second", threads) / results.get("flop_per_token", "ours", what, dtype, threads)
     goals = ((f"{WHOLE[tokens]:.0%} of the peak", own, WHOLE[tokens] * limit), ("ahead of both", own, max(cpp, hf) if cpp and hf else None))
     again = (folder(dtype), str(threads), "--only", "prefill")
-    yield Row(f"{what}, {dtype}, {label(threads)}", number(own, " tok/s"), number(cpp), number(hf), f"{limit:.0f}", *verdict(*goals), again,
-              (("ours", what, dtype, threads), ("llama.cpp", what, dtype, threads), ("transformers", what, "fp32", threads)))
+    yield Row(f"{what}, {dtype}, {label(threads)}", number(own, " tok/s"), number(cpp), number(hf), f"{limit:.0f}", *verdict(*goals), again, figures)
 
 
 def others(results):

@@ -84,15 +84,7 @@ pub async fn streams(target: &Target, connections: usize, seconds: u64, tokens: 
 /// An answer is wrong.
 pub async fn first(target: &Target, count: usize, tokens: u32) -> Result<Value> {
     let (request, mut connection, mut buffer) = (target.chat(tokens), target.connect().await?, vec![0; BUFFER]);
-    let mut first = Vec::with_capacity(count);
-    for nth in 0..count + count / 10 {
-        let timing =
-            timeout(PATIENCE, client::stream(&mut connection, &request, &mut buffer)).await.context("no answer in time")??;
-        if nth >= count / 10 {
-            first.push(timing.first);
-        }
-    }
-    Ok(firsts(first))
+    firsts(count, async || Ok(client::stream(&mut connection, &request, &mut buffer).await?.first)).await
 }
 
 /// The same of a worker that is asked over gRPC, without a router.
@@ -101,19 +93,20 @@ pub async fn first(target: &Target, count: usize, tokens: u32) -> Result<Value> 
 /// A sequence does not end as it should.
 pub async fn first_direct(address: &str, count: usize, tokens: u32) -> Result<Value> {
     let mut direct = timeout(PATIENCE, Direct::connect(address, tokens)).await.context("connecting takes too long")??;
+    firsts(count, async || direct.first().await).await
+}
+
+/// So many times, after a tenth of that to warm up, each in time.
+async fn firsts(count: usize, mut once: impl AsyncFnMut() -> Result<Duration>) -> Result<Value> {
     let mut first = Vec::with_capacity(count);
     for nth in 0..count + count / 10 {
-        let took = timeout(PATIENCE, direct.first()).await.context("no answer in time")??;
+        let took = timeout(PATIENCE, once()).await.context("no answer in time")??;
         if nth >= count / 10 {
             first.push(took);
         }
     }
-    Ok(firsts(first))
-}
-
-fn firsts(mut first: Vec<Duration>) -> Value {
     first.sort_unstable();
-    json!({"answers": first.len(), "first_p50_ms": quantile(&first, 0.5), "first_p99_ms": quantile(&first, 0.99)})
+    Ok(json!({"answers": first.len(), "first_p50_ms": quantile(&first, 0.5), "first_p99_ms": quantile(&first, 0.99)}))
 }
 
 /// Opens streams that have said one token and stay open: what each costs in the router's memory.
