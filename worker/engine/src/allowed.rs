@@ -2,6 +2,8 @@
 //!
 //! The model's head has rows that no token names; they are never drawn.
 
+use std::ops::Range;
+
 const WORD: usize = u64::BITS as usize;
 
 /// A set of token ids within a vocabulary.
@@ -51,25 +53,28 @@ impl AllowedIds {
         self.words.get(id as usize / WORD).is_some_and(|word| word >> (id as usize % WORD) & 1 == 1)
     }
 
-    /// Calls `visit(id, logit)` for every id of the set, ascending.
-    pub(crate) fn for_each(&self, logits: &[f32], mut visit: impl FnMut(u32, f32)) {
-        for (index, (&word, chunk)) in self.words.iter().zip(logits.chunks(WORD)).enumerate() {
-            let base = (index * WORD) as u32;
-            if word == u64::MAX {
-                for (offset, &logit) in chunk.iter().enumerate() {
-                    visit(base + offset as u32, logit);
-                }
-                continue;
+    /// The ids of the set in runs without a gap, ascending.
+    pub(crate) fn runs(&self) -> impl Iterator<Item = Range<usize>> {
+        let mut from = 0;
+        std::iter::from_fn(move || {
+            let start = self.next(from, true)?;
+            let end = self.next(start, false).unwrap_or(self.vocab as usize);
+            from = end;
+            Some(start..end)
+        })
+    }
+
+    /// The first id from `from` on that is in the set, or that is not.
+    fn next(&self, from: usize, within: bool) -> Option<usize> {
+        let mut ahead = u64::MAX << (from % WORD);
+        for (index, word) in self.words.iter().enumerate().skip(from / WORD) {
+            let found = (if within { *word } else { !word }) & ahead;
+            if found != 0 {
+                return Some(index * WORD + found.trailing_zeros() as usize).filter(|id| *id < self.vocab as usize);
             }
-            let mut bits = word;
-            while bits != 0 {
-                let offset = bits.trailing_zeros();
-                bits &= bits - 1;
-                if let Some(&logit) = chunk.get(offset as usize) {
-                    visit(base + offset, logit);
-                }
-            }
+            ahead = u64::MAX;
         }
+        None
     }
 }
 
@@ -97,14 +102,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn visits_each_allowed_id_once_in_order(vocab in 1u32..300, picks in prop::collection::btree_set(0u32..300, 0..100)) {
-            let logits: Vec<f32> = (0..vocab).map(|id| id as f32).collect();
-            let mut seen = Vec::new();
-            AllowedIds::from_ids(vocab, picks.iter().copied()).for_each(&logits, |id, logit| {
-                assert_eq!(id as f32, logit);
-                seen.push(id);
-            });
-            prop_assert_eq!(seen, picks.into_iter().filter(|&id| id < vocab).collect::<Vec<_>>());
+        fn runs_have_each_allowed_id_once_in_order(
+            vocab in 1u32..300,
+            picks in prop::collection::btree_set(0u32..300, 0..100),
+            without in prop::collection::btree_set(0u32..300, 0..4),
+            all: bool,
+        ) {
+            let wanted: Vec<u32> = (0..vocab).filter(|id| if all { !without.contains(id) } else { picks.contains(id) }).collect();
+            let runs: Vec<Range<usize>> = AllowedIds::from_ids(vocab, wanted.iter().copied()).runs().collect();
+            prop_assert!(runs.windows(2).all(|two| two[0].end < two[1].start) && runs.iter().all(|run| !run.is_empty()));
+            prop_assert_eq!(runs.into_iter().flatten().map(|id| id as u32).collect::<Vec<_>>(), wanted);
         }
     }
 }

@@ -34,7 +34,7 @@ pub use executor::{
 };
 pub use executor::{SlotId, StepId, Tables, Turn, UNUSED, Use, Work, choose_experts, cut};
 pub use routing::{RoutingCounts, RoutingError, RoutingShape, StepRouting, TallyId, apply_threshold};
-pub use sampler::{SampleError, Sampler, Sampling, TokenLogprobs, logprobs};
+pub use sampler::{SampleError, Sampler, Sampling, TokenLogprobs};
 pub use scheduler::{Occupancy, Scheduler, SchedulerConfig, SchedulerError};
 pub use spec::{Limits, MAX_TOP_LOGPROBS, Priority, SequenceRequest, SequenceSpec, SpecError, ThinkingBudget};
 pub use step::{Failure, Finish, Heard, SequenceEvent, SequenceId, Step, StepKind, Usage};

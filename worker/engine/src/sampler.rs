@@ -5,12 +5,14 @@
 //! Greedy takes the largest logit, the lowest id among equals. Nothing is allocated per token; only log-probabilities
 //! that were asked for are.
 
+use m1_kernels::Path;
+use m1_kernels::likelihood::{self, SizeClass, Sizes};
+
 use crate::allowed::AllowedIds;
 use crate::executor::{Draw, Drawn};
 
-/// How many of the most probable ids the nucleus looks at first; grows eightfold while they do not reach `top_p`.
-/// Large enough for nearly every step of a language model, small enough that sorting it costs less than the scan.
-const FIRST_NUCLEUS: usize = 256;
+/// Numbers that are looked through at once.
+const PIECE: usize = 64;
 
 /// How ids are drawn. Checked by [`crate::SequenceSpec`].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -57,18 +59,28 @@ impl SampleError {
     }
 }
 
-/// An id and its unnormalised probability.
-#[derive(Debug, Clone, Copy)]
+/// An id and its likelihood, an unnormalised probability.
+#[derive(Debug, Clone, Copy, PartialEq)]
 struct Candidate {
     id: u32,
-    weight: f32,
+    likelihood: f32,
 }
 
 /// Draws ids; owns the scratch memory this takes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Sampler {
+    path: Path,
+    likelihoods: Vec<f32>,
+    sizes: Sizes,
     candidates: Vec<Candidate>,
     biased: Vec<f32>,
+}
+
+impl Default for Sampler {
+    fn default() -> Self {
+        let (likelihoods, candidates, biased) = (Vec::new(), Vec::new(), Vec::new());
+        Self { path: Path::detect(), likelihoods, sizes: Sizes::default(), candidates, biased }
+    }
 }
 
 impl Sampler {
@@ -96,7 +108,7 @@ impl Sampler {
             None => self.choose(logits, &draw.sampling, draw.position, &draw.allowed),
         };
         let logprobs = match (draw.logprobs.checked_sub(1), id) {
-            (Some(top), Ok(id)) => logprobs(logits, id, top as usize, &draw.allowed).map(Box::new),
+            (Some(top), Ok(id)) => self.logprobs(logits, id, top as usize, &draw.allowed).map(Box::new),
             _ => None,
         };
         Drawn { id, logprobs }
@@ -107,102 +119,109 @@ impl Sampler {
     /// # Errors
     /// A logit is NaN, or the largest is infinite.
     pub fn choose(&mut self, logits: &[f32], sampling: &Sampling, position: u32, allowed: &AllowedIds) -> Result<u32, SampleError> {
-        let (best, peak) = peak(logits, allowed).ok_or(SampleError::NonFiniteLogits { position })?;
+        let peak = self.peak(logits, allowed).ok_or(SampleError::NonFiniteLogits { position })?;
         if sampling.temperature == 0.0 {
-            return Ok(best);
+            return first(logits, peak, allowed).ok_or(SampleError::NonFiniteLogits { position });
         }
         let total = self.weigh(logits, peak, sampling.temperature, allowed);
-        let draw = uniform(sampling.seed, position);
-        if sampling.top_p >= 1.0 {
-            return Ok(pick(&self.candidates, draw * total).unwrap_or(best));
-        }
-        let (kept, sum) = nucleus(&mut self.candidates, f64::from(sampling.top_p) * total);
-        Ok(pick(&self.candidates[..kept], draw * sum).unwrap_or(best))
+        let kept = match sampling.top_p {
+            top_p if top_p < 1.0 => self.reach(f64::from(top_p) * total, |sum, needed| sum >= needed).map(|(_, sum)| sum),
+            _ => Some(total),
+        };
+        let drawn = uniform(sampling.seed, position) * kept.unwrap_or(total);
+        let drawn = self.reach(drawn, |sum, target| sum > target).map(|(id, _)| id);
+        drawn.or_else(|| first(logits, peak, allowed)).ok_or(SampleError::NonFiniteLogits { position })
     }
 
-    /// Fills the candidates with `exp((logit - peak) / temperature)` in id order; their sum.
+    /// Log-probabilities of `chosen` and of the `top` most probable ids; `None` where the logits are not finite.
+    pub fn logprobs(&mut self, logits: &[f32], chosen: u32, top: usize, allowed: &AllowedIds) -> Option<TokenLogprobs> {
+        let peak = self.peak(logits, allowed)?;
+        let log_sum = f64::from(peak) + self.weigh(logits, peak, 1.0, allowed).ln();
+        let logprob = |logit: f32| (f64::from(logit) - log_sum) as f32;
+        let mut best: Vec<(u32, f32)> = Vec::with_capacity(top + 1);
+        for (id, logit) in allowed.runs().flatten().filter_map(|id| Some((id as u32, *logits.get(id)?))) {
+            if best.len() < top || best.last().is_some_and(|&(_, least)| logit > least) {
+                let place = best.partition_point(|&(_, other)| other >= logit);
+                best.insert(place, (id, logit));
+                best.truncate(top);
+            }
+        }
+        best.iter_mut().for_each(|(_, logit)| *logit = logprob(*logit));
+        Some(TokenLogprobs { logprob: logprob(*logits.get(chosen as usize)?), top: best })
+    }
+
+    /// The largest logit; `None` where one is NaN or the largest is infinite.
+    fn peak(&self, logits: &[f32], allowed: &AllowedIds) -> Option<f32> {
+        let mut peak = f32::NEG_INFINITY;
+        for run in allowed.runs() {
+            let largest = likelihood::largest(self.path, logits.get(run)?);
+            if largest.is_nan() {
+                return None;
+            }
+            peak = peak.max(largest);
+        }
+        peak.is_finite().then_some(peak)
+    }
+
+    /// Likelihoods, `e^((logit - peak) / temperature)`, in id order, 0 for what is not allowed; their sum.
     fn weigh(&mut self, logits: &[f32], peak: f32, temperature: f32, allowed: &AllowedIds) -> f64 {
-        let candidates = &mut self.candidates;
-        candidates.clear();
-        let mut total = 0.0f64;
-        allowed.for_each(logits, |id, logit| {
-            // Divided, not multiplied by the inverse: the inverse of a tiny temperature is infinite, and 0 * inf is NaN.
-            let weight = ((logit - peak) / temperature).exp();
-            if weight > 0.0 {
-                total += f64::from(weight);
-                candidates.push(Candidate { id, weight });
-            }
-        });
-        total
+        self.likelihoods.resize(logits.len(), 0.0);
+        self.sizes.clear();
+        let mut end = 0;
+        for run in allowed.runs() {
+            self.likelihoods[end..run.start].fill(0.0);
+            end = run.end;
+            let (logits, likelihoods) = (&logits[run.clone()], &mut self.likelihoods[run]);
+            likelihood::weigh(self.path, logits, (peak, temperature), likelihoods, &mut self.sizes);
+        }
+        self.likelihoods[end..].fill(0.0);
+        self.sizes.descending().map(|(_, sum)| sum).sum()
     }
-}
 
-/// Log-probabilities of `chosen` and of the `top` most probable ids; `None` where the logits are not finite.
-pub fn logprobs(logits: &[f32], chosen: u32, top: usize, allowed: &AllowedIds) -> Option<TokenLogprobs> {
-    let (_, peak) = peak(logits, allowed)?;
-    let mut sum = 0.0f64;
-    let mut best: Vec<(u32, f32)> = Vec::with_capacity(top + 1);
-    allowed.for_each(logits, |id, logit| {
-        sum += f64::from((logit - peak).exp());
-        if best.len() < top || best.last().is_some_and(|&(_, least)| logit > least) {
-            let place = best.partition_point(|&(_, other)| other >= logit);
-            best.insert(place, (id, logit));
-            best.truncate(top);
+    /// Goes through the candidates, the most likely first and the lowest id among equals, until `enough(sum so far, goal)`: that candidate and the
+    /// sum. The last one where rounding leaves none. Only those of one size are looked at one by one.
+    fn reach(&mut self, goal: f64, enough: impl Fn(f64, f64) -> bool) -> Option<(u32, f64)> {
+        let (mut before, mut last) = (0.0, None);
+        for (class, sum) in self.sizes.descending() {
+            last = Some((class, before));
+            if enough(before + sum, goal) {
+                break;
+            }
+            before += sum;
         }
-    });
-    let log_sum = f64::from(peak) + sum.ln();
-    let logprob = |logit: f32| (f64::from(logit) - log_sum) as f32;
-    let chosen = logits.get(chosen as usize).copied()?;
-    best.iter_mut().for_each(|(_, logit)| *logit = logprob(*logit));
-    Some(TokenLogprobs { logprob: logprob(chosen), top: best })
-}
-
-/// The largest logit and its lowest id; `None` where one is NaN or the largest is infinite.
-fn peak(logits: &[f32], allowed: &AllowedIds) -> Option<(u32, f32)> {
-    let (mut best, mut peak, mut nan) = (0, f32::NEG_INFINITY, false);
-    allowed.for_each(logits, |id, logit| {
-        nan |= logit.is_nan();
-        if logit > peak {
-            (best, peak) = (id, logit);
-        }
-    });
-    (!nan && peak.is_finite()).then_some((best, peak))
-}
-
-/// Moves the most probable candidates that together weigh at least `needed` to the front, sorted; their number and sum.
-fn nucleus(candidates: &mut [Candidate], needed: f64) -> (usize, f64) {
-    let order = |a: &Candidate, b: &Candidate| b.weight.total_cmp(&a.weight).then(a.id.cmp(&b.id));
-    let mut look = FIRST_NUCLEUS;
-    loop {
-        let looked = look.min(candidates.len());
-        if looked < candidates.len() {
-            candidates.select_nth_unstable_by(looked, order);
-        }
-        candidates[..looked].sort_unstable_by(order);
-        let mut sum = 0.0;
-        for (index, candidate) in candidates[..looked].iter().enumerate() {
-            sum += f64::from(candidate.weight);
-            if sum >= needed {
-                return (index + 1, sum);
+        let (class, mut sum) = last?;
+        self.gather(class);
+        self.candidates.sort_unstable_by(|a, b| b.likelihood.total_cmp(&a.likelihood).then(a.id.cmp(&b.id)));
+        for candidate in &self.candidates {
+            sum += f64::from(candidate.likelihood);
+            if enough(sum, goal) {
+                return Some((candidate.id, sum));
             }
         }
-        if looked == candidates.len() {
-            return (looked, sum);
+        self.candidates.last().map(|candidate| (candidate.id, sum))
+    }
+
+    /// Fills the candidates with those of one size, in id order.
+    fn gather(&mut self, class: SizeClass) {
+        self.candidates.clear();
+        for (index, piece) in self.likelihoods.chunks(PIECE).enumerate() {
+            // Most pieces have none, and without a branch within them they are looked through many numbers at a time.
+            if !piece.iter().fold(false, |any, likelihood| any | class.has(*likelihood)) {
+                continue;
+            }
+            for (at, &likelihood) in piece.iter().enumerate().filter(|(_, likelihood)| class.has(**likelihood)) {
+                self.candidates.push(Candidate { id: (index * PIECE + at) as u32, likelihood });
+            }
         }
-        look = look.saturating_mul(8);
     }
 }
 
-/// The candidate in whose share of the running sum `target` falls; the last one where rounding leaves none.
-fn pick(candidates: &[Candidate], target: f64) -> Option<u32> {
-    let mut sum = 0.0;
-    for candidate in candidates {
-        sum += f64::from(candidate.weight);
-        if target < sum {
-            return Some(candidate.id);
-        }
-    }
-    candidates.last().map(|candidate| candidate.id)
+/// The lowest allowed id with this logit.
+fn first(logits: &[f32], logit: f32, allowed: &AllowedIds) -> Option<u32> {
+    allowed.runs().find_map(|run| {
+        let at = logits.get(run.clone())?.iter().position(|other| *other == logit)?;
+        Some((run.start + at) as u32)
+    })
 }
 
 /// A number in [0, 1) that depends on the key alone: two rounds of the splitmix64 finaliser.

@@ -15,6 +15,7 @@ mod dispatch;
 mod elementwise;
 mod lanes;
 pub mod lightning;
+pub mod likelihood;
 mod matrix;
 mod outer;
 mod path;

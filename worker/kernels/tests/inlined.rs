@@ -4,6 +4,7 @@
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 use m1_kernels::lightning::{Decays, Head};
+use m1_kernels::likelihood::{self, Sizes};
 use m1_kernels::product::{Product, products};
 use m1_kernels::softmax::{KvTile, Queries};
 use m1_kernels::{Dtype, Matrix, Path, Pool, lightning, rms, sigmoid_gate, silu, silu_gate, softmax};
@@ -45,6 +46,8 @@ fn call_all(path: Path) {
     let (head, decays) = (Head { qkv: &qkv, stride: 24, dim: 8 }, Decays::of(0.1));
     lightning::step(path, head, &decays, &mut state, &mut out[..8]);
     lightning::block(path, (head, 4), &decays, &mut state, (&mut out, 8));
+    let peak = likelihood::largest(path, &ones);
+    likelihood::weigh(path, &ones[..16], (peak, 1.0), &mut numbers, &mut Sizes::default());
     let tile = KvTile { keys: &ones, values: &ones, stride: 8 };
     softmax::attend(path, Queries { rows: &ones[..32], dim: 8, group: 2, seen: 1 }, &[tile], &mut out);
 }

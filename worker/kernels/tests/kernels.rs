@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use m1_kernels::lightning::{self, BLOCK, Decays, Head};
+use m1_kernels::likelihood::{self, Sizes};
 use m1_kernels::product::{Product, products};
 use m1_kernels::softmax::{self, KvTile, Queries, TILE};
 use m1_kernels::{Dtype, Matrix, Path, Pool};
@@ -116,6 +117,31 @@ proptest! {
         }
     }
 
+    /// Likelihoods are right, and each is counted in the class of its size; what is as good as 0 in none.
+    #[test]
+    fn likelihoods_and_their_sizes(count in 1usize..300, (wide, temperature) in (0.1f32..200.0, 0.1f32..4.0), seed: u64) {
+        let logits: Vec<f32> = numbers(seed, count).iter().map(|x| x * wide).collect();
+        for path in paths() {
+            let peak = likelihood::largest(path, &logits);
+            prop_assert_eq!(peak, logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+            let (mut given, mut sizes) = (vec![f32::NAN; count], Sizes::default());
+            likelihood::weigh(path, &logits, (peak, temperature), &mut given, &mut sizes);
+            for (logit, given) in logits.iter().zip(&given) {
+                let x = f64::from(*logit - peak) / f64::from(temperature);
+                close(*given, x.max(-87.3).exp(), x.max(-87.3).exp() * (1.0 - x), path.as_str());
+            }
+            let (mut classes, mut largest) = (0, f32::INFINITY);
+            for (class, sum) in sizes.descending() {
+                let of_class: Vec<f32> = given.iter().copied().filter(|x| class.has(*x)).collect();
+                prop_assert!(of_class.iter().all(|x| *x < largest), "classes descend");
+                largest = of_class.iter().copied().fold(f32::INFINITY, f32::min);
+                prop_assert!((of_class.iter().map(|x| f64::from(*x)).sum::<f64>() - sum).abs() <= 1e-12 * sum);
+                classes += of_class.len();
+            }
+            prop_assert_eq!(classes, given.iter().filter(|x| **x >= 2f32.powi(-125)).count());
+        }
+    }
+
     /// Blocks and the recurrence are both the recurrence in f64, whatever the lengths.
     #[test]
     fn lightning_is_the_recurrence(tokens in 1usize..150, dim in 1usize..70, gap in 0usize..5, slope in 1e-4f32..0.95, seed: u64) {
@@ -200,6 +226,24 @@ proptest! {
             softmax::attend(path, queries, &tiles, &mut alone);
             prop_assert_eq!(bits(&alone), bits(&out[token * group * dim..(token + 1) * group * dim]));
         }
+    }
+}
+
+/// One logit that is no number is found wherever it stands, beside infinities too.
+#[test]
+fn logits_that_are_no_numbers_are_found() {
+    for path in paths() {
+        for at in [0, 7, 63, 64, 130] {
+            let mut logits = vec![1.0; 131];
+            assert_eq!(likelihood::largest(path, &logits), 1.0);
+            logits[(at + 9) % 131] = f32::NEG_INFINITY;
+            assert_eq!(likelihood::largest(path, &logits), 1.0);
+            logits[at] = f32::NAN;
+            assert!(likelihood::largest(path, &logits).is_nan(), "{at} on {}", path.as_str());
+            logits[at] = f32::INFINITY;
+            assert_eq!(likelihood::largest(path, &logits), f32::INFINITY);
+        }
+        assert_eq!(likelihood::largest(path, &[]), f32::NEG_INFINITY);
     }
 }
 

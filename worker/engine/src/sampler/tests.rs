@@ -92,12 +92,12 @@ fn a_flat_distribution_needs_a_wider_nucleus() {
 fn logprobs_are_a_log_softmax_over_the_allowed() {
     let allowed = AllowedIds::from_ids(4, [0, 1, 3]);
     let logits = [1.0f32, 2.0, 50.0, 2.0];
-    let found = logprobs(&logits, 0, 2, &allowed).unwrap();
+    let found = Sampler::default().logprobs(&logits, 0, 2, &allowed).unwrap();
     let log_sum = (1.0f64.exp() + 2.0 * 2.0f64.exp()).ln();
     assert!((f64::from(found.logprob) - (1.0 - log_sum)).abs() < 1e-6);
     assert_eq!(found.top.iter().map(|&(id, _)| id).collect::<Vec<_>>(), [1, 3]);
     assert!((f64::from(found.top[0].1) - (2.0 - log_sum)).abs() < 1e-6);
-    assert_eq!(logprobs(&logits, 0, 0, &allowed).unwrap().top, []);
+    assert_eq!(Sampler::default().logprobs(&logits, 0, 0, &allowed).unwrap().top, []);
 }
 
 #[test]
@@ -126,23 +126,44 @@ proptest! {
     #[test]
     fn top_logprobs_are_the_sorted_head(logits in prop::collection::vec(-5i8..5, 1..200), top in 0usize..25) {
         let logits: Vec<f32> = logits.into_iter().map(f32::from).collect();
-        let found = logprobs(&logits, 0, top, &AllowedIds::all(logits.len() as u32)).unwrap();
+        let found = Sampler::default().logprobs(&logits, 0, top, &AllowedIds::all(logits.len() as u32)).unwrap();
         let mut order: Vec<u32> = (0..logits.len() as u32).collect();
         order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
         order.truncate(top);
         prop_assert_eq!(found.top.iter().map(|&(id, _)| id).collect::<Vec<_>>(), order);
     }
 
+    /// Whatever is drawn is what going through all ids, sorted, would have drawn.
     #[test]
-    fn the_nucleus_is_the_smallest_sufficient_head(weights in prop::collection::vec(1u16..1000, 1..2000), top_p in 0.01f64..1.0) {
-        let mut candidates: Vec<Candidate> =
-            weights.iter().enumerate().map(|(id, &w)| Candidate { id: id as u32, weight: f32::from(w) }).collect();
-        let needed = top_p * weights.iter().map(|&w| f64::from(w)).sum::<f64>();
-        let (kept, sum) = nucleus(&mut candidates, needed);
-        let mut sorted = weights.clone();
-        sorted.sort_unstable_by(|a, b| b.cmp(a));
-        let expected: Vec<f32> = sorted.iter().take(kept).map(|&w| f32::from(w)).collect();
-        prop_assert_eq!(candidates[..kept].iter().map(|c| c.weight).collect::<Vec<_>>(), expected);
-        prop_assert!(sum >= needed && sum - f64::from(candidates[kept - 1].weight) < needed);
+    fn a_draw_is_that_of_the_sorted_ids(
+        logits in prop::collection::vec(prop_oneof![8 => -30f32..30.0, 1 => Just(3.0f32), 1 => Just(f32::NEG_INFINITY)], 1..3000),
+        (temperature, top_p) in (0.05f32..3.0, prop_oneof![0.001f32..1.0, Just(1.0f32)]),
+        forbidden in prop::collection::btree_set(0u32..3000, 0..20),
+        seed: u64,
+    ) {
+        let vocab = logits.len() as u32;
+        let allowed = AllowedIds::from_ids(vocab, (0..vocab).filter(|id| !forbidden.contains(id)));
+        let peak = (0..vocab).filter(|id| allowed.contains(*id)).map(|id| logits[id as usize]).fold(f32::NEG_INFINITY, f32::max);
+        let sampling = Sampling { temperature, top_p, seed };
+        let drawn = Sampler::default().choose(&logits, &sampling, 5, &allowed);
+        if peak == f32::NEG_INFINITY {
+            prop_assert!(drawn.is_err());
+            return Ok(());
+        }
+        let likelihood = |id: u32| f64::from((logits[id as usize] - peak) / temperature).exp();
+        let mut order: Vec<u32> = (0..vocab).filter(|id| allowed.contains(*id)).collect();
+        order.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
+        let total: f64 = order.iter().map(|id| likelihood(*id)).sum();
+        // Both sums may be off by a millionth: where that decides, two answers are right.
+        let nucleus = |slack: f64| {
+            let mut sum = 0.0;
+            order.iter().map(|id| { sum += likelihood(*id); sum }).find(|sum| top_p < 1.0 && *sum >= (f64::from(top_p) + slack) * total).unwrap_or(total)
+        };
+        let pick = |slack: f64| {
+            let (mut sum, target) = (0.0, uniform(seed, 5) * nucleus(slack) + slack * total);
+            order.iter().find(|id| { sum += likelihood(**id); sum > target }).or(order.last()).copied()
+        };
+        let right = [-1e-5, -1e-6, 0.0, 1e-6, 1e-5].map(pick);
+        prop_assert!(right.contains(&drawn.ok()), "{:?} is none of {:?}", drawn, right);
     }
 }
