@@ -1,27 +1,33 @@
 //! [`Kernel`]: a computation over lanes, compiled once for every path.
 
 use crate::Path;
-use crate::lanes::{Lanes, Plain};
+#[cfg(target_arch = "x86_64")]
+use crate::lanes::{Avx2, Avx512};
+use crate::lanes::{Pair, Plain, Two};
+use crate::path::Kind;
 
-/// A computation that is written once and run on the path's lanes. `run` must be `#[inline(always)]`, and so must all it calls
+/// A computation that is written once and run on the path's pairs of lanes. `run` must be `#[inline(always)]`, and so must all it calls
 /// that touches lanes: it is compiled into functions that have the path's instructions.
 pub(crate) trait Kernel {
     /// What it returns.
     type Output;
 
     /// Computes.
-    fn run<L: Lanes>(self) -> Self::Output;
+    fn run<P: Pair>(self) -> Self::Output;
 }
 
 impl Path {
     /// Runs a kernel on this path's lanes.
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        #[cfg(target_arch = "x86_64")]
-        if self.is_avx2() {
-            // SAFETY: a path is AVX2 only where the machine was found to have AVX2 and FMA.
-            return unsafe { with_avx2(kernel) };
+        match self.kind() {
+            // SAFETY: a path is this one only where the machine was found to have its instructions.
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => unsafe { with_avx512(kernel) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => unsafe { with_avx2(kernel) },
+            Kind::Portable => kernel.run::<Two<Plain>>(),
         }
-        kernel.run::<Plain>()
     }
 }
 
@@ -30,5 +36,13 @@ impl Path {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn with_avx2<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run::<crate::lanes::Avx2>()
+    kernel.run::<Two<Avx2>>()
+}
+
+/// # Safety
+/// The machine has AVX2, FMA, and of AVX-512 F, BW, DQ and VL.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn with_avx512<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<Avx512>()
 }

@@ -2,7 +2,7 @@
 
 use crate::Path;
 use crate::dispatch::Kernel;
-use crate::lanes::{LANES, Lanes};
+use crate::lanes::{LANES, Lanes, Pair};
 
 /// `out = weight * (x / sqrt(mean(x^2) + eps))` for each row of `x`, `[rows, weight.len()]`. The squares are added in eight lanes.
 ///
@@ -64,6 +64,41 @@ pub(crate) unsafe fn put<L: Lanes>(numbers: L, to: *mut f32, at: usize, count: u
     unsafe { if count == LANES { numbers.store(to.add(at)) } else { numbers.store_first(to.add(at), count) } }
 }
 
+/// Sixteen numbers, or fewer and zeros.
+///
+/// # Safety
+/// `from` is good for `count` numbers from `at` on; `count` is at most 16.
+#[inline(always)]
+pub(crate) unsafe fn take_pair<P: Pair>(from: *const f32, at: usize, count: usize) -> P {
+    let low = LANES.min(count);
+    // SAFETY: as the caller promises.
+    unsafe {
+        match count == 2 * LANES {
+            true => P::load(from.add(at)),
+            false => P::join(take(from, at, low), take(from, at + low, count - low)),
+        }
+    }
+}
+
+/// Writes sixteen numbers, or fewer.
+///
+/// # Safety
+/// `to` may be written for `count` numbers from `at` on; `count` is at most 16.
+#[inline(always)]
+pub(crate) unsafe fn put_pair<P: Pair>(numbers: P, to: *mut f32, at: usize, count: usize) {
+    let (low, halves) = (LANES.min(count), numbers.halves());
+    // SAFETY: as the caller promises.
+    unsafe {
+        match count == 2 * LANES {
+            true => numbers.store(to.add(at)),
+            false => {
+                put(halves.0, to, at, low);
+                put(halves.1, to, at + low, count - low);
+            }
+        }
+    }
+}
+
 #[inline(always)]
 fn logistic<L: Lanes>(x: L) -> L {
     let one = L::splat(1.0);
@@ -81,20 +116,20 @@ impl Kernel for Rms<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self) {
+    fn run<P: Pair>(self) {
         let width = self.weight.len();
         for (x, out) in self.x.chunks_exact(width).zip(self.out.chunks_exact_mut(width)) {
-            let mut squares = L::splat(0.0);
+            let mut squares = P::Half::splat(0.0);
             // SAFETY: all three have `width` numbers.
             unsafe {
                 for (at, count) in eights(width) {
-                    let x = take::<L>(x.as_ptr(), at, count);
+                    let x = take::<P::Half>(x.as_ptr(), at, count);
                     squares = x.mul_add(x, squares);
                 }
-                let scale = L::splat(1.0 / (squares.sum() / width as f32 + self.eps).sqrt());
+                let scale = P::Half::splat(1.0 / (squares.sum() / width as f32 + self.eps).sqrt());
                 for (at, count) in eights(width) {
-                    let normed = take::<L>(x.as_ptr(), at, count).mul(scale);
-                    put(take::<L>(self.weight.as_ptr(), at, count).mul(normed), out.as_mut_ptr(), at, count);
+                    let normed = take::<P::Half>(x.as_ptr(), at, count).mul(scale);
+                    put(take::<P::Half>(self.weight.as_ptr(), at, count).mul(normed), out.as_mut_ptr(), at, count);
                 }
             }
         }
@@ -107,12 +142,12 @@ impl Kernel for Silu<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self) {
+    fn run<P: Pair>(self) {
         let x = self.0.as_mut_ptr();
         for (at, count) in eights(self.0.len()) {
             // SAFETY: within the slice.
             unsafe {
-                let value = take::<L>(x, at, count);
+                let value = take::<P::Half>(x, at, count);
                 put(value.mul(logistic(value)), x, at, count);
             }
         }
@@ -125,12 +160,12 @@ impl Kernel for SiluGate<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self) {
+    fn run<P: Pair>(self) {
         let (a, b) = (self.0.as_mut_ptr(), self.1.as_ptr());
         for (at, count) in eights(self.0.len()) {
             // SAFETY: within both slices, which are as long.
             unsafe {
-                let value = take::<L>(a, at, count);
+                let value = take::<P::Half>(a, at, count);
                 put(value.mul(logistic(value)).mul(take(b, at, count)), a, at, count);
             }
         }
@@ -143,11 +178,11 @@ impl Kernel for SigmoidGate<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self) {
+    fn run<P: Pair>(self) {
         let (x, gate) = (self.0.as_mut_ptr(), self.1.as_ptr());
         for (at, count) in eights(self.0.len()) {
             // SAFETY: within both slices, which are as long.
-            unsafe { put(take::<L>(x, at, count).mul(logistic(take::<L>(gate, at, count))), x, at, count) };
+            unsafe { put(take::<P::Half>(x, at, count).mul(logistic(take::<P::Half>(gate, at, count))), x, at, count) };
         }
     }
 }

@@ -1,4 +1,5 @@
-//! [`Lanes`]: eight fp32 numbers that are computed together, in AVX2 registers or in plain Rust.
+//! [`Lanes`]: eight fp32 numbers that are computed together, in AVX2 registers or in plain Rust. [`Pair`]: two of them, in one AVX-512 register
+//! where there is one.
 
 /// Numbers in one vector, on every path: the order of sums depends on it.
 pub(crate) const LANES: usize = 8;
@@ -205,128 +206,109 @@ impl Lanes for Plain {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-pub(crate) use avx2::Avx2;
+/// Sixteen fp32 numbers: two vectors that are computed together, in one register where the path has such. Every number is what it would be in
+/// its own vector.
+pub(crate) trait Pair: Copy {
+    /// Either vector.
+    type Half: Lanes;
+    /// Whether there are registers for four times as many sums as with two vectors in two of sixteen.
+    const WIDE: bool;
 
-#[cfg(target_arch = "x86_64")]
-mod avx2 {
-    use std::arch::x86_64::*;
+    /// Two vectors as one.
+    fn join(low: Self::Half, high: Self::Half) -> Self;
+    /// Both vectors.
+    fn halves(self) -> (Self::Half, Self::Half);
+    /// `self * factor`.
+    fn mul(self, factor: Self) -> Self;
+    /// `self * factor + term`, as [`Lanes::mul_add`].
+    fn mul_add(self, factor: Self, term: Self) -> Self;
 
-    use super::{LANES, Lanes};
+    /// The same number sixteen times.
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        Self::join(Self::Half::splat(value), Self::Half::splat(value))
+    }
 
-    /// A 256-bit register.
-    #[derive(Debug, Clone, Copy)]
-    pub(crate) struct Avx2(__m256);
+    /// Eight numbers, twice.
+    ///
+    /// # Safety
+    /// `from` is good for 32 bytes.
+    #[inline(always)]
+    unsafe fn twice(from: *const f32) -> Self {
+        // SAFETY: as the caller promises.
+        let half = unsafe { Self::Half::load(from) };
+        Self::join(half, half)
+    }
 
-    /// A register's numbers in memory. A place rather than `_mm256_loadu_ps`, which is a function that large kernels were seen to call.
-    #[derive(Clone, Copy)]
-    #[repr(C, packed)]
-    struct Unaligned(__m256);
+    /// Sixteen numbers that lie side by side.
+    ///
+    /// # Safety
+    /// `from` is good for 64 bytes.
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { Self::join(Self::Half::load(from), Self::Half::load(from.add(LANES))) }
+    }
 
-    // SAFETY of every block below: `Path::run` calls this where AVX2 and FMA are there, and pointers are as the trait asks.
-    impl Lanes for Avx2 {
-        #[inline(always)]
-        fn splat(value: f32) -> Self {
-            Self(unsafe { _mm256_set1_ps(value) })
-        }
+    /// Eight bf16 numbers of each of two places, widened.
+    ///
+    /// # Safety
+    /// Both are good for 16 bytes.
+    #[inline(always)]
+    unsafe fn load_bf16(low: *const u16, high: *const u16) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { Self::join(Self::Half::load_bf16(low), Self::Half::load_bf16(high)) }
+    }
 
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> Self {
-            Self(unsafe { (*from.cast::<Unaligned>()).0 })
-        }
-
-        #[inline(always)]
-        unsafe fn load_bf16(from: *const u16) -> Self {
-            Self(unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast())))) })
-        }
-
-        #[inline(always)]
-        unsafe fn store(self, to: *mut f32) {
-            unsafe { *to.cast::<Unaligned>() = Unaligned(self.0) }
-        }
-
-        #[inline(always)]
-        fn prefetch(place: *const u8) {
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) }
-        }
-
-        #[inline(always)]
-        fn add(self, other: Self) -> Self {
-            Self(unsafe { _mm256_add_ps(self.0, other.0) })
-        }
-
-        #[inline(always)]
-        fn sub(self, other: Self) -> Self {
-            Self(unsafe { _mm256_sub_ps(self.0, other.0) })
-        }
-
-        #[inline(always)]
-        fn mul(self, other: Self) -> Self {
-            Self(unsafe { _mm256_mul_ps(self.0, other.0) })
-        }
-
-        #[inline(always)]
-        fn div(self, other: Self) -> Self {
-            Self(unsafe { _mm256_div_ps(self.0, other.0) })
-        }
-
-        #[inline(always)]
-        fn max(self, other: Self) -> Self {
-            Self(unsafe { _mm256_max_ps(self.0, other.0) })
-        }
-
-        #[inline(always)]
-        fn min(self, other: Self) -> Self {
-            Self(unsafe { _mm256_min_ps(self.0, other.0) })
-        }
-
-        #[inline(always)]
-        fn mul_add(self, factor: Self, term: Self) -> Self {
-            Self(unsafe { _mm256_fmadd_ps(self.0, factor.0, term.0) })
-        }
-
-        #[inline(always)]
-        fn sum(self) -> f32 {
-            unsafe {
-                let four = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
-                let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-                _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
-            }
-        }
-
-        #[inline(always)]
-        unsafe fn sums(from: *const f32) -> Self {
-            /// Both halves of a vector and of the one four further on: `[0+4, 1+5, 2+6, 3+7 | the same of the other]`.
-            #[inline(always)]
-            unsafe fn halves(from: *const f32) -> __m256 {
-                unsafe {
-                    let (one, other) = (Avx2::load(from).0, Avx2::load(from.add(4 * LANES)).0);
-                    _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(one, other), _mm256_permute2f128_ps::<0x31>(one, other))
-                }
-            }
-            unsafe {
-                let (a, b) = (halves(from), halves(from.add(LANES)));
-                let (c, d) = (halves(from.add(2 * LANES)), halves(from.add(3 * LANES)));
-                let ab = _mm256_add_ps(_mm256_shuffle_ps::<0x44>(a, b), _mm256_shuffle_ps::<0xee>(a, b));
-                let cd = _mm256_add_ps(_mm256_shuffle_ps::<0x44>(c, d), _mm256_shuffle_ps::<0xee>(c, d));
-                Self(_mm256_add_ps(_mm256_shuffle_ps::<0x88>(ab, cd), _mm256_shuffle_ps::<0xdd>(ab, cd)))
-            }
-        }
-
-        #[inline(always)]
-        fn round(self) -> Self {
-            Self(unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0) })
-        }
-
-        #[inline(always)]
-        fn exp2_whole(self) -> Self {
-            Self(unsafe {
-                let biased = _mm256_add_epi32(_mm256_cvtps_epi32(self.0), _mm256_set1_epi32(127));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
-            })
+    /// Writes sixteen numbers side by side.
+    ///
+    /// # Safety
+    /// `to` may be written for 64 bytes.
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        let (low, high) = self.halves();
+        // SAFETY: as the caller promises.
+        unsafe {
+            low.store(to);
+            high.store(to.add(LANES));
         }
     }
 }
+
+/// Two vectors in two registers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Two<L>(L, L);
+
+impl<L: Lanes> Pair for Two<L> {
+    type Half = L;
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    fn join(low: L, high: L) -> Self {
+        Self(low, high)
+    }
+
+    #[inline(always)]
+    fn halves(self) -> (L, L) {
+        (self.0, self.1)
+    }
+
+    #[inline(always)]
+    fn mul(self, factor: Self) -> Self {
+        Self(self.0.mul(factor.0), self.1.mul(factor.1))
+    }
+
+    #[inline(always)]
+    fn mul_add(self, factor: Self, term: Self) -> Self {
+        Self(self.0.mul_add(factor.0, term.0), self.1.mul_add(factor.1, term.1))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx::{Avx2, Avx512};
+
+#[cfg(target_arch = "x86_64")]
+mod avx;
 
 #[cfg(test)]
 mod tests {
@@ -340,15 +322,15 @@ mod tests {
         type Output = [f32; LANES];
 
         #[inline(always)]
-        fn run<L: Lanes>(self) -> [f32; LANES] {
+        fn run<P: Pair>(self) -> [f32; LANES] {
             // SAFETY: the array has eight places.
-            unsafe { L::load(self.0.as_ptr()) }.exp().to_array()
+            unsafe { P::Half::load(self.0.as_ptr()) }.exp().to_array()
         }
     }
 
     #[test]
     fn exponentials_are_right_over_the_whole_range() {
-        for path in [Path::PORTABLE, Path::detect()] {
+        for path in Path::all() {
             for step in 0..200_000 {
                 let x = -87.3 + step as f32 * (175.5 / 200_000.0);
                 let given = path.run(Exp([x; LANES]))[3];
@@ -363,7 +345,7 @@ mod tests {
 
     #[test]
     fn a_nan_stays_one() {
-        for path in [Path::PORTABLE, Path::detect()] {
+        for path in Path::all() {
             let given = path.run(Exp([f32::NAN; LANES]));
             assert!(given.iter().all(|e| e.is_nan()), "{given:?}");
         }

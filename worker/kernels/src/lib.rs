@@ -8,8 +8,8 @@
 //! * sums over keys, tokens or channels whose terms are vectors go term by term, ascending ([`lightning`], [`softmax`]);
 //! * softmax attention goes in tiles of [`softmax::TILE`] tokens at absolute multiples, merged in order.
 //!
-//! Each kernel is written once over eight lanes (`lanes.rs`), which are AVX2 with FMA where the machine has them and plain Rust
-//! elsewhere; which one is asked once, and no kernel is called that the machine lacks.
+//! Each kernel is written once over eight lanes and pairs of them (`lanes.rs`): AVX-512, AVX2 with FMA, or plain Rust. Which one is asked of the
+//! machine once, and no kernel is called that it lacks. AVX-512 and AVX2 give the same bits.
 
 mod dispatch;
 mod elementwise;

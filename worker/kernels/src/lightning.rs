@@ -11,10 +11,13 @@ use std::cell::RefCell;
 
 use crate::Path;
 use crate::dispatch::Kernel;
-use crate::elementwise::{eights, put, take};
-use crate::lanes::{LANES, Lanes};
+use crate::elementwise::{eights, put, put_pair, take, take_pair};
+use crate::lanes::{LANES, Lanes, Pair};
 use crate::outer::{Left, Rows, add_product};
 use crate::tile::{Vectors, dots};
+
+/// Numbers of a pair of vectors.
+const PAIR: usize = 2 * LANES;
 
 /// Tokens of one block. Work per token is `4 d (block + d)`: at d = 128 less than with larger blocks, and each state is read
 /// and written once in 64 tokens.
@@ -98,18 +101,21 @@ impl Kernel for Step<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self) {
+    fn run<P: Pair>(self) {
         let mut column = 0;
         // SAFETY: shapes were checked, and columns stay below `dim`.
         unsafe {
-            while column + 4 * LANES <= self.head.dim {
-                self.columns::<L, 4>(column, LANES);
-                column += 4 * LANES;
+            while P::WIDE && column + 4 * PAIR <= self.head.dim {
+                self.columns::<P, 4>(column, PAIR);
+                column += 4 * PAIR;
+            }
+            while column + 2 * PAIR <= self.head.dim {
+                self.columns::<P, 2>(column, PAIR);
+                column += 2 * PAIR;
             }
             while column < self.head.dim {
-                let count = LANES.min(self.head.dim - column);
-                self.columns::<L, 1>(column, count);
-                column += count;
+                self.columns::<P, 1>(column, PAIR.min(self.head.dim - column));
+                column += PAIR;
             }
         }
     }
@@ -117,28 +123,28 @@ impl Kernel for Step<'_> {
 
 impl Step<'_> {
     /// # Safety
-    /// `V` vectors from this column on are there, the last of `count` numbers.
+    /// `V` pairs of vectors from this column on are there, each of `count` numbers.
     #[inline(always)]
-    unsafe fn columns<L: Lanes, const V: usize>(&self, column: usize, count: usize) {
+    unsafe fn columns<P: Pair, const V: usize>(&self, column: usize, count: usize) {
         let (dim, qkv) = (self.head.dim, self.head.qkv.as_ptr());
-        let decay = L::splat(self.decay);
-        let (mut values, mut sums) = ([L::splat(0.0); V], [L::splat(0.0); V]);
+        let decay = P::splat(self.decay);
+        let (mut values, mut sums) = ([P::splat(0.0); V], [P::splat(0.0); V]);
         // SAFETY: as the caller promises; the state is this call's alone.
         unsafe {
             for (v, value) in values.iter_mut().enumerate() {
-                *value = take(qkv.add(2 * dim), column + v * LANES, count);
+                *value = take_pair(qkv.add(2 * dim), column + v * PAIR, count);
             }
             for channel in 0..dim {
-                let (query, key) = (L::splat(*qkv.add(channel)), L::splat(*qkv.add(dim + channel)));
+                let (query, key) = (P::splat(*qkv.add(channel)), P::splat(*qkv.add(dim + channel)));
                 for (v, (value, sum)) in values.iter().zip(&mut sums).enumerate() {
-                    let place = channel * dim + column + v * LANES;
-                    let now = key.mul_add(*value, decay.mul(take(self.state, place, count)));
-                    put(now, self.state, place, count);
+                    let place = channel * dim + column + v * PAIR;
+                    let now = key.mul_add(*value, decay.mul(take_pair(self.state, place, count)));
+                    put_pair(now, self.state, place, count);
                     *sum = query.mul_add(now, *sum);
                 }
             }
             for (v, sum) in sums.iter().enumerate() {
-                put(*sum, self.out, column + v * LANES, count);
+                put_pair(*sum, self.out, column + v * PAIR, count);
             }
         }
     }
@@ -158,7 +164,7 @@ impl Kernel for Block<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self) {
+    fn run<P: Pair>(self) {
         let Self { head: Head { qkv, stride, dim }, tokens, decays: Decays(decays), state, out, stride: out_stride, scratch } =
             self;
         let (query, key, value) = (qkv.as_ptr(), qkv[dim..].as_ptr(), qkv[2 * dim..].as_ptr());
@@ -170,26 +176,26 @@ impl Kernel for Block<'_> {
             // Scores of this block, decayed; zeros above the diagonal.
             let (queries, keys) = (Vectors { start: query, stride }, Vectors { start: key, stride });
             let upto = |j: usize| (j + 1).min(tokens);
-            dots::<L>((tokens, dim), queries, keys, upto, |j, i, dot| {
+            dots::<P>((tokens, dim), queries, keys, upto, |j, i, dot| {
                 within[j * BLOCK + i] = if i <= j { decays[j - i] * dot } else { 0.0 };
             });
             // Token j stands at place j + 1 of its block: the state before it has decayed so often.
-            add_product::<L>((tokens, dim, dim), Left { start: query, row: stride, step: 1 }, state, out, |_| 0.0);
+            add_product::<P>((tokens, dim, dim), Left { start: query, row: stride, step: 1 }, state, out, |_| 0.0);
             // Four rows go as far as their last: what lies above the diagonal was zeroed for them.
             let weights = Left { start: within.as_ptr(), row: BLOCK, step: 1 };
             for first in (0..tokens).step_by(4) {
                 let rows = 4.min(tokens - first);
                 let weights = Left { start: weights.start.add(first * BLOCK), ..weights };
                 let out = Rows { start: out.start.add(first * out_stride), ..out };
-                add_product::<L>((rows, dim, first + rows), weights, values, out, |j| decays[first + j + 1]);
+                add_product::<P>((rows, dim, first + rows), weights, values, out, |j| decays[first + j + 1]);
             }
             for (i, left) in left.chunks_exact_mut(dim).enumerate().take(tokens) {
-                let decay = L::splat(decays[tokens - 1 - i]);
+                let decay = P::Half::splat(decays[tokens - 1 - i]);
                 for (at, count) in eights(dim) {
                     put(decay.mul(take(key.add(i * stride), at, count)), left.as_mut_ptr(), at, count);
                 }
             }
-            add_product::<L>((dim, dim, tokens), Left { start: left.as_ptr(), row: 1, step: dim }, values, state, |_| {
+            add_product::<P>((dim, dim, tokens), Left { start: left.as_ptr(), row: 1, step: dim }, values, state, |_| {
                 decays[tokens]
             });
         }

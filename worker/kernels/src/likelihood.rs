@@ -3,7 +3,7 @@
 
 use crate::Path;
 use crate::dispatch::Kernel;
-use crate::lanes::{LANES, Lanes};
+use crate::lanes::{LANES, Lanes, Pair};
 
 /// Numbers that are computed at once.
 const PIECE: usize = 64;
@@ -75,17 +75,17 @@ impl Kernel for Largest<'_> {
     type Output = f32;
 
     #[inline(always)]
-    fn run<L: Lanes>(self) -> f32 {
+    fn run<P: Pair>(self) -> f32 {
         let (pieces, rest) = self.0.as_chunks::<PIECE>();
-        let (mut largest, mut differences) = ([L::splat(f32::NEG_INFINITY); 2], [L::splat(0.0); 2]);
+        let (mut largest, mut differences) = ([P::Half::splat(f32::NEG_INFINITY); 2], [P::Half::splat(0.0); 2]);
         for piece in pieces {
             for at in (0..PIECE).step_by(2 * LANES) {
                 for (side, (largest, differences)) in largest.iter_mut().zip(&mut differences).enumerate() {
                     // SAFETY: within the piece.
-                    let numbers = unsafe { L::load(piece.as_ptr().add(at + side * LANES)) };
+                    let numbers = unsafe { P::Half::load(piece.as_ptr().add(at + side * LANES)) };
                     *largest = numbers.max(*largest);
                     // 0, or no number where there is none: infinities are put aside before.
-                    let finite = L::splat(f32::MAX).min(L::splat(f32::MIN).max(numbers));
+                    let finite = P::Half::splat(f32::MAX).min(P::Half::splat(f32::MIN).max(numbers));
                     *differences = differences.add(finite.sub(finite));
                 }
             }
@@ -109,12 +109,12 @@ impl Kernel for Weigh<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self) {
+    fn run<P: Pair>(self) {
         let sums = &mut *self.sizes.0;
         let (pieces, rest) = self.logits.as_chunks::<PIECE>();
         let (to, rest_to) = self.likelihoods.as_chunks_mut::<PIECE>();
         for (logits, to) in pieces.iter().zip(to) {
-            of_piece::<L>(logits, (self.peak, self.temperature), to);
+            of_piece::<P::Half>(logits, (self.peak, self.temperature), to);
             // Many at once: a sum waits for the one before it only where both are of one size.
             for likelihood in to {
                 sums[class(*likelihood)] += f64::from(*likelihood);
@@ -123,7 +123,7 @@ impl Kernel for Weigh<'_> {
         let mut last = [self.peak; PIECE];
         last[..rest.len()].copy_from_slice(rest);
         let mut to = [0.0; PIECE];
-        of_piece::<L>(&last, (self.peak, self.temperature), &mut to);
+        of_piece::<P::Half>(&last, (self.peak, self.temperature), &mut to);
         rest_to.copy_from_slice(&to[..rest.len()]);
         for likelihood in rest_to {
             sums[class(*likelihood)] += f64::from(*likelihood);

@@ -1,7 +1,11 @@
 //! `C = C * keep + A B` for small matrices of one head, where B's rows are the vectors: terms are added one after another,
 //! ascending, so that each number's sum has one order however it is tiled.
 
-use crate::lanes::{LANES, Lanes};
+use crate::elementwise::{put_pair, take_pair};
+use crate::lanes::{LANES, Pair};
+
+/// Numbers of a pair of vectors.
+const PAIR: usize = 2 * LANES;
 
 /// The left factor: number (m, k) lies at `start + m * row + k * step`.
 #[derive(Clone, Copy)]
@@ -24,7 +28,7 @@ pub(crate) struct Rows {
 /// # Safety
 /// All places are there, and nobody else uses those of `c`; `c` overlaps neither factor.
 #[inline(always)]
-pub(crate) unsafe fn add_product<L: Lanes>(
+pub(crate) unsafe fn add_product<P: Pair>(
     (m, n, k): (usize, usize, usize),
     a: Left,
     b: Rows,
@@ -34,36 +38,22 @@ pub(crate) unsafe fn add_product<L: Lanes>(
     let mut column = 0;
     // SAFETY: tiles stay within `m` rows and `n` columns.
     unsafe {
-        while column + 3 * LANES <= n {
-            columns::<L, 3>((m, k), column, a, b, c, &keep);
-            column += 3 * LANES;
-        }
-        while column + LANES <= n {
-            columns::<L, 1>((m, k), column, a, b, c, &keep);
-            column += LANES;
+        while P::WIDE && column + 4 * PAIR <= n {
+            columns::<P, 4>((m, k), (column, PAIR), a, b, c, &keep);
+            column += 4 * PAIR;
         }
         while column < n {
-            for row in 0..m {
-                let to = c.start.add(row * c.stride + column);
-                let mut sum = if keep(row) == 0.0 { 0.0 } else { keep(row) * *to };
-                for term in 0..k {
-                    // As the lanes do it, so that a column's sum does not depend on where it lies.
-                    let factor = L::splat(*a.start.add(row * a.row + term * a.step));
-                    let other = L::splat(*b.start.add(term * b.stride + column));
-                    sum = factor.mul_add(other, L::splat(sum)).to_array()[0];
-                }
-                *to = sum;
-            }
-            column += 1;
+            columns::<P, 1>((m, k), (column, PAIR.min(n - column)), a, b, c, &keep);
+            column += PAIR;
         }
     }
 }
 
-/// `V` vectors of every row.
+/// `V` pairs of vectors of every row, each of `count` numbers.
 #[inline(always)]
-unsafe fn columns<L: Lanes, const V: usize>(
+unsafe fn columns<P: Pair, const V: usize>(
     (m, k): (usize, usize),
-    column: usize,
+    column: (usize, usize),
     a: Left,
     b: Rows,
     c: Rows,
@@ -73,44 +63,45 @@ unsafe fn columns<L: Lanes, const V: usize>(
     // SAFETY: as the caller promises.
     unsafe {
         while row + 4 <= m {
-            tile::<L, 4, V>(k, (row, column), a, b, c, keep);
+            tile::<P, 4, V>(k, row, column, a, b, c, keep);
             row += 4;
         }
         while row < m {
-            tile::<L, 1, V>(k, (row, column), a, b, c, keep);
+            tile::<P, 1, V>(k, row, column, a, b, c, keep);
             row += 1;
         }
     }
 }
 
 #[inline(always)]
-unsafe fn tile<L: Lanes, const R: usize, const V: usize>(
+unsafe fn tile<P: Pair, const R: usize, const V: usize>(
     k: usize,
-    (row, column): (usize, usize),
+    row: usize,
+    (column, count): (usize, usize),
     a: Left,
     b: Rows,
     c: Rows,
     keep: &impl Fn(usize) -> f32,
 ) {
-    let mut sums = [[L::splat(0.0); V]; R];
+    let mut sums = [[P::splat(0.0); V]; R];
     // SAFETY: as the caller promises.
     unsafe {
-        let place = |r: usize, v: usize| c.start.add((row + r) * c.stride + column + v * LANES);
+        let place = |r: usize, v: usize| (row + r) * c.stride + column + v * PAIR;
         for (r, sums) in sums.iter_mut().enumerate() {
             let kept = keep(row + r);
             if kept != 0.0 {
                 for (v, sum) in sums.iter_mut().enumerate() {
-                    *sum = L::splat(kept).mul(L::load(place(r, v)));
+                    *sum = P::splat(kept).mul(take_pair(c.start, place(r, v), count));
                 }
             }
         }
         for term in 0..k {
-            let mut others = [L::splat(0.0); V];
+            let mut others = [P::splat(0.0); V];
             for (v, other) in others.iter_mut().enumerate() {
-                *other = L::load(b.start.add(term * b.stride + column + v * LANES));
+                *other = take_pair(b.start, term * b.stride + column + v * PAIR, count);
             }
             for (r, sums) in sums.iter_mut().enumerate() {
-                let factor = L::splat(*a.start.add((row + r) * a.row + term * a.step));
+                let factor = P::splat(*a.start.add((row + r) * a.row + term * a.step));
                 for (sum, other) in sums.iter_mut().zip(others) {
                     *sum = factor.mul_add(other, *sum);
                 }
@@ -118,7 +109,7 @@ unsafe fn tile<L: Lanes, const R: usize, const V: usize>(
         }
         for (r, sums) in sums.iter().enumerate() {
             for (v, sum) in sums.iter().enumerate() {
-                sum.store(place(r, v));
+                put_pair(*sum, c.start, place(r, v), count);
             }
         }
     }

@@ -5,21 +5,24 @@
 //! filled up with zeros.
 //!
 //! Two ways through the same sums. *Few rows* (decode) read every weight once, from memory, and are bound by that: tiles of up to
-//! 4 rows hold as many outputs as registers allow. *Many rows* (prefill) are bound by arithmetic: a panel of 24 outputs by
-//! 512 numbers of K is widened once into a cache and meets all rows of a block.
+//! 6 rows hold as many outputs as registers allow. *Many rows* (prefill) are bound by arithmetic: a panel of 24 outputs by
+//! 512 numbers of K is widened once into a cache, two outputs side by side, and meets all rows of a block.
 
 use std::cell::RefCell;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::Path;
 use crate::dispatch::Kernel;
-use crate::lanes::{LANES, Lanes};
+use crate::lanes::{LANES, Lanes, Pair};
 use crate::matrix::{Dtype, Matrix};
 use crate::pool::{Pool, Shared};
-use crate::tile::{Bf16, F32, Meeting, Stored, tile, widen_row};
+use crate::tile::{Bf16, F32, InRows, Meeting, Stored, Weights, tile};
 
-/// Outputs of a panel: a multiple of the outputs of every tile.
+/// Outputs of a panel: whole tiles, of 2 or 8 outputs.
 const PANEL: usize = 24;
+/// Rows of a tile at most.
+const ROWS: usize = 6;
 /// Numbers of K of a panel: 24 x 512 x 4 = 48 KiB, which a core's caches hold beside the rows that meet it.
 const DEPTH: usize = 512;
 /// Rows that meet a panel before the next one: 128 x 512 x 4 = 256 KiB of inputs.
@@ -30,7 +33,7 @@ const MANY: usize = 12;
 /// Memory of one thread's products.
 #[derive(Default)]
 struct Scratch {
-    /// `[PANEL, DEPTH]`.
+    /// `[PANEL / 2, DEPTH / 8, 2, 8]`: see [`Packed`].
     panel: Vec<f32>,
     /// Lanes of unfinished sums, `[BLOCK, PANEL, 8]`.
     sums: Vec<f32>,
@@ -105,58 +108,113 @@ impl Kernel for Columns<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(mut self) {
+    fn run<P: Pair>(mut self) {
         let (rows, dtype) = (self.rows, self.weights.dtype());
         // SAFETY: `columns` has checked that rows, outputs and places fit each other.
         unsafe {
             match (rows >= MANY, dtype) {
-                (true, _) => self.many::<L>(),
-                (false, Dtype::F32) => self.few::<L, F32>(),
-                (false, Dtype::Bf16) => self.few::<L, Bf16>(),
+                (true, Dtype::F32) => self.many::<P, F32>(),
+                (true, Dtype::Bf16) => self.many::<P, Bf16>(),
+                (false, Dtype::F32) => self.few::<P, F32>(),
+                (false, Dtype::Bf16) => self.few::<P, Bf16>(),
             }
         }
     }
 }
 
+/// A piece of a panel, widened: eight numbers of a pair's first output, eight of its second, the next eight of the first, and so on; zeros fill up
+/// the last eight.
+#[derive(Clone, Copy)]
+struct Packed(*const f32);
+
+impl Weights for Packed {
+    #[inline(always)]
+    unsafe fn pair<P: Pair>(self, n: usize, k: usize, _: usize) -> P {
+        // SAFETY: as the caller promises.
+        unsafe { P::load(self.0.add(n * 2 * DEPTH + 2 * k)) }
+    }
+}
+
+/// Calls a method for so many rows, at most [`ROWS`], as a constant.
+macro_rules! for_rows {
+    ($count:expr, $self:ident.$method:ident::<$pair:ty, $weights:ty>($($argument:expr),*)) => {
+        match $count {
+            1 => $self.$method::<$pair, $weights, 1, 4>($($argument),*),
+            2 => $self.$method::<$pair, $weights, 2, 3>($($argument),*),
+            3 => $self.$method::<$pair, $weights, 3, 2>($($argument),*),
+            4 => $self.$method::<$pair, $weights, 4, 1>($($argument),*),
+            5 => $self.$method::<$pair, $weights, 5, 1>($($argument),*),
+            _ => $self.$method::<$pair, $weights, 6, 1>($($argument),*),
+        }
+    };
+}
+
+/// Rows in groups of nearly the same size, at most [`ROWS`].
+#[inline(always)]
+fn groups(rows: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
+    let (mut row, count) = (rows.start, rows.len().div_ceil(ROWS));
+    (0..count).map(move |group| {
+        let size = (rows.end - row).div_ceil(count - group);
+        row += size;
+        (row - size, size)
+    })
+}
+
 impl Columns<'_> {
-    /// A tile over all of K, written out.
+    /// Rows of weights from an output on, in pairs.
+    ///
+    /// # Safety
+    /// The output is there.
+    #[inline(always)]
+    unsafe fn in_rows<S: Stored>(&self, output: usize, alone: bool) -> InRows<S> {
+        let stride = self.weights.inputs() * S::BYTES;
+        // SAFETY: as the caller promises.
+        let start = unsafe { self.weights.start().add(output * stride) };
+        InRows { start, stride, second: if alone { 0 } else { stride }, stored: PhantomData }
+    }
+
+    /// A tile over all of K, written out: `count` outputs.
     ///
     /// # Safety
     /// Rows and outputs from these on are there.
     #[inline(always)]
-    unsafe fn finished<L: Lanes, W: Stored, const R: usize, const N: usize>(&self, row: usize, output: usize) {
+    unsafe fn finished<P: Pair, S: Stored, const R: usize, const N: usize>(&self, row: usize, output: usize, count: usize) {
         let depth = self.weights.inputs();
-        let mut sums = [[L::splat(0.0); N]; R];
+        let mut sums = [[P::splat(0.0); N]; R];
         // SAFETY: as the caller promises.
         unsafe {
-            let x = self.x.as_ptr().add(row * depth);
-            let w_stride = depth * W::BYTES;
-            let w = self.weights.start().add(output * w_stride);
-            tile::<L, W, R, N>(Meeting { x, x_stride: depth, w, w_stride, depth }, &mut sums);
+            let (x, w) = (self.x.as_ptr().add(row * depth), self.in_rows::<S>(output, count == 1));
+            tile::<P, _, R, N>(Meeting { x, x_stride: depth, w, depth }, &mut sums);
             for (r, sums) in sums.iter().enumerate() {
-                for (n, sum) in sums.iter().enumerate() {
-                    *self.out.add((row + r) * self.weights.outputs() + output + n) = sum.sum();
+                let mut lanes = [[0.0; 2 * LANES]; N];
+                for (sum, lanes) in sums.iter().zip(&mut lanes) {
+                    sum.store(lanes.as_mut_ptr());
                 }
+                add_lanes::<P::Half>(lanes.as_ptr().cast(), count, self.out.add((row + r) * self.weights.outputs() + output));
             }
         }
     }
 
-    /// All outputs of `R` rows, `N` at a time.
+    /// All outputs of `R` rows: four pairs at a time where there are registers for them, else `N`.
     ///
     /// # Safety
     /// The rows are there.
     #[inline(always)]
-    unsafe fn row_tiles<L: Lanes, W: Stored, const R: usize, const N: usize>(&self, row: usize, outputs: Range<usize>) {
+    unsafe fn row_tiles<P: Pair, S: Stored, const R: usize, const N: usize>(&self, row: usize, outputs: Range<usize>) {
         let mut output = outputs.start;
         // SAFETY: as the caller promises, and outputs stay in their range.
         unsafe {
-            while output + N <= outputs.end {
-                self.finished::<L, W, R, N>(row, output);
-                output += N;
+            while P::WIDE && output + 8 <= outputs.end {
+                self.finished::<P, S, R, 4>(row, output, 8);
+                output += 8;
+            }
+            while !P::WIDE && output + 2 * N <= outputs.end {
+                self.finished::<P, S, R, N>(row, output, 2 * N);
+                output += 2 * N;
             }
             while output < outputs.end {
-                self.finished::<L, W, R, 1>(row, output);
-                output += 1;
+                self.finished::<P, S, R, 1>(row, output, 2.min(outputs.end - output));
+                output += 2;
             }
         }
     }
@@ -164,33 +222,21 @@ impl Columns<'_> {
     /// # Safety
     /// Shapes fit.
     #[inline(always)]
-    unsafe fn few<L: Lanes, W: Stored>(&self) {
-        // Outputs in panels, so that the rows after the first four find the weights in a cache.
-        let mut start = self.outputs.start;
-        while start < self.outputs.end {
+    unsafe fn few<P: Pair, S: Stored>(&self) {
+        // Outputs in panels, so that the rows after the first ones find the weights in a cache.
+        for start in self.outputs.clone().step_by(PANEL) {
             let panel = start..(start + PANEL).min(self.outputs.end);
-            let mut row = 0;
-            // SAFETY: as the caller promises.
-            unsafe {
-                while row + 4 <= self.rows {
-                    self.row_tiles::<L, W, 4, 3>(row, panel.clone());
-                    row += 4;
-                }
-                match self.rows - row {
-                    3 => self.row_tiles::<L, W, 3, 4>(row, panel),
-                    2 => self.row_tiles::<L, W, 2, 6>(row, panel),
-                    1 => self.row_tiles::<L, W, 1, 8>(row, panel),
-                    _ => {}
-                }
+            for (row, count) in groups(0..self.rows) {
+                // SAFETY: as the caller promises.
+                unsafe { for_rows!(count, self.row_tiles::<P, S>(row, panel.clone())) }
             }
-            start += PANEL;
         }
     }
 
     /// # Safety
     /// Shapes fit.
     #[inline(always)]
-    unsafe fn many<L: Lanes>(&mut self) {
+    unsafe fn many<P: Pair, S: Stored>(&mut self) {
         let depth = self.weights.inputs();
         let mut scratch = std::mem::take(self.scratch);
         scratch.panel.resize(PANEL * DEPTH, 0.0);
@@ -203,8 +249,11 @@ impl Columns<'_> {
                     let piece = k..(k + DEPTH).min(depth);
                     // SAFETY: as the caller promises; the scratch memory holds a panel, and the sums of a block.
                     unsafe {
-                        self.widen::<L>(panel.clone(), piece.clone(), &mut scratch.panel);
-                        self.meet::<L>(rows.clone(), panel.clone(), piece, &mut scratch);
+                        self.pack::<P, S>(panel.clone(), piece.clone(), &mut scratch.panel);
+                        for (row, count) in groups(rows.clone()) {
+                            // All rows of the block meet the piece, and are written out after the last one.
+                            for_rows!(count, self.meet::<P, Packed>((row, row - first), &panel, &piece, &mut scratch));
+                        }
                     }
                 }
             }
@@ -212,53 +261,30 @@ impl Columns<'_> {
         *self.scratch = scratch;
     }
 
-    /// Copies a piece of the panel's rows, widened: `[PANEL, DEPTH]`.
+    /// Copies a piece of the panel's rows, widened.
     ///
     /// # Safety
     /// The piece is there.
     #[inline(always)]
-    unsafe fn widen<L: Lanes>(&self, panel: Range<usize>, piece: Range<usize>, to: &mut [f32]) {
-        let (depth, bytes) = (self.weights.inputs(), self.weights.dtype().bytes());
-        for (n, output) in panel.enumerate() {
-            // SAFETY: as the caller promises.
-            let from = unsafe { self.weights.start().add((output * depth + piece.start) * bytes) };
-            let to = &mut to[n * DEPTH..n * DEPTH + piece.len()];
-            // SAFETY: the row's piece is there.
-            unsafe {
-                match self.weights.dtype() {
-                    Dtype::F32 => std::ptr::copy_nonoverlapping(from, to.as_mut_ptr().cast(), to.len() * 4),
-                    Dtype::Bf16 => widen_row::<L>(from, to),
+    unsafe fn pack<P: Pair, S: Stored>(&self, panel: Range<usize>, piece: Range<usize>, to: &mut [f32]) {
+        for (output, to) in panel.clone().step_by(2).zip(to.chunks_exact_mut(2 * DEPTH)) {
+            for k in (0..piece.len()).step_by(LANES) {
+                // SAFETY: as the caller promises; a piece begins at a multiple of eight, and is at most `DEPTH` long.
+                unsafe {
+                    let rows = self.in_rows::<S>(output, output + 1 == panel.end);
+                    let eight: P = rows.pair(0, piece.start + k, LANES.min(piece.len() - k));
+                    eight.store(to.as_mut_ptr().add(2 * k));
                 }
             }
         }
     }
 
-    /// All rows of a block meet a piece of a panel, and are written out after the last one.
+    /// `R` rows, the first of them `nth` in its block, meet a piece of a panel: four pairs of outputs at a time, or one.
     ///
     /// # Safety
     /// Shapes fit.
     #[inline(always)]
-    unsafe fn meet<L: Lanes>(&self, rows: Range<usize>, panel: Range<usize>, piece: Range<usize>, scratch: &mut Scratch) {
-        let mut row = rows.start;
-        // SAFETY: as the caller promises.
-        unsafe {
-            while row + 4 <= rows.end {
-                self.meet_rows::<L, 4>((row, row - rows.start), &panel, &piece, scratch);
-                row += 4;
-            }
-            while row < rows.end {
-                self.meet_rows::<L, 1>((row, row - rows.start), &panel, &piece, scratch);
-                row += 1;
-            }
-        }
-    }
-
-    /// `R` rows, the first of them `nth` in its block, meet a piece of a panel, three outputs at a time.
-    ///
-    /// # Safety
-    /// Shapes fit.
-    #[inline(always)]
-    unsafe fn meet_rows<L: Lanes, const R: usize>(
+    unsafe fn meet<P: Pair, W: Weights, const R: usize, const N: usize>(
         &self,
         (row, nth): (usize, usize),
         panel: &Range<usize>,
@@ -268,54 +294,52 @@ impl Columns<'_> {
         let depth = self.weights.inputs();
         // Sums wait there for the next piece of K, or for their eight lanes to be added, which goes faster for eight outputs at once.
         let sums = scratch.sums[nth * PANEL * LANES..][..R * PANEL * LANES].as_mut_ptr();
-        let x = &self.x[row * depth + piece.start..];
-        let mut n = 0;
-        // SAFETY: as the caller promises; a panel's outputs are a multiple of three, or are taken one by one at its end.
+        let x = self.x[row * depth + piece.start..].as_ptr();
+        let (mut n, pairs) = (0, panel.len().div_ceil(2));
+        // SAFETY: as the caller promises.
         unsafe {
-            let place = (x.as_ptr(), sums);
-            while n + 3 <= panel.len() {
-                self.meet_tile::<L, R, 3>(place, n, piece, &scratch.panel);
-                n += 3;
+            while P::WIDE && n + 4 <= pairs {
+                self.meet_tile::<P, R, 4>((x, sums), n, piece, &scratch.panel);
+                n += 4;
             }
-            while n < panel.len() {
-                self.meet_tile::<L, R, 1>(place, n, piece, &scratch.panel);
+            while n < pairs {
+                self.meet_tile::<P, R, 1>((x, sums), n, piece, &scratch.panel);
                 n += 1;
             }
             if piece.end == depth {
                 for r in 0..R {
                     let out = self.out.add((row + r) * self.weights.outputs() + panel.start);
-                    add_lanes::<L>(sums.add(r * PANEL * LANES), panel.len(), out);
+                    add_lanes::<P::Half>(sums.add(r * PANEL * LANES), panel.len(), out);
                 }
             }
         }
     }
 
-    /// One tile of a panel: goes on with its sums from the piece before.
+    /// One tile of a panel, from the `n`-th pair on: goes on with its sums from the piece before.
     ///
     /// # Safety
     /// Shapes fit.
     #[inline(always)]
-    unsafe fn meet_tile<L: Lanes, const R: usize, const N: usize>(
+    unsafe fn meet_tile<P: Pair, const R: usize, const N: usize>(
         &self,
         (x, kept): (*const f32, *mut f32),
         n: usize,
         piece: &Range<usize>,
         panel: &[f32],
     ) {
-        let place = |r: usize, at: usize| (r * PANEL + n + at) * LANES;
-        let mut sums = [[L::splat(0.0); N]; R];
+        let place = |r: usize, at: usize| (r * PANEL + 2 * (n + at)) * LANES;
+        let mut sums = [[P::splat(0.0); N]; R];
         // SAFETY: as the caller promises.
         unsafe {
             if piece.start > 0 {
                 for (r, sums) in sums.iter_mut().enumerate() {
                     for (at, sum) in sums.iter_mut().enumerate() {
-                        *sum = L::load(kept.add(place(r, at)));
+                        *sum = P::load(kept.add(place(r, at)));
                     }
                 }
             }
-            let w = panel.as_ptr().add(n * DEPTH).cast();
-            let meeting = Meeting { x, x_stride: self.weights.inputs(), w, w_stride: DEPTH * 4, depth: piece.len() };
-            tile::<L, F32, R, N>(meeting, &mut sums);
+            let w = Packed(panel.as_ptr().add(n * 2 * DEPTH));
+            tile::<P, _, R, N>(Meeting { x, x_stride: self.weights.inputs(), w, depth: piece.len() }, &mut sums);
             for (r, sums) in sums.iter().enumerate() {
                 for (at, sum) in sums.iter().enumerate() {
                     sum.store(kept.add(place(r, at)));

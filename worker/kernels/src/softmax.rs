@@ -11,7 +11,7 @@ use std::cell::RefCell;
 use crate::Path;
 use crate::dispatch::Kernel;
 use crate::elementwise::{eights, put, take};
-use crate::lanes::{LANES, Lanes};
+use crate::lanes::{LANES, Lanes, Pair};
 use crate::outer::{Left, Rows, add_product};
 use crate::tile::{Vectors, dots};
 
@@ -105,7 +105,7 @@ impl Kernel for Attend<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(mut self) {
+    fn run<P: Pair>(mut self) {
         let rows = self.queries.count();
         self.out.fill(0.0);
         let seen = self.queries.seen + rows / self.queries.group - 1;
@@ -114,17 +114,17 @@ impl Kernel for Attend<'_> {
             let first = (0..rows).step_by(self.queries.group).find(|row| self.queries.seen_in(*row, index) > 0).unwrap_or(rows);
             // SAFETY: `attend` has checked all lengths.
             unsafe {
-                self.score::<L>(index, first);
-                self.weigh::<L>(index, first);
-                self.merge::<L>(first);
+                self.score::<P>(index, first);
+                self.weigh::<P>(index, first);
+                self.merge::<P::Half>(first);
             }
         }
         for (out, sums) in self.out.chunks_exact_mut(self.queries.dim).zip(&self.scratch.sums) {
-            let whole = L::splat(sums[1]);
+            let whole = P::Half::splat(sums[1]);
             let out_at = out.as_mut_ptr();
             for (at, count) in eights(out.len()) {
                 // SAFETY: within the row.
-                unsafe { put(take::<L>(out_at, at, count).div(whole), out_at, at, count) };
+                unsafe { put(take::<P::Half>(out_at, at, count).div(whole), out_at, at, count) };
             }
         }
     }
@@ -136,7 +136,7 @@ impl Attend<'_> {
     /// # Safety
     /// Lengths fit.
     #[inline(always)]
-    unsafe fn score<L: Lanes>(&mut self, index: usize, first: usize) {
+    unsafe fn score<P: Pair>(&mut self, index: usize, first: usize) {
         let (queries, tile, dim) = (self.queries, self.tiles[index], self.queries.dim);
         let rows = queries.count() - first;
         let scores = &mut self.scratch.scores;
@@ -144,7 +144,7 @@ impl Attend<'_> {
         let keys = Vectors { start: tile.keys.as_ptr(), stride: tile.stride };
         // SAFETY: as the caller promises; rows ascend, so the last of four sees most.
         unsafe {
-            dots::<L>(
+            dots::<P>(
                 (rows, dim),
                 from,
                 keys,
@@ -160,20 +160,20 @@ impl Attend<'_> {
             scores[seen..].fill(f32::NEG_INFINITY);
             // SAFETY: a row has `TILE` scores.
             let (largest, sum) = unsafe {
-                let mut largest = L::splat(f32::NEG_INFINITY);
+                let mut largest = P::Half::splat(f32::NEG_INFINITY);
                 for at in (0..TILE).step_by(LANES) {
-                    largest = L::load(scores.as_ptr().add(at)).max(largest);
+                    largest = P::Half::load(scores.as_ptr().add(at)).max(largest);
                 }
                 let largest = largest.to_array().into_iter().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
-                let shift = L::splat(largest);
+                let shift = P::Half::splat(largest);
                 for at in (0..TILE).step_by(LANES) {
-                    L::load(scores.as_ptr().add(at)).sub(shift).exp().store(scores.as_mut_ptr().add(at));
+                    P::Half::load(scores.as_ptr().add(at)).sub(shift).exp().store(scores.as_mut_ptr().add(at));
                 }
                 // What is not seen weighs nothing: `exp` ends above 0.
                 scores[seen..].fill(0.0);
-                let mut sum = L::splat(0.0);
+                let mut sum = P::Half::splat(0.0);
                 for at in (0..TILE).step_by(LANES) {
-                    sum = sum.add(L::load(scores.as_ptr().add(at)));
+                    sum = sum.add(P::Half::load(scores.as_ptr().add(at)));
                 }
                 (largest, sum.sum())
             };
@@ -186,7 +186,7 @@ impl Attend<'_> {
     /// # Safety
     /// Lengths fit.
     #[inline(always)]
-    unsafe fn weigh<L: Lanes>(&mut self, index: usize, first: usize) {
+    unsafe fn weigh<P: Pair>(&mut self, index: usize, first: usize) {
         let (queries, tile, dim) = (self.queries, self.tiles[index], self.queries.dim);
         let values = Rows { start: tile.values.as_ptr().cast_mut(), stride: tile.stride };
         let rows = queries.count();
@@ -197,7 +197,7 @@ impl Attend<'_> {
             let weights = Left { start: self.scratch.scores[row * TILE..].as_ptr(), row: TILE, step: 1 };
             let out = Rows { start: self.scratch.outputs[row * dim..].as_mut_ptr(), stride: dim };
             // SAFETY: as the caller promises.
-            unsafe { add_product::<L>((count, dim, seen), weights, values, out, |_| 0.0) };
+            unsafe { add_product::<P>((count, dim, seen), weights, values, out, |_| 0.0) };
         }
     }
 

@@ -36,8 +36,20 @@ fn close(given: f32, right: f64, scale: f64, what: &str) {
     assert!(error <= 3e-6 * (scale + 1e-3), "{what}: {given}, not {right} (off by {error:e} of {scale})");
 }
 
-fn paths() -> [Path; 2] {
-    [Path::PORTABLE, Path::detect()]
+fn paths() -> impl Iterator<Item = Path> {
+    Path::all()
+}
+
+/// Results of one path after another: those with vector instructions have the same bits, as both round a sum of a product once.
+#[derive(Default)]
+struct Vectors(Option<Vec<u32>>);
+
+impl Vectors {
+    fn hold(&mut self, path: Path, results: &[f32]) {
+        if path != Path::PORTABLE {
+            assert_eq!(self.0.get_or_insert_with(|| bits(results)), &bits(results), "bits of {}", path.as_str());
+        }
+    }
 }
 
 fn dtype() -> impl Strategy<Value = Dtype> {
@@ -65,6 +77,7 @@ proptest! {
         let x = numbers(seed, rows * inputs);
         let (bytes, weights) = stored(&numbers(seed ^ 1, outputs * inputs), dtype);
         let matrix = Matrix::new(&bytes[1..], dtype, outputs, inputs).unwrap();
+        let mut vectors = Vectors::default();
         for path in paths() {
             let mut pool = Pool::new(threads).unwrap();
             let mut out = vec![f32::NAN; rows * outputs];
@@ -72,6 +85,7 @@ proptest! {
             let (first, mut beside) = (Matrix::new(&bytes[1..], dtype, 1, outputs * inputs).unwrap(), [0.0]);
             let beside = Product { x: &weights, weights: first, out: &mut beside };
             products(path, &mut pool, &mut [beside, Product { x: &x, weights: matrix, out: &mut out }]);
+            vectors.hold(path, &out);
             let mut alone = vec![f32::NAN; outputs];
             for (row, x) in x.chunks_exact(inputs).enumerate() {
                 let given = &out[row * outputs..(row + 1) * outputs];
@@ -163,6 +177,7 @@ proptest! {
                 sizes.push((0..dim).map(|i| part(t, 0, i).abs() * size[i * dim + j]).sum::<f64>());
             }
         }
+        let mut vectors = [Vectors::default(), Vectors::default(), Vectors::default()];
         for path in paths() {
             let decays = Decays::of(slope);
             let (mut stepped, mut blocked) = (vec![0f32; dim * dim], vec![0f32; dim * dim]);
@@ -176,6 +191,9 @@ proptest! {
                 let head = Head { qkv: &qkv[first * stride..], stride, dim };
                 let out = &mut out_blocked[first * dim..(first + count) * dim];
                 lightning::block(path, (head, count), &decays, &mut blocked, (out, dim));
+            }
+            for (vectors, results) in vectors.iter_mut().zip([&out, &out_blocked, &blocked]) {
+                vectors.hold(path, results);
             }
             for at in 0..tokens * dim {
                 close(out[at], right[at], sizes[at], "step");
@@ -202,9 +220,11 @@ proptest! {
         let tiles: Vec<KvTile<'_>> = (0..context.div_ceil(TILE))
             .map(|t| KvTile { keys: &keys[t * TILE * stride..], values: &values[t * TILE * stride..], stride })
             .collect();
+        let mut vectors = Vectors::default();
         for path in paths() {
             let mut out = vec![f32::NAN; rows.len()];
             softmax::attend(path, Queries { rows: &rows, dim, group, seen: before + 1 }, &tiles, &mut out);
+            vectors.hold(path, &out);
             for row in 0..tokens * group {
                 let (query, seen) = (&rows[row * dim..(row + 1) * dim], before + 1 + row / group);
                 let score = |i: usize| query.iter().zip(&keys[i * stride..]).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();

@@ -21,7 +21,7 @@ const LEAST: usize = 512 << 20;
 const MOST: usize = 2 << 30;
 /// Rounds of multiplications of a try, some 0.1 s.
 const ROUNDS: usize = 20_000_000;
-/// Vectors of eight numbers that are summed side by side: more than two multipliers with a latency of four or five have in flight.
+/// Vectors that are summed side by side: more than two multipliers with a latency of four or five have in flight.
 const SUMS: usize = 12;
 /// Seconds of one try of a kernel.
 const TRY: f64 = 0.1;
@@ -43,13 +43,17 @@ pub fn machine(threads: usize, report: &Report) -> Result<()> {
     let path = Path::detect();
     let multiply: fn(f32) -> f32 = match path.as_str() {
         #[cfg(target_arch = "x86_64")]
+        // SAFETY: the path says so where the machine was found to have AVX-512.
+        "avx512" => |factor| unsafe { multiply_avx512(factor) },
+        #[cfg(target_arch = "x86_64")]
         // SAFETY: the path says so where the machine was found to have AVX2 and FMA.
         "avx2" => |factor| unsafe { multiply_avx2(factor) },
         "portable" => multiply_portable,
         other => bail!("there is no loop of multiplications for the path {other}"),
     };
     let seconds = fastest(threads, &|_| _ = black_box(multiply(black_box(0.5))));
-    let flop = (threads * ROUNDS * SUMS * 8 * 2) as f64;
+    let numbers = if path.as_str() == "avx512" { 16 } else { 8 };
+    let flop = (threads * ROUNDS * SUMS * numbers * 2) as f64;
     report.say("limits", &[("bytes_per_second", bytes as f64 / best), ("flop_per_second", flop / seconds)]);
     Ok(())
 }
@@ -94,6 +98,20 @@ fn largest_cache() -> usize {
     let sizes =
         (0..8).filter_map(|index| std::fs::read_to_string(format!("/sys/devices/system/cpu/cpu0/cache/index{index}/size")).ok());
     sizes.filter_map(|size| size.trim().strip_suffix('K')?.parse::<usize>().ok()).max().unwrap_or(0) << 10
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn multiply_avx512(factor: f32) -> f32 {
+    use std::arch::x86_64::{_mm512_fmadd_ps, _mm512_reduce_add_ps, _mm512_set1_ps};
+    let factor = _mm512_set1_ps(factor);
+    let mut sums = [factor; SUMS];
+    for _ in 0..ROUNDS {
+        for sum in &mut sums {
+            *sum = _mm512_fmadd_ps(*sum, factor, factor);
+        }
+    }
+    sums.into_iter().map(|sum| _mm512_reduce_add_ps(sum)).sum()
 }
 
 #[cfg(target_arch = "x86_64")]
