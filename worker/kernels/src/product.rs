@@ -6,7 +6,7 @@
 //!
 //! Two ways through the same sums. *Few rows* (decode) read every weight once, from memory, and are bound by that: tiles of up to
 //! 6 rows hold as many outputs as registers allow. *Many rows* (prefill) are bound by arithmetic: a panel of 24 outputs by
-//! 512 numbers of K is widened once into a cache, two outputs side by side, and meets all rows of a block.
+//! 512 numbers of K (48 outputs where K is long) is widened once into a cache, two outputs side by side, and meets all rows of a block.
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -19,8 +19,8 @@ use crate::matrix::{Dtype, Matrix};
 use crate::pool::{Pool, Shared};
 use crate::tile::{Bf16, F32, InRows, Meeting, Stored, Weights, tile};
 
-/// Outputs of a panel: whole tiles, of 2 or 8 outputs.
-const PANEL: usize = 24;
+/// Outputs of a panel at most.
+const PANEL: usize = 48;
 /// Rows of a tile at most.
 const ROWS: usize = 6;
 /// Numbers of K of a panel: 24 x 512 x 4 = 48 KiB, which a core's caches hold beside the rows that meet it.
@@ -54,19 +54,25 @@ pub struct Product<'a> {
     pub out: &'a mut [f32],
 }
 
+/// Outputs of a panel: whole tiles, of 2 or 8 outputs. With a long K, rows come from far for every panel, and larger ones have more of them.
+fn panel_of(weights: &Matrix<'_>) -> usize {
+    if weights.inputs() > 2 * DEPTH { PANEL } else { PANEL / 2 }
+}
+
 /// Computes products side by side. Threads take panels of outputs in turn, so that each has its share of every product.
 ///
 /// # Panics
 /// Lengths that do not fit.
 pub fn products(path: Path, pool: &mut Pool, products: &mut [Product<'_>]) {
     let jobs: Vec<_> = products.iter_mut().map(|Product { x, weights, out }| (*x, *weights, Shared::new(out))).collect();
-    let panels = |weights: &Matrix<'_>| weights.outputs().div_ceil(PANEL);
+    let panels = |weights: &Matrix<'_>| weights.outputs().div_ceil(panel_of(weights));
     let all = jobs.iter().map(|(_, weights, _)| panels(weights)).sum();
     pool.each(all, |mut panel| {
         for (x, weights, out) in &jobs {
             let count = panels(weights);
             if panel < count {
-                let outputs = panel * PANEL..((panel + 1) * PANEL).min(weights.outputs());
+                let size = panel_of(weights);
+                let outputs = panel * size..((panel + 1) * size).min(weights.outputs());
                 // SAFETY: each panel is one thread's, and its columns of every row are nobody else's.
                 return unsafe { columns(path, x, weights, outputs, out) };
             }
@@ -85,6 +91,7 @@ pub fn products(path: Path, pool: &mut Pool, products: &mut [Product<'_>]) {
 unsafe fn columns(path: Path, x: &[f32], weights: &Matrix<'_>, outputs: Range<usize>, out: &Shared<'_>) {
     let rows = x.len() / weights.inputs().max(1);
     assert!(outputs.start <= outputs.end && outputs.end <= weights.outputs(), "outputs that the matrix has");
+    assert!(outputs.len() <= PANEL, "a panel of outputs");
     assert_eq!(x.len(), rows * weights.inputs(), "whole rows");
     assert_eq!(out.len(), rows * weights.outputs(), "a place for each output");
     if rows == 0 || outputs.is_empty() {
@@ -94,7 +101,7 @@ unsafe fn columns(path: Path, x: &[f32], weights: &Matrix<'_>, outputs: Range<us
     SCRATCH.with_borrow_mut(|scratch| path.run(Columns { x, weights, outputs, out, rows, scratch }));
 }
 
-/// See [`columns`].
+/// See [`columns`]. The outputs are a panel at most.
 struct Columns<'a> {
     x: &'a [f32],
     weights: &'a Matrix<'a>,
@@ -224,12 +231,9 @@ impl Columns<'_> {
     #[inline(always)]
     unsafe fn few<P: Pair, S: Stored>(&self) {
         // Outputs in panels, so that the rows after the first ones find the weights in a cache.
-        for start in self.outputs.clone().step_by(PANEL) {
-            let panel = start..(start + PANEL).min(self.outputs.end);
-            for (row, count) in groups(0..self.rows) {
-                // SAFETY: as the caller promises.
-                unsafe { for_rows!(count, self.row_tiles::<P, S>(row, panel.clone())) }
-            }
+        for (row, count) in groups(0..self.rows) {
+            // SAFETY: as the caller promises.
+            unsafe { for_rows!(count, self.row_tiles::<P, S>(row, self.outputs.clone())) }
         }
     }
 
@@ -243,17 +247,14 @@ impl Columns<'_> {
         scratch.sums.resize(BLOCK * PANEL * LANES, 0.0);
         for first in (0..self.rows).step_by(BLOCK) {
             let rows = first..(first + BLOCK).min(self.rows);
-            for start in self.outputs.clone().step_by(PANEL) {
-                let panel = start..(start + PANEL).min(self.outputs.end);
-                for k in (0..depth).step_by(DEPTH) {
-                    let piece = k..(k + DEPTH).min(depth);
-                    // SAFETY: as the caller promises; the scratch memory holds a panel, and the sums of a block.
-                    unsafe {
-                        self.pack::<P, S>(panel.clone(), piece.clone(), &mut scratch.panel);
-                        for (row, count) in groups(rows.clone()) {
-                            // All rows of the block meet the piece, and are written out after the last one.
-                            for_rows!(count, self.meet::<P, Packed>((row, row - first), &panel, &piece, &mut scratch));
-                        }
+            for k in (0..depth).step_by(DEPTH) {
+                let piece = k..(k + DEPTH).min(depth);
+                // SAFETY: as the caller promises; the scratch memory holds a panel, and the sums of a block.
+                unsafe {
+                    self.pack::<P, S>(piece.clone(), &mut scratch.panel);
+                    for (row, count) in groups(rows.clone()) {
+                        // All rows of the block meet the piece, and are written out after the last one.
+                        for_rows!(count, self.meet::<P, Packed>((row, row - first), &piece, &mut scratch));
                     }
                 }
             }
@@ -266,12 +267,12 @@ impl Columns<'_> {
     /// # Safety
     /// The piece is there.
     #[inline(always)]
-    unsafe fn pack<P: Pair, S: Stored>(&self, panel: Range<usize>, piece: Range<usize>, to: &mut [f32]) {
-        for (output, to) in panel.clone().step_by(2).zip(to.chunks_exact_mut(2 * DEPTH)) {
+    unsafe fn pack<P: Pair, S: Stored>(&self, piece: Range<usize>, to: &mut [f32]) {
+        for (output, to) in self.outputs.clone().step_by(2).zip(to.chunks_exact_mut(2 * DEPTH)) {
             for k in (0..piece.len()).step_by(LANES) {
                 // SAFETY: as the caller promises; a piece begins at a multiple of eight, and is at most `DEPTH` long.
                 unsafe {
-                    let rows = self.in_rows::<S>(output, output + 1 == panel.end);
+                    let rows = self.in_rows::<S>(output, output + 1 == self.outputs.end);
                     let eight: P = rows.pair(0, piece.start + k, LANES.min(piece.len() - k));
                     eight.store(to.as_mut_ptr().add(2 * k));
                 }
@@ -287,7 +288,6 @@ impl Columns<'_> {
     unsafe fn meet<P: Pair, W: Weights, const R: usize, const N: usize>(
         &self,
         (row, nth): (usize, usize),
-        panel: &Range<usize>,
         piece: &Range<usize>,
         scratch: &mut Scratch,
     ) {
@@ -295,7 +295,8 @@ impl Columns<'_> {
         // Sums wait there for the next piece of K, or for their eight lanes to be added, which goes faster for eight outputs at once.
         let sums = scratch.sums[nth * PANEL * LANES..][..R * PANEL * LANES].as_mut_ptr();
         let x = self.x[row * depth + piece.start..].as_ptr();
-        let (mut n, pairs) = (0, panel.len().div_ceil(2));
+        let (mut n, outputs) = (0, self.outputs.len());
+        let pairs = outputs.div_ceil(2);
         // SAFETY: as the caller promises.
         unsafe {
             while P::WIDE && n + 4 <= pairs {
@@ -308,8 +309,8 @@ impl Columns<'_> {
             }
             if piece.end == depth {
                 for r in 0..R {
-                    let out = self.out.add((row + r) * self.weights.outputs() + panel.start);
-                    add_lanes::<P::Half>(sums.add(r * PANEL * LANES), panel.len(), out);
+                    let out = self.out.add((row + r) * self.weights.outputs() + self.outputs.start);
+                    add_lanes::<P::Half>(sums.add(r * PANEL * LANES), outputs, out);
                 }
             }
         }
