@@ -7,18 +7,20 @@
 
 mod identity;
 mod stream;
+pub mod urgent;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tonic::transport::{Channel, Endpoint};
 
 pub use identity::{Identity, accepts};
-pub use stream::{Connector, Stream, incoming};
+pub use stream::{Connector, Stream, TakeUrgent, connect_urgent, incoming, sorted};
 
 /// How often [`Tls::follow`] looks at the files. The kubelet takes a minute or two to bring a changed Secret to a pod.
 pub const INTERVAL: Duration = Duration::from_secs(5);
@@ -142,7 +144,17 @@ impl Tls {
     /// Greets the peer at the other end of a connection.
     async fn greet(&self, stream: TcpStream) -> std::io::Result<Stream> {
         let identity = self.identity().ok_or_else(no_identity)?;
-        let greeting = TlsConnector::from(identity.client()).connect(self.name.clone(), stream);
+        self.greet_with(identity.client(), stream).await
+    }
+
+    /// The same, asking for haste.
+    async fn greet_urgent(&self, stream: TcpStream) -> std::io::Result<Stream> {
+        let identity = self.identity().ok_or_else(no_identity)?;
+        self.greet_with(identity.urgent_client(), stream).await
+    }
+
+    async fn greet_with(&self, client: Arc<ClientConfig>, stream: TcpStream) -> std::io::Result<Stream> {
+        let greeting = TlsConnector::from(client).connect(self.name.clone(), stream);
         let stream = tokio::time::timeout(HANDSHAKE, greeting).await.map_err(|_| std::io::ErrorKind::TimedOut)??;
         Ok(Stream::Tls(Box::new(stream.into())))
     }

@@ -21,7 +21,7 @@ mod streams;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use m1_arch::Architecture;
 use m1_engine::{AllowedIds, Command, Completion, Failure, RoutingShape, Scheduler, SchedulerConfig, Turn};
@@ -35,7 +35,7 @@ use crate::config::Config;
 use crate::service::reasoned;
 use crate::status::SharedStatus;
 use crate::tallies::Tallies;
-use crate::transport::{CREDITS, Transport};
+use crate::transport::{CREDITS, DeviceIo, Transport};
 use announce::Announcer;
 use fetch::Fetching;
 use group::{Peers, Placing};
@@ -93,6 +93,9 @@ pub struct Parts {
     pub runtime: tokio::runtime::Handle,
 }
 
+/// What is left of the connections that the device drives may take so long to go out when it ends.
+const FINISH: Duration = Duration::from_millis(500);
+
 /// Starts the device thread. `ended` is cancelled when it ends, for whatever reason.
 ///
 /// # Errors
@@ -100,6 +103,7 @@ pub struct Parts {
 pub fn spawn(
     config: &Config,
     parts: Parts,
+    io: DeviceIo,
     inbox: mpsc::Receiver<DeviceMessage>,
     ended: CancellationToken,
 ) -> Result<JoinHandle<()>, StartError> {
@@ -108,7 +112,7 @@ pub fn spawn(
     Ok(std::thread::Builder::new().name("device".into()).spawn(move || {
         let _ended = ended.drop_guard();
         let _runtime = runtime.enter();
-        device.run(inbox);
+        device.run(io, inbox);
     })?)
 }
 
@@ -191,18 +195,32 @@ impl Device {
         })
     }
 
-    fn run(mut self, mut inbox: mpsc::Receiver<DeviceMessage>) {
+    fn run(mut self, mut io: DeviceIo, mut inbox: mpsc::Receiver<DeviceMessage>) {
+        self.turns(&mut io, &mut inbox);
+        self.stop();
+        // Nobody waits any more for room in front of a device that takes nothing.
+        drop(inbox);
+        io.finish(FINISH);
+    }
+
+    /// Takes turns until there is nobody left to work for.
+    fn turns(&mut self, io: &mut DeviceIo, inbox: &mut mpsc::Receiver<DeviceMessage>) {
         let mut busy = false;
         loop {
             // A turn that found work looks whether more has come; one that found none sleeps until something comes.
-            let mut next = if busy { inbox.try_recv().ok() } else { inbox.blocking_recv() };
+            let mut next = if busy {
+                io.look();
+                inbox.try_recv().ok()
+            } else {
+                io.wait(inbox)
+            };
             if next.is_none() && inbox.is_closed() && inbox.is_empty() {
-                break;
+                return;
             }
             let mut taken = 0;
             while let Some(message) = next {
                 if matches!(message, DeviceMessage::Stop) {
-                    return self.stop();
+                    return;
                 }
                 self.take(message);
                 taken += 1;
@@ -219,7 +237,6 @@ impl Device {
                 self.sequences.publish_ended();
             }
         }
-        self.stop();
     }
 
     /// One piece of work. False: there is none now.

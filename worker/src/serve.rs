@@ -32,7 +32,7 @@ use crate::probes::Probes;
 use crate::service::{Live, WorkerService};
 use crate::status::SharedStatus;
 use crate::tallies::Tallies;
-use crate::transport::{Dialer, DispatchService, HTTP2_FRAME, HTTP2_WINDOW, Identity};
+use crate::transport::{DeviceIo, DeviceIoHandle, Dialer, DispatchService, HTTP2_FRAME, HTTP2_WINDOW, Identity, serve_driven};
 use crate::watch::{self, Again};
 
 /// Threads of the async runtime: connections only, the mathematics has its own thread.
@@ -141,17 +141,21 @@ pub async fn serve(config: Config, sockets: Sockets, mut signals: mpsc::Receiver
     let Opened { model, tokenizer, again } = opened;
     let identity = model.as_ref().map(|model| model.identity.clone());
     let tallies = identity.as_ref().map(|identity| Arc::new(Tallies::new(RoutingShape::of(&identity.arch))));
-    let thread = match model.zip(tallies.clone()) {
-        Some((model, tallies)) => Some(start_device(&config, &shared, (model, tallies), tokenizer.as_deref(), inbox)?),
+    let (thread, device) = match model.zip(tallies.clone()) {
+        Some((model, tallies)) => {
+            let io = DeviceIo::new().context("cannot start the device's connections")?;
+            let handle = io.handle();
+            (Some(start_device(&config, &shared, (model, tallies), tokenizer.as_deref(), (io, inbox))?), Some(handle))
+        }
         None => {
             // Nobody takes messages, so nobody shall wait for an answer to one.
             drop(inbox);
-            None
+            (None, None)
         }
     };
     shared.tasks.spawn(ticker(shared.events.clone(), shared.status.clone(), shared.stop.clone()));
     tracing::info!(address = %sockets.grpc.local_addr()?, pod = config.pod, "m1-worker listens");
-    let mut server = tokio::spawn(listen(config.clone(), shared.clone(), (identity, tallies), tokenizer, sockets.grpc));
+    let mut server = tokio::spawn(listen(config.clone(), shared.clone(), (identity, tallies), tokenizer, (sockets.grpc, device)));
     tokio::select! {
         () = until_over(&config, &shared, again, &mut signals) => {}
         served = &mut server => return served.context("the gRPC server panicked")?.map(|()| Ended::Whole),
@@ -224,7 +228,7 @@ fn start_device(
     shared: &Shared,
     (Model { checkpoint, identity, snapshot }, tallies): (Model, Arc<Tallies>),
     tokenizer: Option<&Tokenizer>,
-    inbox: mpsc::Receiver<DeviceMessage>,
+    (io, inbox): (DeviceIo, mpsc::Receiver<DeviceMessage>),
 ) -> anyhow::Result<JoinHandle<()>> {
     let vocab = identity.arch.vocab as u32;
     let dialer = Dialer {
@@ -234,6 +238,7 @@ fn start_device(
         tasks: shared.tasks.clone(),
         generations: Arc::default(),
         tls: shared.tls.clone(),
+        device: Some(io.handle()),
         member: config.member.clone(),
     };
     let parts = Parts {
@@ -246,7 +251,7 @@ fn start_device(
         tallies,
         runtime: tokio::runtime::Handle::current(),
     };
-    Ok(device::spawn(config, parts, inbox, shared.ended.clone())?)
+    Ok(device::spawn(config, parts, io, inbox, shared.ended.clone())?)
 }
 
 /// Serves gRPC until the worker stops and its streams have ended.
@@ -255,7 +260,7 @@ async fn listen(
     shared: Shared,
     (identity, tallies): (Option<Arc<Identity>>, Option<Arc<Tallies>>),
     tokenizer: Option<Arc<Tokenizer>>,
-    listener: TcpListener,
+    (listener, device): (TcpListener, Option<DeviceIoHandle>),
 ) -> anyhow::Result<()> {
     let Shared { events, status, tasks, stop, tls, .. } = shared;
     let guard = Guard::new(config.member.clone());
@@ -267,7 +272,9 @@ async fn listen(
         tasks,
         stop: stop.clone(),
         generations: Arc::default(),
+        driven: Default::default(),
     };
+    let urgent = device.map(|io| serve_driven(&io, dispatch.clone(), guard.clone(), stop.clone()));
     let limits = identity.as_ref().map(|identity| config.limits(&identity.arch));
     let live = Live::new(config.raw_logits_limit);
     let worker =
@@ -281,7 +288,7 @@ async fn listen(
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
         .add_service(WorkerServer::new(worker).max_decoding_message_size(MESSAGE_LIMIT))
         .add_service(ExpertDispatchServer::new(dispatch))
-        .serve_with_incoming_shutdown(tls::incoming(listener, tls), stop.cancelled_owned())
+        .serve_with_incoming_shutdown(tls::sorted(listener, tls, urgent), stop.cancelled_owned())
         .await
         .context("the gRPC server failed")
 }

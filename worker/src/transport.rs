@@ -4,6 +4,9 @@
 //! One stream per (requester, server, lane): the requester sends hidden states, the server answers with sums. Beside them one
 //! of heartbeats, on a connection of its own, which the device thread has no part in.
 
+mod device_io;
+mod device_stream;
+mod driven;
 mod grpc_client;
 mod grpc_server;
 mod pulse;
@@ -15,6 +18,8 @@ use m1_proto::dispatch::Frame;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+pub use device_io::{DeviceIo, DeviceIoHandle};
+pub use driven::{DrivenPeers, serve_driven};
 pub use grpc_client::Dialer;
 pub use grpc_server::DispatchService;
 pub use wire::{Identity, RequestFrame, RequestHead, WireError, check_answer, check_request, request_frame};

@@ -73,6 +73,7 @@ impl Server {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             generations: Arc::default(),
+            driven: Default::default(),
         };
         // Its first turn is before anybody asks: a heartbeat that tells of none would be right, and not what is tested.
         status.turn();
@@ -118,6 +119,7 @@ impl Requester {
             tasks: TaskTracker::new(),
             generations: Arc::default(),
             tls: None,
+            device: None,
             member,
         };
         dialer.dial(&PeerAddress { pod, address: address.into() }, &stop);

@@ -54,6 +54,7 @@ impl Stand {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             generations: Arc::default(),
+            driven: Default::default(),
         };
         let server = tonic::transport::Server::builder().add_service(ExpertDispatchServer::new(service));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));

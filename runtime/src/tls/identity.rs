@@ -12,7 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig, version::TLS13};
 
-use super::{FILES, TlsError};
+use super::{FILES, TlsError, urgent};
 
 /// gRPC is HTTP/2.
 const PROTOCOL: &[u8] = b"h2";
@@ -23,6 +23,7 @@ pub struct Identity {
     files: [Vec<u8>; 3],
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
+    urgent_client: Arc<ClientConfig>,
 }
 
 impl Identity {
@@ -51,10 +52,12 @@ impl Identity {
             .with_root_certificates(roots)
             .with_client_auth_cert(chain, parsed()?)
             .map_err(wrong)?;
-        server.alpn_protocols = vec![PROTOCOL.to_vec()];
         client.alpn_protocols = vec![PROTOCOL.to_vec()];
+        let mut urgent_client = client.clone();
+        server.alpn_protocols = vec![urgent::PROTOCOL.to_vec(), PROTOCOL.to_vec()];
+        urgent_client.alpn_protocols = server.alpn_protocols.clone();
         let files = [certificate, key, authorities].map(<[u8]>::to_vec);
-        Ok(Self { files, server: Arc::new(server), client: Arc::new(client) })
+        Ok(Self { files, server: Arc::new(server), client: Arc::new(client), urgent_client: Arc::new(urgent_client) })
     }
 
     /// Whether it was made from these texts.
@@ -64,6 +67,10 @@ impl Identity {
 
     pub(super) fn server(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.server)
+    }
+
+    pub(super) fn urgent_client(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.urgent_client)
     }
 
     pub(super) fn client(&self) -> Arc<ClientConfig> {

@@ -11,15 +11,20 @@ use m1_proto::dispatch::expert_dispatch_client::ExpertDispatchClient;
 use m1_proto::dispatch::frame::Kind;
 use m1_proto::dispatch::{Frame, Hello, Refused};
 use m1_runtime::member::{MeantFor, Member, WRONG_MEMBER};
-use m1_runtime::tls::{self, Tls};
+use m1_runtime::tls::{self, Tls, urgent};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
+use tokio::task::coop::consume_budget;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tonic::transport::Endpoint;
 use tonic::{Status, Streaming};
 
+use super::device_io::{DeviceIoHandle, looked_for};
+use super::device_stream::DeviceConnector;
+use super::driven::{DRIVEN, DRIVEN_GREETING};
 use super::wire::{Identity, Purpose, WireError, check_answer};
 use super::{HTTP2_FRAME, HTTP2_WINDOW, Inbound, Link, PeerAddress, Said, Transport, pulse};
 use crate::device::DeviceHandle;
@@ -52,6 +57,8 @@ pub struct Dialer {
     pub generations: Arc<AtomicU64>,
     /// This pod's identity; none where nothing is encrypted.
     pub tls: Option<Tls>,
+    /// Drives the decode lane where the peer's device does so too; none: it is like any other.
+    pub device: Option<DeviceIoHandle>,
     /// Who this pod is; its peers are the other pods of the same group of the same deployment. None where nobody said it: then
     /// whoever answers at a peer's address is believed to be that peer.
     pub member: Option<Member>,
@@ -68,10 +75,14 @@ pub(super) enum LinkError {
     Stream(#[source] Status),
     #[error("the peer closed the stream")]
     Closed,
-    #[error("no greeting within {GREETING_TIMEOUT:?}")]
+    #[error("no greeting in time")]
     Silent,
     #[error("dropped by this pod")]
     Dropped,
+    #[error("its heartbeats have ended")]
+    NoPulse,
+    #[error("the peer's device does not drive it")]
+    NotDriven,
     #[error("protocol: {0}")]
     Wire(#[from] WireError),
     #[error("refused: {reason}: {message}")]
@@ -125,9 +136,10 @@ impl Pause {
 impl Transport for Dialer {
     fn dial(&self, peer: &PeerAddress, stop: &CancellationToken) {
         let (known, knows) = watch::channel(false);
-        self.spawn(stop, self.clone().keep(peer.clone(), Lane::Decode, Some(known)));
+        let (lost, losses) = watch::channel(0);
+        self.spawn(stop, self.clone().keep(peer.clone(), Lane::Decode, Some((known, losses))));
         self.spawn(stop, self.clone().keep(peer.clone(), Lane::Prefill, None));
-        self.spawn(stop, self.clone().keep_pulse(peer.clone(), knows));
+        self.spawn(stop, self.clone().keep_pulse(peer.clone(), knows, lost));
     }
 }
 
@@ -142,19 +154,57 @@ impl Dialer {
         });
     }
 
-    /// Keeps one lane up. `pulse`: is told whether the server has a lane for heartbeats, with every greeting.
-    async fn keep(self, peer: PeerAddress, lane: Lane, pulse: Option<watch::Sender<bool>>) {
+    /// Keeps one lane up. `pulse`: is told whether the server has a lane for heartbeats, with every greeting, and tells how often those were lost.
+    async fn keep(self, peer: PeerAddress, lane: Lane, mut pulse: Option<(watch::Sender<bool>, watch::Receiver<u64>)>) {
         let mut pause = Pause::default();
         let mut said = String::new();
+        let mut driven = self.device.clone();
         loop {
             let generation = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
             pause.begin();
-            let Err(error) = self.connection(&peer, lane, generation, pulse.as_ref()).await;
+            let error = match (&mut pulse, driven.take()) {
+                (Some((known, losses)), Some(device)) => self.driven(&peer, generation, known, losses, device).await,
+                (pulse, _) => {
+                    let connection = self.clone().connection(peer.clone(), lane, generation, pulse.as_ref().map(|(known, _)| known.clone()), None);
+                    let Err(error) = connection.await;
+                    error
+                }
+            };
             if self.events.dispatch(Inbound::LinkDown { peer: peer.pod, lane, generation }).await.is_err() {
                 return;
             }
+            // Such a peer is asked as if there were no other way, at once. When this connection has ended it may be another one.
+            if matches!(error, LinkError::NotDriven) {
+                continue;
+            }
+            driven = self.device.clone();
             self.report(&peer, lane, error, &mut said).await;
             pause.wait().await;
+        }
+    }
+
+    /// The decode lane, driven by the device, until it ends. All that must not wait for a device that computes is here: pauses, and what is known from
+    /// heartbeats. Nothing else says that a peer is gone without a word while rows are on their way to it.
+    async fn driven(
+        &self,
+        peer: &PeerAddress,
+        generation: u64,
+        known: &watch::Sender<bool>,
+        losses: &mut watch::Receiver<u64>,
+        device: DeviceIoHandle,
+    ) -> LinkError {
+        losses.mark_unchanged();
+        let elsewhere = Handle::current();
+        let connection =
+            self.clone().connection(peer.clone(), Lane::Decode, generation, Some(known.clone()), Some((device.clone(), elsewhere)));
+        let connection = AbortOnDropHandle::new(device.spawn(connection));
+        tokio::select! {
+            ended = connection => match ended {
+                Ok(Err(error)) => error,
+                // The device has ended.
+                Err(_) => LinkError::Closed,
+            },
+            Ok(()) = losses.changed() => LinkError::NoPulse,
         }
     }
 
@@ -172,14 +222,16 @@ impl Dialer {
     }
 
     async fn connection(
-        &self,
-        peer: &PeerAddress,
+        self,
+        peer: PeerAddress,
         lane: Lane,
         generation: u64,
-        pulse: Option<&watch::Sender<bool>>,
+        pulse: Option<watch::Sender<bool>>,
+        driven: Option<(DeviceIoHandle, Handle)>,
     ) -> Result<Infallible, LinkError> {
         let (link, outgoing) = Link::new(generation);
-        let (hello, answers) = self.open(peer, Purpose::Rows(lane), &link, outgoing).await?;
+        let by_device = driven.is_some();
+        let (hello, answers) = self.open(&peer, Purpose::Rows(lane), &link, outgoing, driven).await?;
         if let Some(pulse) = pulse {
             pulse.send_replace(hello.pulse);
         }
@@ -187,9 +239,9 @@ impl Dialer {
         let credits = hello.credits;
         let up = Inbound::LinkUp { peer: peer.pod, lane, link: link.clone(), credits };
         self.events.dispatch(up).await.map_err(|_| LinkError::Closed)?;
-        tracing::info!(peer = peer.pod.0, address = %peer.address, ?lane, credits, "dispatch link is up");
-        // A server without a lane for heartbeats sends them here, where it is asked for them.
-        let beats = lane == Lane::Decode && !hello.pulse;
+        tracing::info!(peer = peer.pod.0, address = %peer.address, ?lane, credits, by_device, "dispatch link is up");
+        // A server without a lane for heartbeats sends them here, where it is asked for them. A device never has these: it may compute.
+        let beats = lane == Lane::Decode && !hello.pulse && !by_device;
         self.relay(peer.pod, lane, link, answers, beats).await
     }
 
@@ -200,27 +252,53 @@ impl Dialer {
         purpose: Purpose,
         link: &Link,
         outgoing: mpsc::Receiver<Frame>,
+        driven: Option<(DeviceIoHandle, Handle)>,
     ) -> Result<(Hello, Streaming<Frame>), LinkError> {
+        let by_device = driven.is_some();
         let endpoint = Endpoint::from_shared(format!("http://{}", peer.address))
             .map_err(LinkError::Address)?
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
             .max_frame_size(HTTP2_FRAME)
             .initial_stream_window_size(HTTP2_WINDOW)
-            .initial_connection_window_size(HTTP2_WINDOW)
-            .http2_keep_alive_interval(KEEP_ALIVE)
-            .keep_alive_timeout(KEEP_ALIVE)
-            .keep_alive_while_idle(true);
-        let channel = tls::connect(endpoint, self.tls.as_ref()).await.map_err(LinkError::Connect)?;
-        link.send(Kind::Hello(self.identity.greeting(purpose, self.status.epoch(), 0)));
+            .initial_connection_window_size(HTTP2_WINDOW);
+        let connected = match driven {
+            Some((io, elsewhere)) => {
+                let connector = DeviceConnector { tls: self.tls.clone(), io, elsewhere, limit: CONNECT_TIMEOUT };
+                endpoint.http2_max_header_list_size(urgent::HEADER_LIST).connect_with_connector(connector).await
+            }
+            None => {
+                let endpoint = endpoint
+                    .connect_timeout(CONNECT_TIMEOUT)
+                    .tcp_nodelay(true)
+                    .http2_keep_alive_interval(KEEP_ALIVE)
+                    .keep_alive_timeout(KEEP_ALIVE)
+                    .keep_alive_while_idle(true);
+                tls::connect(endpoint, self.tls.as_ref()).await
+            }
+        };
+        let channel = connected.map_err(LinkError::Connect)?;
         let meant = self.member.as_ref().map(|own| own.deployment.member(own.group.clone(), peer.pod.0));
         let mut client = ExpertDispatchClient::with_interceptor(channel, MeantFor::new(meant.as_ref()));
         let greeting = async {
-            let mut answers = client.exchange(ReceiverStream::new(outgoing)).await?.into_inner();
+            let response = client.exchange(ReceiverStream::new(outgoing)).await?;
+            if by_device && !response.metadata().contains_key(DRIVEN) {
+                return Err(LinkError::NotDriven);
+            }
+            link.send(Kind::Hello(self.identity.greeting(purpose, self.status.epoch(), 0)));
+            let mut answers = response.into_inner();
             let hello = self.greeted(peer.pod, answers.next().await)?;
-            Ok::<_, LinkError>((hello, answers))
+            Ok((hello, answers))
         };
-        tokio::time::timeout(GREETING_TIMEOUT, greeting).await.map_err(|_| LinkError::Silent)?
+        let limit = async {
+            match by_device {
+                true => looked_for(DRIVEN_GREETING).await,
+                false => tokio::time::sleep(GREETING_TIMEOUT).await,
+            }
+        };
+        tokio::select! {
+            biased;
+            greeted = greeting => greeted,
+            () = limit => Err(LinkError::Silent),
+        }
     }
 
     fn greeted(&self, peer: PodId, first: Option<Result<Frame, Status>>) -> Result<Hello, LinkError> {
@@ -259,6 +337,8 @@ impl Dialer {
                     continue;
                 }
             };
+            // A peer that says much does not keep others from being heard.
+            consume_budget().await;
             if let Some(Kind::Heartbeat(heartbeat)) = &frame.kind {
                 pulse::read(&self.status, peer, heartbeat, &clock);
                 continue;

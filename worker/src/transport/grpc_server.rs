@@ -10,12 +10,17 @@ use m1_proto::dispatch::expert_dispatch_server::ExpertDispatch;
 use m1_proto::dispatch::frame::Kind;
 use m1_proto::dispatch::{Frame, Hello, Refused};
 use m1_runtime::member::Guard;
+use tokio::task::coop::consume_budget;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::device_io::looked_for;
+use super::device_stream::Driven;
+use super::driven::{DRIVEN, DRIVEN_GREETING, DrivenPeers, GONE};
 use super::grpc_client::GREETING_TIMEOUT;
 use super::wire::{Identity, Purpose, WireError, check_request, purpose_from_wire};
 use super::{CREDITS, Inbound, Link, pulse};
@@ -39,6 +44,8 @@ pub struct DispatchService {
     pub stop: CancellationToken,
     /// Numbers connections.
     pub generations: Arc<AtomicU64>,
+    /// Peers whose connections the device drives.
+    pub driven: DrivenPeers,
 }
 
 type Answers = Pin<Box<dyn Stream<Item = Result<Frame, Status>> + Send>>;
@@ -53,6 +60,8 @@ impl ExpertDispatch for DispatchService {
         if !self.status.serves_peers() {
             return Err(Status::unavailable("this pod has not loaded its experts yet"));
         }
+        let driven = request.extensions().get::<Driven>().cloned();
+        let by_device = driven.is_some();
         let mut frames = request.into_inner();
         let generation = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
         let (link, outgoing) = Link::new(generation);
@@ -60,36 +69,67 @@ impl ExpertDispatch for DispatchService {
         let service = self.clone();
         self.tasks.spawn(async move {
             let stop = service.stop.clone();
-            let greeting = tokio::time::timeout(GREETING_TIMEOUT, service.greet(&identity, &mut frames, &link));
-            let ended = tokio::select! {
-                () = stop.cancelled() => return,
-                ended = greeting => ended,
+            let limit = async {
+                match by_device {
+                    true => looked_for(DRIVEN_GREETING).await,
+                    false => tokio::time::sleep(GREETING_TIMEOUT).await,
+                }
             };
-            let Ok(Ok((hello, purpose))) = ended else { return };
+            let ended = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                ended = service.greet(&identity, &mut frames, &link, by_device) => ended,
+                () = limit => return,
+            };
+            let Ok((hello, purpose)) = ended else { return };
             let peer = PodId(hello.pod as u16);
             let served = async {
                 match purpose {
                     Purpose::Pulse => service.pulse(peer, &link, frames).await,
                     Purpose::Rows(lane) => {
-                        let beats = lane == Lane::Decode && !hello.pulse;
+                        let beats = lane == Lane::Decode && !hello.pulse && !by_device;
+                        if let Some(driven) = &driven {
+                            service.driven.takes_place(peer, driven);
+                        }
                         Session { service: &service, identity: &identity, peer, lane, link, beats }.run(frames).await;
                     }
                 }
             };
             tokio::select! {
-                () = stop.cancelled() => {}
+                () = stop.cancelled() => return,
                 () = served => {}
             }
+            if let Some(Driven { end, .. }) = driven {
+                // What was said last goes out; then the peer ends the connection, or this does.
+                looked_for(GONE).await;
+                end.cancel();
+            }
         });
-        Ok(Response::new(Box::pin(answers)))
+        let mut response: Response<Answers> = Response::new(Box::pin(answers));
+        if by_device {
+            response.metadata_mut().insert(DRIVEN, MetadataValue::from_static("1"));
+        }
+        Ok(response)
     }
 }
 
 impl DispatchService {
-    async fn greet(&self, identity: &Identity, frames: &mut Streaming<Frame>, link: &Link) -> Result<(Hello, Purpose), WireError> {
+    async fn greet(
+        &self,
+        identity: &Identity,
+        frames: &mut Streaming<Frame>,
+        link: &Link,
+        by_device: bool,
+    ) -> Result<(Hello, Purpose), WireError> {
         let checked = match frames.next().await {
             Some(Ok(Frame { kind: Some(Kind::Hello(hello)) })) => {
-                identity.check(&hello).and_then(|()| purpose_from_wire(hello.lane)).map(|purpose| (hello, purpose))
+                let purpose = identity.check(&hello).and_then(|()| purpose_from_wire(hello.lane));
+                match purpose {
+                    Ok(purpose) if by_device && purpose != Purpose::Rows(Lane::Decode) => {
+                        Err(WireError::Range { field: "lane", given: hello.lane as u64, allowed: "1, where the device drives it".into() })
+                    }
+                    purpose => purpose.map(|purpose| (hello, purpose)),
+                }
             }
             _ => Err(WireError::Order { given: "another frame", allowed: "Hello" }),
         };
@@ -143,6 +183,8 @@ impl Session<'_> {
             };
             match frame {
                 Some(Ok(frame)) => {
+                    // A peer that says much does not keep others from being heard.
+                    consume_budget().await;
                     if let Err(error) = self.take(frame).await {
                         tracing::warn!(peer = peer.0, ?lane, error = %error, "a peer broke the protocol, its link is dropped");
                         self.link.send(Kind::Refused(Refused { reason: error.reason().into(), message: error.to_string() }));

@@ -54,13 +54,17 @@ pub(super) fn read(status: &SharedStatus, peer: PodId, heartbeat: &Heartbeat, cl
 
 impl Dialer {
     /// Keeps the connection of heartbeats up for as long as the decode lane's server says that it has one. `known` is told with
-    /// every greeting of that lane: it may be another process, or another version, and is heard at once.
-    pub(super) async fn keep_pulse(self, peer: PeerAddress, mut known: watch::Receiver<bool>) {
+    /// every greeting of that lane: it may be another process, or another version, and is heard at once. `lost` counts the times that it
+    /// broke or could not be made, for whoever has no such connection to know it from.
+    pub(super) async fn keep_pulse(self, peer: PeerAddress, mut known: watch::Receiver<bool>, lost: watch::Sender<u64>) {
         let (mut said, mut pause) = (String::new(), Pause::default());
         while known.wait_for(|known| *known).await.is_ok() {
             pause.begin();
             tokio::select! {
                 Err(error) = self.pulse(&peer) => {
+                    if !matches!(error, LinkError::Refused { .. } | LinkError::Wire(_)) {
+                        lost.send_modify(|lost| *lost += 1);
+                    }
                     let words = error.to_string();
                     if said != words {
                         tracing::info!(peer = peer.pod.0, address = %peer.address, error = %words, "heartbeats are interrupted");
@@ -81,7 +85,7 @@ impl Dialer {
 
     async fn pulse(&self, peer: &PeerAddress) -> Result<Infallible, LinkError> {
         let (link, outgoing) = Link::with_room(0, WAITING);
-        let (_, mut answers) = self.open(peer, Purpose::Pulse, &link, outgoing).await?;
+        let (_, mut answers) = self.open(peer, Purpose::Pulse, &link, outgoing, None).await?;
         let (clock, mut beats) = (Instant::now(), beats());
         loop {
             tokio::select! {

@@ -48,6 +48,7 @@ impl Double {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             generations: Arc::default(),
+            driven: Default::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
