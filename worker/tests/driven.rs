@@ -131,6 +131,7 @@ impl Server {
     fn computes(&self, length: Duration) {
         self.status.announce(length + Duration::from_secs(1));
         self.told.compute.store(length.as_millis() as u64, Ordering::Release);
+        eventually("a device that computes", || self.told.compute.load(Ordering::Acquire) == 0);
     }
 
     fn answered(&self) -> u64 {
@@ -521,12 +522,16 @@ fn a_flood_leaves_the_device_its_time() {
     std::thread::sleep(Duration::from_secs(1));
     let (turns, took) = (server.told.turns.load(Ordering::Relaxed) - before, began.elapsed());
     // A peer is served meanwhile.
+    let asked = Instant::now();
     requester.round_trip(2, 1);
+    let waited = asked.elapsed();
+eprintln!("turns {turns} round trip {waited:?}");
     over.store(true, Ordering::Relaxed);
     let heard: usize = floods.into_iter().map(|(writer, reader)| (writer.join().unwrap(), reader.join().unwrap()).1).sum();
     assert!(heard > 100_000, "the flood is one: {heard} bytes of answers");
     // Pieces of 1 ms, and a look of at most 1 ms and as much again as it overstays before every other of them; other tests run beside.
     assert!(turns > 100, "{turns} turns in {took:?}");
+    assert!(waited < Duration::from_secs(1), "an answer after {waited:?}");
 }
 
 #[test]

@@ -5,8 +5,9 @@
 //! whoever is connected take the device's time: a look is bounded, and after a long one the device computes for as long.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -48,14 +49,48 @@ pub(super) struct Shared {
     began: Instant,
     /// When the look that is under way ends, in microseconds from `began`; `u64::MAX` while the device waits.
     until: AtomicU64,
+    /// Number of the look that is under way, or was last.
+    look: AtomicU64,
     /// Bytes that have gone through sockets.
     moved: AtomicU64,
+    /// Connections that have found a look over.
+    held: Mutex<Held>,
     /// Connections that stand.
     pub(super) open: AtomicUsize,
     room: Arc<Semaphore>,
 }
 
+/// Connections that go on with the next look, in this order: whoever was not read in one goes before whoever was, so nobody who sends without end keeps
+/// others from being read.
+#[derive(Debug, Default)]
+struct Held {
+    unread: Vec<Waker>,
+    read: Vec<Waker>,
+}
+
 impl Shared {
+    /// A connection goes on with the next look; `read` in this one or not.
+    pub(super) fn hold(&self, connection: &Waker, read: bool) {
+        let mut held = self.held();
+        match read {
+            true => held.read.push(connection.clone()),
+            false => held.unread.push(connection.clone()),
+        }
+    }
+
+    fn release(&self) {
+        let Held { unread, read } = std::mem::take(&mut *self.held());
+        unread.into_iter().chain(read).for_each(Waker::wake);
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn look(&self) -> u64 {
+        self.look.load(Ordering::Relaxed)
+    }
+
     /// Whether the look that is under way should end.
     pub(super) fn over(&self) -> bool {
         let until = self.until.load(Ordering::Relaxed);
@@ -77,7 +112,9 @@ impl DeviceIo {
         let shared = Shared {
             began: Instant::now(),
             until: AtomicU64::new(u64::MAX),
+            look: AtomicU64::new(0),
             moved: AtomicU64::new(0),
+            held: Mutex::default(),
             open: AtomicUsize::new(0),
             room: Arc::new(Semaphore::new(ROOM)),
         };
@@ -98,8 +135,12 @@ impl DeviceIo {
             self.look();
             return Some(message);
         }
-        self.shared.until.store(u64::MAX, Ordering::Relaxed);
-        self.runtime.as_ref()?.block_on(inbox.recv())
+        let shared = &self.shared;
+        shared.until.store(u64::MAX, Ordering::Relaxed);
+        self.runtime.as_ref()?.block_on(async {
+            shared.release();
+            inbox.recv().await
+        })
     }
 
     /// Sends what can be sent and reads what has come, without waiting for more.
@@ -111,7 +152,9 @@ impl DeviceIo {
         let shared = &*self.shared;
         let until = began.duration_since(shared.began) + LOOK;
         shared.until.store(until.as_micros() as u64, Ordering::Relaxed);
+        shared.look.fetch_add(1, Ordering::Relaxed);
         let cut = runtime.block_on(async {
+            shared.release();
             // What is to be done is done before the first of these ends, and what has come is found then; it is read before the second ends.
             yield_now().await;
             let mut moved = None;
@@ -132,6 +175,7 @@ impl DeviceIo {
         let (Some(runtime), began, shared) = (&self.runtime, Instant::now(), &self.shared) else { return };
         shared.until.store(u64::MAX, Ordering::Relaxed);
         runtime.block_on(async {
+            shared.release();
             while shared.open.load(Ordering::Relaxed) > 0 && began.elapsed() < limit {
                 tokio::time::sleep(ENDING).await;
             }

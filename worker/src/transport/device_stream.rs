@@ -35,6 +35,8 @@ pub(super) struct DeviceStream {
     shared: Arc<Shared>,
     driven: Driven,
     ended: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// The last look in which something was read.
+    read_in: u64,
     /// Of a peer's connection.
     _room: Option<OwnedSemaphorePermit>,
 }
@@ -56,7 +58,7 @@ impl DeviceStream {
         let ended = Box::pin(driven.end.clone().cancelled_owned());
         let shared = io.shared().clone();
         shared.open.fetch_add(1, Ordering::Relaxed);
-        let stream = Self { stream, shared, driven, ended, _room: room };
+        let stream = Self { stream, shared, driven, ended, read_in: 0, _room: room };
         stream.tune()?;
         Ok(stream)
     }
@@ -99,11 +101,12 @@ impl AsyncRead for DeviceStream {
             return Poll::Ready(Ok(()));
         }
         if self.shared.over() {
-            context.waker().wake_by_ref();
+            self.shared.hold(context.waker(), self.read_in == self.shared.look());
             return Poll::Pending;
         }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        self.read_in = self.shared.look();
         self.shared.count(buffer.filled().len() - before);
         Poll::Ready(Ok(()))
     }
