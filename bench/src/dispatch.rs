@@ -20,8 +20,8 @@ use m1_runtime::tls;
 use m1_worker::device::{DeviceHandle, DeviceMessage};
 use m1_worker::status::SharedStatus;
 use m1_worker::transport::{
-    DeviceIo, Dialer, DispatchService, HTTP2_FRAME, HTTP2_WINDOW, Identity, Inbound, Link, PeerAddress, RequestHead, Said, Transport,
-    request_frame, serve_driven,
+    DeviceIo, Dialer, DispatchService, HTTP2_FRAME, HTTP2_WINDOW, Identity, Inbound, Link, PeerAddress, RequestHead, Said,
+    Transport, request_frame, serve_driven,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};

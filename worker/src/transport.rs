@@ -9,6 +9,7 @@ mod device_stream;
 mod driven;
 mod grpc_client;
 mod grpc_server;
+mod outgoing;
 mod pulse;
 mod wire;
 

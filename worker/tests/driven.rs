@@ -18,7 +18,8 @@ use m1_runtime::tls::{self, Tls, urgent};
 use m1_worker::device::{DeviceHandle, DeviceMessage};
 use m1_worker::status::SharedStatus;
 use m1_worker::transport::{
-    DeviceIo, Dialer, DispatchService, Identity, Inbound, Link, PeerAddress, RequestHead, Said, Transport, request_frame, serve_driven,
+    DeviceIo, Dialer, DispatchService, Identity, Inbound, Link, PeerAddress, RequestHead, Said, Transport, request_frame,
+    serve_driven,
 };
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tokio::runtime::Runtime;
@@ -50,9 +51,7 @@ fn member() -> Tls {
     params.not_after = (SystemTime::now() + Duration::from_secs(3600)).into();
     let certificate = params.signed_by(&key, &issuer).unwrap().pem();
     let tls = Tls::new(name).unwrap();
-    tls.replace(
-        tls::Identity::from_pem(certificate.as_bytes(), key.serialize_pem().as_bytes(), authority.as_bytes()).unwrap(),
-    );
+    tls.replace(tls::Identity::from_pem(certificate.as_bytes(), key.serialize_pem().as_bytes(), authority.as_bytes()).unwrap());
     tls
 }
 
@@ -206,6 +205,12 @@ struct Requester {
 impl Requester {
     /// Dials, and waits until the decode lane stands.
     fn up(address: SocketAddr, tls: Option<Tls>) -> Self {
+        let mut requester = Self::dial(address, tls);
+        requester.link_up();
+        requester
+    }
+
+    fn dial(address: SocketAddr, tls: Option<Tls>) -> Self {
         let runtime = threads();
         let (events, inbox) = DeviceHandle::channel();
         let (status, stop, io) =
@@ -224,9 +229,7 @@ impl Requester {
         dialer.dial(&PeerAddress { pod: SERVER, address: address.to_string() }, &stop);
         drop(entered);
         tick(&runtime, events, status.clone());
-        let mut requester = Self { io, inbox, status, link: None, _stop: stop.drop_guard(), _runtime: runtime };
-        requester.link_up();
-        requester
+        Self { io, inbox, status, link: None, _stop: stop.drop_guard(), _runtime: runtime }
     }
 
     /// The next message about the decode lane.
@@ -348,15 +351,14 @@ fn a_peer_whose_device_drives_nothing_is_asked_all_the_same() {
 fn a_peer_that_serves_nobody_yet_is_found_when_it_does() {
     let server = Server::new(None);
     server.status.serve_peers(false);
-    // The device does not look for so long, and who asks is told so at once.
+    // Its device does not look meanwhile, and who asks is told so at once.
     server.computes(Duration::from_secs(3));
-    let (status, began) = (server.status.clone(), Instant::now());
-    std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_secs(1));
-        status.serve_peers(true);
-    });
-    let mut requester = Requester::up(server.address, None);
-    assert!(began.elapsed() > Duration::from_secs(1));
+    let began = Instant::now();
+    let mut requester = Requester::dial(server.address, None);
+    assert!(matches!(requester.heard(), Inbound::LinkDown { .. }));
+    assert!(began.elapsed() < Duration::from_secs(1), "told after {:?}", began.elapsed());
+    server.status.serve_peers(true);
+    requester.link_up();
     requester.round_trip(1, 1);
 }
 
@@ -503,9 +505,7 @@ fn a_flood_leaves_the_device_its_time() {
             stream.write_all(&first_bytes()).unwrap();
             stream.write_all(&bytes).unwrap();
             bytes = b"\x00\x00\x08\x06\x00\x00\x00\x00\x00floods!!".repeat(4000);
-            let writer = std::thread::spawn(move || {
-                while !over.load(Ordering::Relaxed) && stream.write_all(&bytes).is_ok() {}
-            });
+            let writer = std::thread::spawn(move || while !over.load(Ordering::Relaxed) && stream.write_all(&bytes).is_ok() {});
             let reader = std::thread::spawn(move || {
                 let (mut heard, mut bytes) = (0, vec![0; 1 << 16]);
                 while !reading.load(Ordering::Relaxed) {
@@ -525,7 +525,6 @@ fn a_flood_leaves_the_device_its_time() {
     let asked = Instant::now();
     requester.round_trip(2, 1);
     let waited = asked.elapsed();
-eprintln!("turns {turns} round trip {waited:?}");
     over.store(true, Ordering::Relaxed);
     let heard: usize = floods.into_iter().map(|(writer, reader)| (writer.join().unwrap(), reader.join().unwrap()).1).sum();
     assert!(heard > 100_000, "the flood is one: {heard} bytes of answers");

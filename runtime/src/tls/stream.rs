@@ -103,12 +103,7 @@ pub fn sorted(listener: TcpListener, tls: Option<Tls>, urgent: Option<TakeUrgent
     ReceiverStream::new(receiver)
 }
 
-async fn accept(
-    listener: &TcpListener,
-    tls: Option<&Tls>,
-    urgent: Option<&TakeUrgent>,
-    sender: &mpsc::Sender<io::Result<Stream>>,
-) {
+async fn accept(listener: &TcpListener, tls: Option<&Tls>, urgent: Option<&TakeUrgent>, sender: &mpsc::Sender<io::Result<Stream>>) {
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,

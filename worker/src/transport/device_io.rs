@@ -5,9 +5,10 @@
 //! whoever is connected take the device's time: a look is bounded, and after a long one the device computes for as long.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Waker;
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -53,14 +54,18 @@ pub(super) struct Shared {
     look: AtomicU64,
     /// Bytes that have gone through sockets.
     moved: AtomicU64,
-    /// Connections that have found a look over.
+    /// Who goes on with the next look.
     held: Mutex<Held>,
+    /// The device's thread, once it has looked.
+    thread: OnceLock<ThreadId>,
+    /// Whether that thread drives connections now.
+    drives: AtomicBool,
     /// Connections that stand.
     pub(super) open: AtomicUsize,
     room: Arc<Semaphore>,
 }
 
-/// Connections that go on with the next look, in this order: whoever was not read in one goes before whoever was, so nobody who sends without end keeps
+/// Tasks that go on with the next look, in this order: whoever was not read in one goes before whoever was, so nobody who sends without end keeps
 /// others from being read.
 #[derive(Debug, Default)]
 struct Held {
@@ -69,13 +74,30 @@ struct Held {
 }
 
 impl Shared {
-    /// A connection goes on with the next look; `read` in this one or not.
-    pub(super) fn hold(&self, connection: &Waker, read: bool) {
+    /// A task goes on with the next look; `read`: in this one something was read for it.
+    pub(super) fn hold(&self, task: &Waker, read: bool) {
         let mut held = self.held();
         match read {
-            true => held.read.push(connection.clone()),
-            false => held.unread.push(connection.clone()),
+            true => held.read.push(task.clone()),
+            false => held.unread.push(task.clone()),
         }
+    }
+
+    /// Whether this is the device's thread, and something else is done there than driving connections.
+    pub(super) fn between_looks(&self) -> bool {
+        !self.drives.load(Ordering::Relaxed) && self.thread.get() == Some(&std::thread::current().id())
+    }
+
+    /// Drives connections on this thread until `until` is there.
+    fn drive<T>(&self, runtime: &Runtime, until: impl Future<Output = T>) -> T {
+        self.thread.get_or_init(|| std::thread::current().id());
+        self.drives.store(true, Ordering::Relaxed);
+        let done = runtime.block_on(async {
+            self.release();
+            until.await
+        });
+        self.drives.store(false, Ordering::Relaxed);
+        done
     }
 
     fn release(&self) {
@@ -115,6 +137,8 @@ impl DeviceIo {
             look: AtomicU64::new(0),
             moved: AtomicU64::new(0),
             held: Mutex::default(),
+            thread: OnceLock::new(),
+            drives: AtomicBool::new(false),
             open: AtomicUsize::new(0),
             room: Arc::new(Semaphore::new(ROOM)),
         };
@@ -137,10 +161,7 @@ impl DeviceIo {
         }
         let shared = &self.shared;
         shared.until.store(u64::MAX, Ordering::Relaxed);
-        self.runtime.as_ref()?.block_on(async {
-            shared.release();
-            inbox.recv().await
-        })
+        shared.drive(self.runtime.as_ref()?, inbox.recv())
     }
 
     /// Sends what can be sent and reads what has come, without waiting for more.
@@ -153,8 +174,7 @@ impl DeviceIo {
         let until = began.duration_since(shared.began) + LOOK;
         shared.until.store(until.as_micros() as u64, Ordering::Relaxed);
         shared.look.fetch_add(1, Ordering::Relaxed);
-        let cut = runtime.block_on(async {
-            shared.release();
+        let cut = shared.drive(runtime, async {
             // What is to be done is done before the first of these ends, and what has come is found then; it is read before the second ends.
             yield_now().await;
             let mut moved = None;
@@ -174,8 +194,7 @@ impl DeviceIo {
     pub fn finish(self, limit: Duration) {
         let (Some(runtime), began, shared) = (&self.runtime, Instant::now(), &self.shared) else { return };
         shared.until.store(u64::MAX, Ordering::Relaxed);
-        runtime.block_on(async {
-            shared.release();
+        shared.drive(runtime, async {
             while shared.open.load(Ordering::Relaxed) > 0 && began.elapsed() < limit {
                 tokio::time::sleep(ENDING).await;
             }

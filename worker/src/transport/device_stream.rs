@@ -4,7 +4,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -48,15 +48,17 @@ pub(super) struct Driven {
     pub end: CancellationToken,
     /// Its peer is known.
     pub greeted: CancellationToken,
+    /// Who drives it.
+    pub device: Arc<Shared>,
 }
 
 impl DeviceStream {
     /// Takes a connection over; call it where the device drives.
     pub fn new(mut stream: Stream, io: &DeviceIoHandle, room: Option<OwnedSemaphorePermit>) -> io::Result<Self> {
         stream.rehome()?;
-        let driven = Driven { end: CancellationToken::new(), greeted: CancellationToken::new() };
-        let ended = Box::pin(driven.end.clone().cancelled_owned());
         let shared = io.shared().clone();
+        let driven = Driven { end: CancellationToken::new(), greeted: CancellationToken::new(), device: shared.clone() };
+        let ended = Box::pin(driven.end.clone().cancelled_owned());
         shared.open.fetch_add(1, Ordering::Relaxed);
         let stream = Self { stream, shared, driven, ended, read_in: 0, _room: room };
         stream.tune()?;
@@ -96,16 +98,18 @@ impl Connected for DeviceStream {
 
 impl AsyncRead for DeviceStream {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.ended.as_mut().poll(context).is_ready() {
-            // As if the peer had gone.
-            return Poll::Ready(Ok(()));
-        }
-        if self.shared.over() {
-            self.shared.hold(context.waker(), self.read_in == self.shared.look());
-            return Poll::Pending;
-        }
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        let read = match self.shared.over() {
+            true => {
+                self.shared.hold(context.waker(), self.read_in == self.shared.look());
+                Poll::Pending
+            }
+            false => Pin::new(&mut self.stream).poll_read(context, buffer)?,
+        };
+        if read.is_pending() {
+            // One that is told to end reads as if the peer had gone. It is asked now and then only: the runtime lets nobody read on and on.
+            return self.ended.as_mut().poll(context).map(Ok);
+        }
         self.read_in = self.shared.look();
         self.shared.count(buffer.filled().len() - before);
         Poll::Ready(Ok(()))

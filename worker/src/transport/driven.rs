@@ -79,7 +79,7 @@ fn begin(stream: Stream, io: &DeviceIoHandle, room: OwnedSemaphorePermit) -> Opt
             return None;
         }
     };
-    let Driven { end, greeted } = stream.connect_info();
+    let Driven { end, greeted, .. } = stream.connect_info();
     io.spawn(async move {
         tokio::select! {
             () = end.cancelled() => {}

@@ -2,6 +2,7 @@
 //! opening of a stream for any purpose.
 
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -16,7 +17,6 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::coop::consume_budget;
 use tokio_stream::StreamExt;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tonic::transport::Endpoint;
@@ -25,6 +25,7 @@ use tonic::{Status, Streaming};
 use super::device_io::{DeviceIoHandle, looked_for};
 use super::device_stream::DeviceConnector;
 use super::driven::{DRIVEN, DRIVEN_GREETING};
+use super::outgoing::Outgoing;
 use super::wire::{Identity, Purpose, WireError, check_answer};
 use super::{HTTP2_FRAME, HTTP2_WINDOW, Inbound, Link, PeerAddress, Said, Transport, pulse};
 use crate::device::DeviceHandle;
@@ -165,7 +166,13 @@ impl Dialer {
             let error = match (&mut pulse, driven.take()) {
                 (Some((known, losses)), Some(device)) => self.driven(&peer, generation, known, losses, device).await,
                 (pulse, _) => {
-                    let connection = self.clone().connection(peer.clone(), lane, generation, pulse.as_ref().map(|(known, _)| known.clone()), None);
+                    let connection = self.clone().connection(
+                        peer.clone(),
+                        lane,
+                        generation,
+                        pulse.as_ref().map(|(known, _)| known.clone()),
+                        None,
+                    );
                     let Err(error) = connection.await;
                     error
                 }
@@ -255,6 +262,7 @@ impl Dialer {
         driven: Option<(DeviceIoHandle, Handle)>,
     ) -> Result<(Hello, Streaming<Frame>), LinkError> {
         let by_device = driven.is_some();
+        let frames = Outgoing::new(outgoing, driven.as_ref().map(|(device, _)| device.shared().clone()));
         let endpoint = Endpoint::from_shared(format!("http://{}", peer.address))
             .map_err(LinkError::Address)?
             .max_frame_size(HTTP2_FRAME)
@@ -279,7 +287,7 @@ impl Dialer {
         let meant = self.member.as_ref().map(|own| own.deployment.member(own.group.clone(), peer.pod.0));
         let mut client = ExpertDispatchClient::with_interceptor(channel, MeantFor::new(meant.as_ref()));
         let greeting = async {
-            let response = client.exchange(ReceiverStream::new(outgoing)).await?;
+            let response = client.exchange(frames).await?;
             if by_device && !response.metadata().contains_key(DRIVEN) {
                 return Err(LinkError::NotDriven);
             }
@@ -327,10 +335,11 @@ impl Dialer {
     ) -> Result<Infallible, LinkError> {
         let clock = Instant::now();
         let mut beat = pulse::beats();
+        let mut closed = pin!(link.until_closed());
         loop {
             let frame = tokio::select! {
                 biased;
-                () = link.until_closed() => return Err(LinkError::Dropped),
+                () = &mut closed => return Err(LinkError::Dropped),
                 frame = answers.next() => frame.ok_or(LinkError::Closed)??,
                 _ = beat.tick(), if beats => {
                     link.send(pulse::question(&self.status, &clock));

@@ -1,7 +1,7 @@
 //! The server's side over gRPC: greets a requester, checks each request, hands it to the device thread, and sends back
 //! what the device answers. A frame that breaks the protocol ends that stream with a status that says why; nothing else suffers.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,7 +11,6 @@ use m1_proto::dispatch::frame::Kind;
 use m1_proto::dispatch::{Frame, Hello, Refused};
 use m1_runtime::member::Guard;
 use tokio::task::coop::consume_budget;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -22,6 +21,7 @@ use super::device_io::looked_for;
 use super::device_stream::Driven;
 use super::driven::{DRIVEN, DRIVEN_GREETING, DrivenPeers, GONE};
 use super::grpc_client::GREETING_TIMEOUT;
+use super::outgoing::Outgoing;
 use super::wire::{Identity, Purpose, WireError, check_request, purpose_from_wire};
 use super::{CREDITS, Inbound, Link, pulse};
 use crate::device::DeviceHandle;
@@ -65,7 +65,7 @@ impl ExpertDispatch for DispatchService {
         let mut frames = request.into_inner();
         let generation = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
         let (link, outgoing) = Link::new(generation);
-        let answers = ReceiverStream::new(outgoing).map(Ok);
+        let answers = Outgoing::new(outgoing, driven.as_ref().map(|driven| driven.device.clone())).map(Ok);
         let service = self.clone();
         self.tasks.spawn(async move {
             let stop = service.stop.clone();
@@ -95,14 +95,17 @@ impl ExpertDispatch for DispatchService {
                     }
                 }
             };
+            let to_the_end = async {
+                served.await;
+                if let Some(Driven { end, .. }) = &driven {
+                    // What was said last goes out; then the peer ends the connection, or this does.
+                    looked_for(GONE).await;
+                    end.cancel();
+                }
+            };
             tokio::select! {
-                () = stop.cancelled() => return,
-                () = served => {}
-            }
-            if let Some(Driven { end, .. }) = driven {
-                // What was said last goes out; then the peer ends the connection, or this does.
-                looked_for(GONE).await;
-                end.cancel();
+                () = stop.cancelled() => {}
+                () = to_the_end => {}
             }
         });
         let mut response: Response<Answers> = Response::new(Box::pin(answers));
@@ -125,9 +128,11 @@ impl DispatchService {
             Some(Ok(Frame { kind: Some(Kind::Hello(hello)) })) => {
                 let purpose = identity.check(&hello).and_then(|()| purpose_from_wire(hello.lane));
                 match purpose {
-                    Ok(purpose) if by_device && purpose != Purpose::Rows(Lane::Decode) => {
-                        Err(WireError::Range { field: "lane", given: hello.lane as u64, allowed: "1, where the device drives it".into() })
-                    }
+                    Ok(purpose) if by_device && purpose != Purpose::Rows(Lane::Decode) => Err(WireError::Range {
+                        field: "lane",
+                        given: hello.lane as u64,
+                        allowed: "1, where the device drives it".into(),
+                    }),
                     purpose => purpose.map(|purpose| (hello, purpose)),
                 }
             }
@@ -174,10 +179,11 @@ impl Session<'_> {
             return;
         }
         let mut beat = pulse::beats();
+        let mut closed = pin!(self.link.until_closed());
         loop {
             let frame = tokio::select! {
                 biased;
-                () = self.link.until_closed() => break,
+                () = &mut closed => break,
                 frame = frames.next() => frame,
                 _ = beat.tick(), if self.beats => { self.heartbeat(0); continue; }
             };
