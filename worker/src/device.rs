@@ -2,8 +2,8 @@
 //! its inbox; it never waits for the network and never blocks on a send.
 //!
 //! One turn: read the inbox, hand over a step of each kind and what peers ask for, then let the executor do one piece of work or pick up what it
-//! has done. Whose piece that is, is the executor's to say: own steps and peers' requests, streams and prompts share the time. With nothing
-//! to do the thread sleeps until something comes.
+//! has done. Whose piece that is, is the executor's to say: own steps and peers' requests, streams and prompts share the time. Between
+//! two pieces it looks at the decode lane's connections, which it drives itself; with nothing to do it sleeps until something comes, there or in its inbox.
 
 mod announce;
 pub(crate) mod convert;

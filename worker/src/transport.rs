@@ -2,7 +2,8 @@
 //! another transport replaces `grpc_client` and `grpc_server` without touching it. Owns connections and reconnects; decides nothing about experts.
 //!
 //! One stream per (requester, server, lane): the requester sends hidden states, the server answers with sums. Beside them one
-//! of heartbeats, on a connection of its own, which the device thread has no part in.
+//! of heartbeats, on a connection of its own, which the device thread has no part in. The device threads drive the decode lane's connections
+//! themselves, where both do (`device_io`); IO threads drive all others.
 
 mod device_io;
 mod device_stream;

@@ -185,7 +185,10 @@ impl Dialer {
                 continue;
             }
             driven = self.device.clone();
-            self.report(&peer, lane, error, &mut said).await;
+            // Whoever has lost the heartbeats has said so; attempts that end with it would say it again and again.
+            if !matches!(error, LinkError::NoPulse) {
+                self.report(&peer, lane, error, &mut said).await;
+            }
             pause.wait().await;
         }
     }

@@ -15,8 +15,10 @@ use super::device_io::Shared;
 #[derive(Debug)]
 pub(super) struct Outgoing {
     frames: mpsc::Receiver<Frame>,
-    /// Who drives the connection, where a device does, and who is woken by it.
-    device: Option<(Arc<Shared>, Option<(Arc<WithLook>, Waker)>)>,
+    /// Who drives the connection, where a device does.
+    device: Option<Arc<Shared>>,
+    /// Who is woken by it.
+    woken: Option<(Arc<WithLook>, Waker)>,
 }
 
 /// Wakes a task of the device's, with the next look where the device itself wakes it.
@@ -41,7 +43,7 @@ impl Wake for WithLook {
 
 impl Outgoing {
     pub fn new(frames: mpsc::Receiver<Frame>, device: Option<Arc<Shared>>) -> Self {
-        Self { frames, device: device.map(|device| (device, None)) }
+        Self { frames, device, woken: None }
     }
 }
 
@@ -49,14 +51,14 @@ impl Stream for Outgoing {
     type Item = Frame;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Frame>> {
-        let Self { frames, device } = self.get_mut();
-        let Some((device, known)) = device else { return frames.poll_recv(context) };
-        let (_, waker) = match known.take().filter(|(with_look, _)| with_look.task.will_wake(context.waker())) {
-            Some(same) => known.insert(same),
+        let Self { frames, device, woken } = self.get_mut();
+        let Some(device) = device else { return frames.poll_recv(context) };
+        let (_, waker) = match woken.take().filter(|(with_look, _)| with_look.task.will_wake(context.waker())) {
+            Some(same) => woken.insert(same),
             None => {
                 let with_look = Arc::new(WithLook { task: context.waker().clone(), device: device.clone() });
                 let waker = Waker::from(with_look.clone());
-                known.insert((with_look, waker))
+                woken.insert((with_look, waker))
             }
         };
         frames.poll_recv(&mut Context::from_waker(waker))
