@@ -17,7 +17,7 @@ use crate::dispatch::Kernel;
 use crate::lanes::{LANES, Lanes, Pair};
 use crate::matrix::{Dtype, Matrix};
 use crate::pool::{Pool, Shared};
-use crate::tile::{Bf16, F32, InRows, Meeting, Stored, Weights, tile};
+use crate::tile::{Bf16, F32, InRows, LINE, Meeting, Stored, Weights, tile};
 
 /// Outputs of a panel at most.
 const PANEL: usize = 48;
@@ -253,6 +253,7 @@ impl Columns<'_> {
                 unsafe {
                     self.pack::<P, S>(piece.clone(), &mut scratch.panel);
                     for (row, count) in groups(rows.clone()) {
+                        self.prefetch::<P>(piece.clone(), row - first..row - first + count, rows.len());
                         // All rows of the block meet the piece, and are written out after the last one.
                         for_rows!(count, self.meet::<P, Packed>((row, row - first), &piece, &mut scratch));
                     }
@@ -276,6 +277,19 @@ impl Columns<'_> {
                     let eight: P = rows.pair(0, piece.start + k, LANES.min(piece.len() - k));
                     eight.store(to.as_mut_ptr().add(2 * k));
                 }
+            }
+        }
+    }
+
+    /// Has what is packed after a piece brought into a cache while rows meet this one: a share of it for these of all rows.
+    #[inline(always)]
+    fn prefetch<P: Pair>(&self, piece: Range<usize>, rows: Range<usize>, all: usize) {
+        let (depth, count, bytes) = (self.weights.inputs(), self.outputs.len(), self.weights.dtype().bytes());
+        let (output, k) = if piece.end < depth { (self.outputs.start, piece.end) } else { (self.outputs.end, 0) };
+        for output in output + rows.start * count / all..output + rows.end * count / all {
+            let row = self.weights.start().wrapping_add((output * depth + k) * bytes);
+            for line in (0..DEPTH.min(depth - k) * bytes).step_by(LINE) {
+                P::Half::prefetch(row.wrapping_add(line));
             }
         }
     }

@@ -57,7 +57,7 @@ impl Stored for Bf16 {
 }
 
 /// Bytes that memory gives at a time.
-const LINE: usize = 64;
+pub(crate) const LINE: usize = 64;
 
 /// Weights that a tile meets, two outputs in a pair of vectors.
 pub(crate) trait Weights: Copy {
@@ -128,12 +128,10 @@ pub(crate) unsafe fn tile<P: Pair, W: Weights, const R: usize, const N: usize>(m
     unsafe {
         let mut k = 0;
         while k < whole {
-            // One or two rows take weights as fast as memory gives them. The next tile's lie behind this one's, and a machine does not foresee
-            // that many short rows.
-            if R <= 2 {
-                for n in 0..N {
-                    w.prefetch::<P>(n + N, k);
-                }
+            // Few rows take weights as fast as memory gives them. The next tile's lie behind this one's, and a machine does not foresee that many short
+            // rows.
+            for n in 0..N {
+                w.prefetch::<P>(n + N, k);
             }
             let mut weights = [P::splat(0.0); N];
             for (n, weight) in weights.iter_mut().enumerate() {
