@@ -2,13 +2,17 @@
 //! place of both device threads.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod support {
+    pub mod dialer;
+    pub mod service;
+}
+
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use m1_arch::Architecture;
 use m1_exchange::{Lane, Life, PodId};
 use m1_proto::dispatch::expert_dispatch_client::ExpertDispatchClient;
 use m1_proto::dispatch::expert_dispatch_server::{ExpertDispatch, ExpertDispatchServer};
@@ -17,12 +21,13 @@ use m1_proto::dispatch::{Answer, Credit, Frame, Heartbeat, Lane as WireLane, Ref
 use m1_runtime::member::{Guard, Member};
 use m1_worker::device::{DeviceHandle, DeviceMessage};
 use m1_worker::status::SharedStatus;
-use m1_worker::transport::{Dialer, DispatchService, Identity, Inbound, Link, PeerAddress, Transport};
+use m1_worker::transport::{Dialer, Inbound, Link, PeerAddress, Transport};
+use support::dialer::dialer;
+use support::service::{identity, service};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_stream::{Stream, StreamExt};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
 /// Nothing here takes as long.
@@ -30,11 +35,6 @@ const LONG: Duration = Duration::from_secs(20);
 const SUSPECT: Duration = Duration::from_millis(300);
 const DEAD: Duration = Duration::from_secs(2);
 const SERVER: PodId = PodId(0);
-
-fn identity(pod: u16) -> Arc<Identity> {
-    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../demo/m1-demo/config.json")).unwrap();
-    Arc::new(Identity { pod, digest: "weights".into(), values: String::new(), arch: Architecture::from_json(&text).unwrap() })
-}
 
 async fn serve<S: ExpertDispatch>(service: S) -> String {
     serve_guarded(service, None).await
@@ -65,16 +65,7 @@ impl Server {
         let (events, inbox) = DeviceHandle::channel();
         let status = Arc::new(SharedStatus::new(Default::default()));
         status.serve_peers(true);
-        let service = DispatchService {
-            guard: Default::default(),
-            identity: Some(identity(0)),
-            events,
-            status: status.clone(),
-            tasks: TaskTracker::new(),
-            stop: CancellationToken::new(),
-            generations: Arc::default(),
-            driven: Default::default(),
-        };
+        let service = service(events, status.clone());
         // Its first turn is before anybody asks: a heartbeat that tells of none would be right, and not what is tested.
         status.turn();
         let turns = Arc::new(AtomicBool::new(true));
@@ -112,16 +103,7 @@ impl Requester {
     fn dial_pod(pod: PodId, address: &str, member: Option<Member>) -> Self {
         let (events, inbox) = DeviceHandle::channel();
         let (status, stop) = (Arc::new(SharedStatus::new(Default::default())), CancellationToken::new());
-        let dialer = Dialer {
-            identity: identity(1),
-            events: events.clone(),
-            status: status.clone(),
-            tasks: TaskTracker::new(),
-            generations: Arc::default(),
-            tls: None,
-            device: None,
-            member,
-        };
+        let dialer = Dialer { member, ..dialer(events.clone(), status.clone()) };
         dialer.dial(&PeerAddress { pod, address: address.into() }, &stop);
         let looking = status.clone();
         tokio::spawn(async move {

@@ -2,11 +2,15 @@
 //! reason, ends that connection only, and never reaches the device thread. The service is the worker's own, over loopback.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod support {
+    pub mod service;
+}
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use m1_arch::{Architecture, LayerId};
+use m1_arch::LayerId;
 use m1_exchange::Lane;
 use m1_proto::dispatch::expert_dispatch_client::ExpertDispatchClient;
 use m1_proto::dispatch::expert_dispatch_server::ExpertDispatchServer;
@@ -14,17 +18,11 @@ use m1_proto::dispatch::frame::Kind;
 use m1_proto::dispatch::{Answer, Credit, Frame, Heartbeat, Hello, Request};
 use m1_worker::device::{DeviceHandle, DeviceMessage};
 use m1_worker::status::SharedStatus;
-use m1_worker::transport::{DispatchService, Identity, Inbound, RequestHead, request_frame};
+use m1_worker::transport::{Inbound, RequestHead, request_frame};
+use support::service::{identity, service};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tonic::Streaming;
-
-fn identity(pod: u16, digest: &str) -> Identity {
-    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../demo/m1-demo/config.json")).unwrap();
-    Identity { pod, digest: digest.into(), values: String::new(), arch: Architecture::from_json(&text).unwrap() }
-}
 
 /// A dispatch service and what reaches its device thread.
 struct Stand {
@@ -46,16 +44,7 @@ impl Stand {
         let address = format!("http://{}", listener.local_addr().unwrap());
         let (events, inbox) = DeviceHandle::channel();
         let status = Arc::new(SharedStatus::new(Default::default()));
-        let service = DispatchService {
-            guard: Default::default(),
-            identity: Some(Arc::new(identity(0, "weights"))),
-            events,
-            status: status.clone(),
-            tasks: TaskTracker::new(),
-            stop: CancellationToken::new(),
-            generations: Arc::default(),
-            driven: Default::default(),
-        };
+        let service = service(events, status.clone());
         let server = tonic::transport::Server::builder().add_service(ExpertDispatchServer::new(service));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         Self { address, inbox, status }
@@ -119,7 +108,7 @@ impl Connection {
 type Change<T> = (&'static str, &'static str, fn(&mut T));
 
 fn hello() -> Hello {
-    identity(1, "weights").hello(Lane::Decode, 1, 0)
+    identity(1).hello(Lane::Decode, 1, 0)
 }
 
 /// Two rows for layer 3.

@@ -3,6 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod pods;
+#[path = "../support"]
+mod support {
+    pub mod dialer;
+    pub mod service;
+}
 
 use std::io::{Read, Write};
 use std::sync::Arc;

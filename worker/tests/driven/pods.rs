@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::support::dialer::dialer;
+use crate::support::service::service;
 use bytes::Bytes;
-use m1_arch::{Architecture, LayerId};
+use m1_arch::LayerId;
 use m1_exchange::{Lane, PodId};
 use m1_proto::dispatch::expert_dispatch_server::ExpertDispatchServer;
 use m1_proto::dispatch::frame::Kind;
@@ -15,14 +17,12 @@ use m1_runtime::tls::{self, Tls};
 use m1_worker::device::{DeviceHandle, DeviceMessage};
 use m1_worker::status::SharedStatus;
 use m1_worker::transport::{
-    DeviceIo, Dialer, DispatchService, Identity, Inbound, Link, PeerAddress, RequestHead, Said, Transport, request_frame,
-    serve_driven,
+    DeviceIo, Dialer, Inbound, Link, PeerAddress, RequestHead, Said, Transport, request_frame, serve_driven,
 };
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tokio_util::task::TaskTracker;
 
 /// Nothing here takes as long.
 pub const LONG: Duration = Duration::from_secs(20);
@@ -30,11 +30,6 @@ pub const TICK: Duration = Duration::from_millis(20);
 pub const SERVER: PodId = PodId(0);
 /// One row of the demo.
 const ROW: usize = 128 * 4;
-
-fn identity(pod: u16) -> Arc<Identity> {
-    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../demo/m1-demo/config.json")).unwrap();
-    Arc::new(Identity { pod, digest: "weights".into(), values: String::new(), arch: Architecture::from_json(&text).unwrap() })
-}
 
 /// An identity that all members share.
 pub fn member() -> Tls {
@@ -100,16 +95,7 @@ impl Server {
         let (status, told) = (Arc::new(SharedStatus::new(Default::default())), Arc::<Told>::default());
         status.serve_peers(true);
         let io = DeviceIo::new().unwrap();
-        let service = DispatchService {
-            guard: Default::default(),
-            identity: Some(identity(0)),
-            events: events.clone(),
-            status: status.clone(),
-            tasks: TaskTracker::new(),
-            stop: CancellationToken::new(),
-            generations: Arc::default(),
-            driven: Default::default(),
-        };
+        let service = service(events.clone(), status.clone());
         let urgent = drives.then(|| serve_driven(&io.handle(), service.clone(), Default::default(), CancellationToken::new()));
         let address = runtime.block_on(async {
             let listener = eventually_bound(address).await;
@@ -212,16 +198,7 @@ impl Requester {
         let (events, inbox) = DeviceHandle::channel();
         let (status, stop, io) =
             (Arc::new(SharedStatus::new(Default::default())), CancellationToken::new(), DeviceIo::new().unwrap());
-        let dialer = Dialer {
-            identity: identity(1),
-            events: events.clone(),
-            status: status.clone(),
-            tasks: TaskTracker::new(),
-            generations: Arc::default(),
-            tls,
-            device: Some(io.handle()),
-            member: None,
-        };
+        let dialer = Dialer { tls, device: Some(io.handle()), ..dialer(events.clone(), status.clone()) };
         let entered = runtime.enter();
         dialer.dial(&PeerAddress { pod: SERVER, address: address.to_string() }, &stop);
         drop(entered);
