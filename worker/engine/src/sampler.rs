@@ -60,7 +60,7 @@ impl SampleError {
 }
 
 /// An id and its likelihood, an unnormalised probability.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy)]
 struct Candidate {
     id: u32,
     likelihood: f32,

@@ -2,7 +2,7 @@
 
 use crate::Path;
 use crate::dispatch::Kernel;
-use crate::lanes::{LANES, Lanes, Pair};
+use crate::lanes::{LANES, Lanes, PAIR, Pair};
 
 /// `out = weight * (x / sqrt(mean(x^2) + eps))` for each row of `x`, `[rows, weight.len()]`. The squares are added in eight lanes.
 ///
@@ -73,7 +73,7 @@ pub(crate) unsafe fn take_pair<P: Pair>(from: *const f32, at: usize, count: usiz
     let low = LANES.min(count);
     // SAFETY: as the caller promises.
     unsafe {
-        match count == 2 * LANES {
+        match count == PAIR {
             true => P::load(from.add(at)),
             false => P::join(take(from, at, low), take(from, at + low, count - low)),
         }
@@ -89,7 +89,7 @@ pub(crate) unsafe fn put_pair<P: Pair>(numbers: P, to: *mut f32, at: usize, coun
     let (low, halves) = (LANES.min(count), numbers.halves());
     // SAFETY: as the caller promises.
     unsafe {
-        match count == 2 * LANES {
+        match count == PAIR {
             true => numbers.store(to.add(at)),
             false => {
                 put(halves.0, to, at, low);

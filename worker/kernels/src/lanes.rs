@@ -3,6 +3,8 @@
 
 /// Numbers in one vector, on every path: the order of sums depends on it.
 pub(crate) const LANES: usize = 8;
+/// Numbers in a pair of vectors.
+pub(crate) const PAIR: usize = 2 * LANES;
 
 /// Eight fp32 numbers. Loads need no alignment.
 ///

@@ -12,12 +12,9 @@ use std::cell::RefCell;
 use crate::Path;
 use crate::dispatch::Kernel;
 use crate::elementwise::{eights, put, put_pair, take, take_pair};
-use crate::lanes::{LANES, Lanes, Pair};
+use crate::lanes::{Lanes, PAIR, Pair};
 use crate::outer::{Left, Rows, add_product};
 use crate::tile::{Vectors, dots};
-
-/// Numbers of a pair of vectors.
-const PAIR: usize = 2 * LANES;
 
 /// Tokens of one block. Work per token is `4 d (block + d)`: at d = 128 less than with larger blocks, and each state is read
 /// and written once in 64 tokens.

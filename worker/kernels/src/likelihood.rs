@@ -110,33 +110,33 @@ impl Kernel for Weigh<'_> {
 
     #[inline(always)]
     fn run<P: Pair>(self) {
-        let sums = &mut *self.sizes.0;
+        let (kind, sums) = ((self.peak, self.temperature), &mut *self.sizes.0);
         let (pieces, rest) = self.logits.as_chunks::<PIECE>();
         let (to, rest_to) = self.likelihoods.as_chunks_mut::<PIECE>();
         for (logits, to) in pieces.iter().zip(to) {
-            of_piece::<P::Half>(logits, (self.peak, self.temperature), to);
-            // Many at once: a sum waits for the one before it only where both are of one size.
-            for likelihood in to {
-                sums[class(*likelihood)] += f64::from(*likelihood);
-            }
+            weigh_piece::<P::Half>(logits, kind, to, sums);
         }
-        let mut last = [self.peak; PIECE];
+        if rest.is_empty() {
+            return;
+        }
+        // What fills it up is as good as 0, and in no class that counts.
+        let (mut last, mut to) = ([f32::NEG_INFINITY; PIECE], [0.0; PIECE]);
         last[..rest.len()].copy_from_slice(rest);
-        let mut to = [0.0; PIECE];
-        of_piece::<P::Half>(&last, (self.peak, self.temperature), &mut to);
+        weigh_piece::<P::Half>(&last, kind, &mut to, sums);
         rest_to.copy_from_slice(&to[..rest.len()]);
-        for likelihood in rest_to {
-            sums[class(*likelihood)] += f64::from(*likelihood);
-        }
     }
 }
 
 #[inline(always)]
-fn of_piece<L: Lanes>(logits: &[f32; PIECE], (peak, temperature): (f32, f32), to: &mut [f32; PIECE]) {
+fn weigh_piece<L: Lanes>(logits: &[f32; PIECE], (peak, temperature): (f32, f32), to: &mut [f32; PIECE], sums: &mut [f64; CLASSES]) {
     // Divided, not multiplied by the inverse: the inverse of a tiny temperature is infinite, and 0 * inf is no number.
     let (peak, temperature) = (L::splat(peak), L::splat(temperature));
     for at in (0..PIECE).step_by(LANES) {
         // SAFETY: within both.
         unsafe { L::load(logits.as_ptr().add(at)).sub(peak).div(temperature).exp().store(to.as_mut_ptr().add(at)) };
+    }
+    // Many at once: a sum waits for the one before it only where both are of one size.
+    for likelihood in to {
+        sums[class(*likelihood)] += f64::from(*likelihood);
     }
 }

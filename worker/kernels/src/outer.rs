@@ -2,10 +2,7 @@
 //! ascending, so that each number's sum has one order however it is tiled.
 
 use crate::elementwise::{put_pair, take_pair};
-use crate::lanes::{LANES, Pair};
-
-/// Numbers of a pair of vectors.
-const PAIR: usize = 2 * LANES;
+use crate::lanes::{PAIR, Pair};
 
 /// The left factor: number (m, k) lies at `start + m * row + k * step`.
 #[derive(Clone, Copy)]

@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use crate::Path;
 use crate::dispatch::Kernel;
-use crate::lanes::{LANES, Lanes, Pair};
+use crate::lanes::{LANES, Lanes, PAIR, Pair};
 use crate::matrix::{Dtype, Matrix};
 use crate::pool::{Pool, Shared};
 use crate::tile::{Bf16, F32, InRows, LINE, Meeting, Stored, Weights, tile};
@@ -142,16 +142,21 @@ impl Weights for Packed {
     }
 }
 
-/// Calls a method for so many rows, at most [`ROWS`], as a constant.
+/// Calls a method for so many rows, at most [`ROWS`], and the pairs of outputs for which there are registers beside them, both as constants.
 macro_rules! for_rows {
-    ($count:expr, $self:ident.$method:ident::<$pair:ty, $weights:ty>($($argument:expr),*)) => {
-        match $count {
-            1 => $self.$method::<$pair, $weights, 1, 4>($($argument),*),
-            2 => $self.$method::<$pair, $weights, 2, 3>($($argument),*),
-            3 => $self.$method::<$pair, $weights, 3, 2>($($argument),*),
-            4 => $self.$method::<$pair, $weights, 4, 1>($($argument),*),
-            5 => $self.$method::<$pair, $weights, 5, 1>($($argument),*),
-            _ => $self.$method::<$pair, $weights, 6, 1>($($argument),*),
+    ($count:expr, $self:ident.$method:ident::<$pair:ty $(, $more:ty)?>($($argument:expr),*)) => {
+        match ($count, <$pair>::WIDE) {
+            (1, _) => $self.$method::<$pair, $($more,)? 1, 4>($($argument),*),
+            (2, true) => $self.$method::<$pair, $($more,)? 2, 4>($($argument),*),
+            (2, false) => $self.$method::<$pair, $($more,)? 2, 3>($($argument),*),
+            (3, true) => $self.$method::<$pair, $($more,)? 3, 4>($($argument),*),
+            (3, false) => $self.$method::<$pair, $($more,)? 3, 2>($($argument),*),
+            (4, true) => $self.$method::<$pair, $($more,)? 4, 4>($($argument),*),
+            (4, false) => $self.$method::<$pair, $($more,)? 4, 1>($($argument),*),
+            (5, true) => $self.$method::<$pair, $($more,)? 5, 4>($($argument),*),
+            (5, false) => $self.$method::<$pair, $($more,)? 5, 1>($($argument),*),
+            (_, true) => $self.$method::<$pair, $($more,)? 6, 4>($($argument),*),
+            (_, false) => $self.$method::<$pair, $($more,)? 6, 1>($($argument),*),
         }
     };
 }
@@ -193,7 +198,7 @@ impl Columns<'_> {
             let (x, w) = (self.x.as_ptr().add(row * depth), self.in_rows::<S>(output, count == 1));
             tile::<P, _, R, N>(Meeting { x, x_stride: depth, w, depth }, &mut sums);
             for (r, sums) in sums.iter().enumerate() {
-                let mut lanes = [[0.0; 2 * LANES]; N];
+                let mut lanes = [[0.0; PAIR]; N];
                 for (sum, lanes) in sums.iter().zip(&mut lanes) {
                     sum.store(lanes.as_mut_ptr());
                 }
@@ -202,7 +207,7 @@ impl Columns<'_> {
         }
     }
 
-    /// All outputs of `R` rows: four pairs at a time where there are registers for them, else `N`.
+    /// All outputs of `R` rows, `N` pairs at a time, and the last ones a pair at a time.
     ///
     /// # Safety
     /// The rows are there.
@@ -211,11 +216,7 @@ impl Columns<'_> {
         let mut output = outputs.start;
         // SAFETY: as the caller promises, and outputs stay in their range.
         unsafe {
-            while P::WIDE && output + 8 <= outputs.end {
-                self.finished::<P, S, R, 4>(row, output, 8);
-                output += 8;
-            }
-            while !P::WIDE && output + 2 * N <= outputs.end {
+            while output + 2 * N <= outputs.end {
                 self.finished::<P, S, R, N>(row, output, 2 * N);
                 output += 2 * N;
             }
@@ -255,7 +256,7 @@ impl Columns<'_> {
                     for (row, count) in groups(rows.clone()) {
                         self.prefetch::<P>(piece.clone(), row - first..row - first + count, rows.len());
                         // All rows of the block meet the piece, and are written out after the last one.
-                        for_rows!(count, self.meet::<P, Packed>((row, row - first), &piece, &mut scratch));
+                        for_rows!(count, self.meet::<P>((row, row - first), &piece, &mut scratch));
                     }
                 }
             }
@@ -270,10 +271,11 @@ impl Columns<'_> {
     #[inline(always)]
     unsafe fn pack<P: Pair, S: Stored>(&self, piece: Range<usize>, to: &mut [f32]) {
         for (output, to) in self.outputs.clone().step_by(2).zip(to.chunks_exact_mut(2 * DEPTH)) {
+            // SAFETY: as the caller promises.
+            let rows = unsafe { self.in_rows::<S>(output, output + 1 == self.outputs.end) };
             for k in (0..piece.len()).step_by(LANES) {
                 // SAFETY: as the caller promises; a piece begins at a multiple of eight, and is at most `DEPTH` long.
                 unsafe {
-                    let rows = self.in_rows::<S>(output, output + 1 == self.outputs.end);
                     let eight: P = rows.pair(0, piece.start + k, LANES.min(piece.len() - k));
                     eight.store(to.as_mut_ptr().add(2 * k));
                 }
@@ -294,12 +296,12 @@ impl Columns<'_> {
         }
     }
 
-    /// `R` rows, the first of them `nth` in its block, meet a piece of a panel: four pairs of outputs at a time, or one.
+    /// `R` rows, the first of them `nth` in its block, meet a piece of a panel, `N` pairs of outputs at a time, and the last ones one by one.
     ///
     /// # Safety
     /// Shapes fit.
     #[inline(always)]
-    unsafe fn meet<P: Pair, W: Weights, const R: usize, const N: usize>(
+    unsafe fn meet<P: Pair, const R: usize, const N: usize>(
         &self,
         (row, nth): (usize, usize),
         piece: &Range<usize>,
@@ -313,9 +315,9 @@ impl Columns<'_> {
         let pairs = outputs.div_ceil(2);
         // SAFETY: as the caller promises.
         unsafe {
-            while P::WIDE && n + 4 <= pairs {
-                self.meet_tile::<P, R, 4>((x, sums), n, piece, &scratch.panel);
-                n += 4;
+            while n + N <= pairs {
+                self.meet_tile::<P, R, N>((x, sums), n, piece, &scratch.panel);
+                n += N;
             }
             while n < pairs {
                 self.meet_tile::<P, R, 1>((x, sums), n, piece, &scratch.panel);

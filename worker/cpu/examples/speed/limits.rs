@@ -40,19 +40,18 @@ pub fn machine(threads: usize, report: &Report) -> Result<()> {
     };
     let best =
         [1, 4].into_iter().map(|streams| fastest(threads, &|thread| _ = black_box(read(thread, streams)))).fold(f64::MAX, f64::min);
-    let path = Path::detect();
-    let multiply: fn(f32) -> f32 = match path.as_str() {
+    // What multiplies on the path, and numbers of a vector there.
+    let (multiply, numbers): (fn(f32) -> f32, usize) = match Path::detect().as_str() {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the path says so where the machine was found to have AVX-512.
-        "avx512" => |factor| unsafe { multiply_avx512(factor) },
+        "avx512" => (|factor| unsafe { multiply_avx512(factor) }, 16),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the path says so where the machine was found to have AVX2 and FMA.
-        "avx2" => |factor| unsafe { multiply_avx2(factor) },
-        "portable" => multiply_portable,
+        "avx2" => (|factor| unsafe { multiply_avx2(factor) }, 8),
+        "portable" => (multiply_portable, 8),
         other => bail!("there is no loop of multiplications for the path {other}"),
     };
     let seconds = fastest(threads, &|_| _ = black_box(multiply(black_box(0.5))));
-    let numbers = if path.as_str() == "avx512" { 16 } else { 8 };
     let flop = (threads * ROUNDS * SUMS * numbers * 2) as f64;
     report.say("limits", &[("bytes_per_second", bytes as f64 / best), ("flop_per_second", flop / seconds)]);
     Ok(())
